@@ -1,0 +1,50 @@
+"""skill-speech: make self-supervised speech encoders small by similarity-aware distillation and pruning."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .checkpoints import load_encoder
+    from .compression import analyze, compress
+    from .data import prepare
+    from .encoder import Encoder, EncoderConfig
+    from .errors import InputError
+    from .profiling import profile
+
+# Where each public name lives: imported when first asked for, so that `import skill_speech` does not import torch.
+_HOMES = {
+    "Encoder": "encoder",
+    "EncoderConfig": "encoder",
+    "InputError": "errors",
+    "analyze": "compression",
+    "compress": "compression",
+    "load_encoder": "checkpoints",
+    "prepare": "data",
+    "profile": "profiling",
+}
+
+__all__ = [
+    "Encoder",
+    "EncoderConfig",
+    "InputError",
+    "__version__",
+    "analyze",
+    "compress",
+    "load_encoder",
+    "prepare",
+    "profile",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,223 @@
+"""What has to be known to rebuild an encoder, pruned or not."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+FAMILIES = ("hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio")
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
+
+
+@dataclass(frozen=True)
+class ConvConfig:
+    """One convolution of the front end: output channels, kernel and stride in input steps."""
+
+    channels: int
+    kernel: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What is left of one transformer layer.
+
+    `heads` are the teacher's numbers of the attention heads that are kept: WavLM's position bias belongs to a head by
+    number, and a reader wants to know which survived. `units` is the feed-forward width. Either may be empty: the
+    sublayer then adds only its output bias.
+    """
+
+    heads: tuple[int, ...]
+    units: int
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A speech encoder of the wav2vec 2.0 kind: convolutions, positional convolution, transformer.
+
+    The same class describes a teacher and its pruned student; every width is per layer.
+
+    Attributes:
+        family: where the architecture comes from, one of `FAMILIES`; for people and exports, the network does not
+            branch on it.
+        hidden_size: width D of the transformer.
+        num_heads: heads per layer before pruning; `hidden_size / num_heads` is the head's width.
+        convs: the front end, first layer first.
+        layers: the transformer, first layer first.
+        conv_norm: "group" (per-channel statistics over time after the first convolution, Base models) or "layer" (layer
+            norm over channels after each convolution, Large models).
+        conv_bias: whether the convolutions have a bias.
+        conv_activation: activation after each convolution, the positional one included.
+        activation: activation of the feed-forward units.
+        feature_norm: layer norm over channels before the feature projection.
+        feature_scale: one learned factor per channel of the last convolution, what surgery leaves of its gates.
+        pre_norm: layer norms before each sublayer ("stable" layer norm) instead of after it.
+        positional_kernel, positional_groups: shape of the positional convolution.
+        positional_depth: 0 for the single convolution; n for data2vec's stack of n convolutions, each followed by a
+            layer norm without parameters.
+        positional_affine: a per-channel scale and shift in front of the positional convolution (a frozen batch norm).
+        relative_buckets, relative_distance: WavLM's gated relative position bias; 0 buckets for none.
+        norm_eps: epsilon of the layer norms over hidden states and before the feature projection.
+        input_normalization: bring every utterance to zero mean and unit variance first, as the checkpoint's
+            preprocessor does.
+        length_aware: keep padding out of everything, so that a padded batch equals its utterances one by one. Off, the
+            group norm's statistics see the padding, as they do in Transformers.
+        sampling_rate: Hz of the input.
+        hidden_dropout, attention_dropout, activation_dropout, feature_dropout: probabilities while training.
+        layer_dropout: probability of skipping a whole layer while training.
+    """
+
+    family: str
+    hidden_size: int
+    num_heads: int
+    convs: tuple[ConvConfig, ...]
+    layers: tuple[LayerConfig, ...]
+    conv_norm: str = "group"
+    conv_bias: bool = False
+    conv_activation: str = "gelu"
+    activation: str = "gelu"
+    feature_norm: bool = True
+    feature_scale: bool = False
+    pre_norm: bool = False
+    positional_kernel: int = 128
+    positional_groups: int = 16
+    positional_depth: int = 0
+    positional_affine: bool = False
+    relative_buckets: int = 0
+    relative_distance: int = 0
+    norm_eps: float = 1e-5
+    input_normalization: bool = False
+    length_aware: bool = False
+    sampling_rate: int = 16_000
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    feature_dropout: float = 0.0
+    layer_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"unknown encoder family {self.family!r}; known: {', '.join(FAMILIES)}")
+        if self.conv_norm not in ("group", "layer"):
+            raise ValueError(f"conv_norm is {self.conv_norm!r}; it can be 'group' or 'layer'")
+        for name in ("activation", "conv_activation"):
+            if getattr(self, name) not in ACTIVATIONS:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(ACTIVATIONS)}")
+        if not self.convs or not self.layers:
+            raise ValueError("an encoder needs at least one convolution and one transformer layer")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        for number, conv in enumerate(self.convs):
+            if conv.channels < 1:
+                raise ValueError(f"convolution {number} has no channel left")
+        for number, layer in enumerate(self.layers, start=1):
+            if layer.units < 0 or any(not 0 <= head < self.num_heads for head in layer.heads):
+                raise ValueError(f"layer {number} keeps {layer.units} units and heads {layer.heads}: out of range")
+            if list(layer.heads) != sorted(set(layer.heads)):
+                raise ValueError(f"layer {number} keeps heads {layer.heads}: they must be distinct and ascending")
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_layers(self) -> int:
+        """Depth L of the transformer."""
+        return len(self.layers)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees, the shortest input that gives a frame (400 for the usual front end)."""
+        field = 1
+        for conv in reversed(self.convs):
+            field = (field - 1) * conv.stride + conv.kernel
+        return field
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next (320 for the usual front end)."""
+        hop = 1
+        for conv in self.convs:
+            hop *= conv.stride
+        return hop
+
+    def num_frames(self, samples: int) -> int:
+        """Frames that the front end makes of so many samples."""
+        for conv in self.convs:
+            samples = (samples - conv.kernel) // conv.stride + 1
+        return samples
+
+    def replace(self, **changes: Any) -> EncoderConfig:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def without_dropout(self) -> EncoderConfig:
+        """A copy in which nothing is dropped while training."""
+        return self.replace(
+            hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feature_dropout=0.0, layer_dropout=0.0
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncoderConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a value is out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown keys in the encoder configuration: {', '.join(unknown)}")
+        try:
+            return cls(
+                **{
+                    **values,
+                    "convs": tuple(ConvConfig(**conv) for conv in values["convs"]),
+                    "layers": tuple(LayerConfig(tuple(layer["heads"]), layer["units"]) for layer in values["layers"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"incomplete encoder configuration: {error}") from None
+
+
+BASE_CONVS = tuple(
+    ConvConfig(512, kernel, stride)
+    for kernel, stride in zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), strict=True)
+)
+
+
+def full_layers(depth: int, num_heads: int, units: int) -> tuple[LayerConfig, ...]:
+    """`depth` unpruned layers."""
+    return tuple(LayerConfig(tuple(range(num_heads)), units) for _ in range(depth))
+
+
+def hubert_config(
+    *,
+    hidden_size: int = 768,
+    depth: int = 12,
+    num_heads: int = 12,
+    units: int = 3072,
+    channels: int = 512,
+    **changes: Any,
+) -> EncoderConfig:
+    """HuBERT Base, or the same architecture in another size."""
+    convs = tuple(dataclasses.replace(conv, channels=channels) for conv in BASE_CONVS)
+    values: dict[str, Any] = {
+        "family": "hubert",
+        "hidden_size": hidden_size,
+        "num_heads": num_heads,
+        "convs": convs,
+        "layers": full_layers(depth, num_heads, units),
+    }
+    return EncoderConfig(**(values | changes))
+
+
+def wavlm_config(**changes: Any) -> EncoderConfig:
+    """WavLM Base (and Base+), or the same architecture in another size; takes what `hubert_config` takes."""
+    return hubert_config(**({"family": "wavlm", "relative_buckets": 320, "relative_distance": 800} | changes))

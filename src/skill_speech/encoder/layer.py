@@ -1,0 +1,127 @@
+"""One transformer layer: attention and feed-forward, before or after their norms."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import EncoderConfig, LayerConfig
+from .frontend import activation_function
+from .scale import UnitScale, scaled
+
+
+class Linear(nn.Linear):
+    """nn.Linear that may have no input or no output features left, without a warning."""
+
+    def reset_parameters(self) -> None:
+        """As nn.Linear where there is something to initialise, a zero bias where there is not."""
+        if self.weight.numel():
+            super().reset_parameters()
+        elif self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over any subset of the heads, with WavLM's gated position bias where there is one."""
+
+    def __init__(self, config: EncoderConfig, layer: LayerConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, len(layer.heads) * config.head_size
+        self.num_heads, self.head_size, self.all_heads = len(layer.heads), config.head_size, config.num_heads
+        self.dropout = config.attention_dropout
+        self.query = Linear(width, inner)
+        self.key = Linear(width, inner)
+        self.value = Linear(width, inner)
+        self.output = Linear(inner, width)
+        self.head_scale = UnitScale()
+        self.position_gate: nn.Linear | None = None
+        if config.relative_buckets and layer.heads:
+            self.position_gate = nn.Linear(config.head_size, 8)
+            self.position_gate_const = nn.Parameter(torch.ones(self.num_heads))
+        kept = torch.tensor(layer.heads, dtype=torch.long)
+        self.register_buffer("kept_heads", kept if 0 < len(layer.heads) < config.num_heads else None, persistent=False)
+        self.kept_heads: Tensor | None
+
+    def forward(self, x_BTD: Tensor, position_HTT: Tensor | None, padding_B11T: Tensor | None) -> Tensor:
+        """Attend (B, T, D) → (B, T, D).
+
+        `position_HTT` is the bias of all heads before pruning; `padding_B11T` is added to the scores (0 or -inf).
+        """
+        if self.num_heads == 0:
+            return self.output.bias.to(x_BTD.dtype).expand_as(x_BTD)
+        B, T, _ = x_BTD.shape
+        shape = (B, T, self.num_heads, self.head_size)
+        query_BHTE = self.query(x_BTD).view(shape).transpose(1, 2)
+        key_BHTE = self.key(x_BTD).view(shape).transpose(1, 2)
+        value_BHTE = self.value(x_BTD).view(shape).transpose(1, 2)
+        bias = padding_B11T
+        if self.position_gate is not None and position_HTT is not None:
+            bias_BHTT = self.gated_position_bias(x_BTD, position_HTT)
+            bias = bias_BHTT if padding_B11T is None else bias_BHTT + padding_B11T
+        context_BHTE = F.scaled_dot_product_attention(
+            query_BHTE,
+            key_BHTE,
+            value_BHTE,
+            attn_mask=None if bias is None else bias.to(query_BHTE.dtype),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        factors_H = self.head_scale()
+        if factors_H is not None:
+            context_BHTE = context_BHTE * factors_H[:, None, None].to(context_BHTE.dtype)
+        return self.output(context_BHTE.transpose(1, 2).reshape(B, T, -1))
+
+    def gated_position_bias(self, x_BTD: Tensor, position_HTT: Tensor) -> Tensor:
+        """WavLM's gate on the position bias (arXiv 2110.13900, eq. 3–5): bias (B, H, T, T) of the kept heads.
+
+        The gate of a head reads that head's slice of the layer's input, so the slices go by the teacher's numbers.
+        """
+        assert self.position_gate is not None
+        slices_BTHE = x_BTD.unflatten(-1, (self.all_heads, self.head_size))
+        if self.kept_heads is not None:
+            slices_BTHE = slices_BTHE.index_select(2, self.kept_heads)
+            position_HTT = position_HTT.index_select(0, self.kept_heads)
+        gates_BTH2 = self.position_gate(slices_BTHE).unflatten(-1, (2, 4)).sum(-1).sigmoid()
+        update_BTH, reset_BTH = gates_BTH2.unbind(-1)
+        factor_BTH = update_BTH * (reset_BTH * self.position_gate_const - 1) + 2
+        return factor_BTH.transpose(1, 2)[..., None] * position_HTT
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around an activation, any number of units."""
+
+    def __init__(self, config: EncoderConfig, units: int) -> None:
+        super().__init__()
+        self.input = Linear(config.hidden_size, units)
+        self.output = Linear(units, config.hidden_size)
+        self.activation = activation_function(config.activation)
+        self.dropout = nn.Dropout(config.activation_dropout)
+        self.unit_scale = UnitScale()
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, D)."""
+        if self.input.out_features == 0:
+            return self.output.bias.to(x_BTD.dtype).expand_as(x_BTD)
+        inner_BTU = scaled(self.activation(self.input(x_BTD)), self.unit_scale())
+        return self.output(self.dropout(inner_BTU))
+
+
+class TransformerLayer(nn.Module):
+    """Attention and feed-forward with residuals; the norms stand after each (post-norm) or before it (pre-norm)."""
+
+    def __init__(self, config: EncoderConfig, layer: LayerConfig) -> None:
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.attention = Attention(config, layer)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+        self.feed_forward = FeedForward(config, layer.units)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, x_BTD: Tensor, position_HTT: Tensor | None, padding_B11T: Tensor | None) -> Tensor:
+        """h_{i-1} → h_i, both (B, T, D)."""
+        if self.pre_norm:
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), position_HTT, padding_B11T))
+            return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, position_HTT, padding_B11T)))
+        return self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
