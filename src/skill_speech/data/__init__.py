@@ -1,0 +1,25 @@
+"""Data: from a user's audio to deterministic batches of 16 kHz waveforms; a lhotse CutSet all the way.
+
+`prepare` makes a manifest, `open_cuts` opens one, `TrainingBatches` and `evaluation_batches` say which cuts make up
+which batch, `audio_loader` reads them.
+"""
+
+from .audio import SAMPLE_RATE, BadAudio, load_waveform
+from .batches import TrainingBatches, evaluation_batches
+from .dataset import AudioBatch, WaveformDataset, audio_loader
+from .manifests import open_cuts, prepare
+from .split import split_cuts
+
+__all__ = [
+    "SAMPLE_RATE",
+    "AudioBatch",
+    "BadAudio",
+    "TrainingBatches",
+    "WaveformDataset",
+    "audio_loader",
+    "evaluation_batches",
+    "load_waveform",
+    "open_cuts",
+    "prepare",
+    "split_cuts",
+]

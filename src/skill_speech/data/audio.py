@@ -1,0 +1,203 @@
+"""Reading audio: any cut in, a float32 mono waveform at 16 kHz out.
+
+Legend of the tensor suffixes: T samples, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
+from lhotse.utils import compute_num_samples
+
+from ..errors import InputError
+
+SAMPLE_RATE = 16_000
+"""Hz; what every encoder of this family was trained on and the only rate that leaves this package."""
+
+RESAMPLING_MARGIN_SECONDS = 0.05
+"""Audio read on both sides of a resampled crop, so that the filter sees what it would see in the whole file."""
+
+
+class BadAudio(InputError):  # noqa: N818 (an InputError, as its message reads)
+    """Audio that cannot be used: missing, not decodable, shorter than its manifest says, or with NaN or infinity."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises a worker's error again as `type(error)(formatted traceback)`: keep our own line of it.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+class AudioHeader(NamedTuple):
+    """What a file says of itself: its sample rate in Hz, its number of channels and of samples per channel."""
+
+    sample_rate: int
+    channels: int
+    samples: int
+
+
+def read_header(path: str | Path) -> AudioHeader:
+    """Reads the header and the last sample: finds missing, foreign, empty and cut-off files without decoding them.
+
+    Raises BadAudio, whose message starts with the path.
+    """
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            header = AudioHeader(file.samplerate, file.channels, file.frames)
+            if header.samples <= 0:
+                raise BadAudio(f"{path}: empty, it has no samples")
+            file.seek(header.samples - 1)
+            if len(file.read(1)) != 1:
+                raise BadAudio(f"{path}: truncated, it ends before the {header.samples} samples its header promises")
+    except (OSError, soundfile.SoundFileError) as error:
+        raise BadAudio(f"{path}: {_reason(path, error)}") from error
+    return header
+
+
+def at_16khz(cut: Cut) -> Cut:
+    """The same cut counted in samples of 16 kHz; the audio itself is resampled by `load_waveform`.
+
+    Raises InputError for a cut without audio (features only).
+    """
+    if not cut.has_recording:
+        raise InputError(f"cut {cut.id} has no audio: give a manifest whose cuts carry recordings")
+    return cut if cut.sampling_rate == SAMPLE_RATE else cut.resample(SAMPLE_RATE)
+
+
+def num_samples(cut: Cut) -> int:
+    """The cut's length in samples at 16 kHz."""
+    return compute_num_samples(cut.duration, SAMPLE_RATE)
+
+
+def load_waveform(cut: Cut) -> npt.NDArray[np.float32]:
+    """Reads the audio of a cut, and only that, as waveform_T: float32, mono (channels averaged), 16 kHz.
+
+    A part of a file that needs resampling (by soxr) equals the same part of the whole file resampled, because a margin
+    is read around it. Cuts that are more than a part of one local file (mixed, in memory, one file per channel,
+    augmented) are read by lhotse.
+
+    Raises BadAudio, naming the file, for audio that is missing, cannot be decoded, is shorter than the manifest says,
+    or holds NaN or infinity.
+    """
+    path = audio_path(cut)
+    length = num_samples(cut)
+    try:
+        waveform_T = _read_part(path, cut, length) if _is_part_of_a_file(cut) else _read_by_lhotse(cut, length)
+    except BadAudio:
+        raise
+    except (OSError, soundfile.SoundFileError) as error:
+        raise BadAudio(f"{path}: {_reason(path, error)}") from error
+    if not np.isfinite(waveform_T).all():
+        raise BadAudio(f"{path}: the audio holds NaN or infinite values: repair or remove the file")
+    return waveform_T
+
+
+def audio_path(cut: Cut) -> str:
+    """Where the cut's audio lies, for messages: the path of its (first) file, else the cut's id."""
+    if isinstance(cut, DataCut) and cut.recording.sources[0].type == "file":
+        return str(cut.recording.sources[0].source)
+    return f"cut {cut.id}"
+
+
+def _is_part_of_a_file(cut: Cut) -> bool:
+    if not isinstance(cut, DataCut):
+        return False
+    recording = cut.recording
+    # One change of the sample rate is what `_read_part` does itself, from the file's own rate.
+    only_resampled = [_transform_name(transform) for transform in recording.transforms or ()] in ([], ["Resample"])
+    return only_resampled and len(recording.sources) == 1 and recording.sources[0].type == "file"
+
+
+def is_resampled(cut: Cut) -> bool:
+    """Whether the cut's audio has another sample rate on disk."""
+    if not isinstance(cut, DataCut):
+        return False
+    return any(_transform_name(transform) == "Resample" for transform in cut.recording.transforms or ())
+
+
+def _transform_name(transform: Any) -> str:
+    return transform["name"] if isinstance(transform, dict) else type(transform).__name__
+
+
+def _read_part(path: str, cut: DataCut, length: int) -> npt.NDArray[np.float32]:
+    start = compute_num_samples(cut.start, SAMPLE_RATE)
+    file_channels = cut.recording.sources[0].channels
+    wanted = [cut.channel] if isinstance(cut.channel, int) else cut.channel
+    channels = [file_channels.index(channel) for channel in wanted]
+    with soundfile.SoundFile(path) as file:
+        if max(channels) >= file.channels:
+            raise BadAudio(f"{path}: has {file.channels} channels, the manifest asks for channel {max(channels)}")
+        if file.samplerate == SAMPLE_RATE:
+            waveform_T = _read_mono(file, start, start + length, channels)
+            if len(waveform_T) < length:
+                raise _truncated(path, (start + len(waveform_T)) / SAMPLE_RATE, (start + length) / SAMPLE_RATE)
+            return waveform_T
+        return _read_resampled(file, path, start, length, channels)
+
+
+def _read_resampled(
+    file: soundfile.SoundFile, path: str, start: int, length: int, channels: list[int]
+) -> npt.NDArray[np.float32]:
+    """Samples start … start + length at 16 kHz of a file with another rate.
+
+    Input and output share an instant every `block_in` input and `block_out` output samples; reading starts at such an
+    instant, or the output would be shifted by a fraction of a sample. At 44.1 kHz the blocks are 441 and 160 samples:
+
+        output wanted      |  start = 1000 … |
+        block 6 starts at  960 (out) = 2646 (in); with the margin of 0.05 s (5 blocks) we read from block 1 = 441 (in).
+    """
+    rate = file.samplerate
+    block_in, block_out = rate // math.gcd(rate, SAMPLE_RATE), SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE)
+    margin = math.ceil(RESAMPLING_MARGIN_SECONDS * rate / block_in)
+    first = max(0, start // block_out - margin)
+    last = math.ceil((start + length) / block_out) + margin
+    source_T = _read_mono(file, first * block_in, last * block_in, channels)
+    if first * block_in + len(source_T) < (start + length - 1) * rate / SAMPLE_RATE:
+        raise _truncated(path, first * block_in / rate + len(source_T) / rate, (start + length) / SAMPLE_RATE)
+    skip = start - first * block_out
+    waveform_T = soxr.resample(source_T, rate, SAMPLE_RATE)[skip : skip + length]
+    # The last sample of a file may fall between two input samples and be rounded away.
+    return np.pad(waveform_T, (0, length - len(waveform_T)), mode="edge")
+
+
+def _read_mono(file: soundfile.SoundFile, start: int, stop: int, channels: list[int]) -> npt.NDArray[np.float32]:
+    if start >= file.frames:
+        return np.zeros(0, dtype=np.float32)
+    file.seek(start)
+    audio_TC = file.read(stop - start, dtype="float32", always_2d=True)
+    if audio_TC.shape[1] == 1:
+        return audio_TC[:, 0]
+    return audio_TC[:, channels].mean(axis=1, dtype=np.float32)
+
+
+def _read_by_lhotse(cut: Cut, length: int) -> npt.NDArray[np.float32]:
+    try:
+        audio_CT = np.atleast_2d(cut.load_audio())
+    # What goes wrong inside depends on the kind of source; to us it is one thing: this cut cannot be read.
+    except Exception as error:
+        raise BadAudio(f"{audio_path(cut)}: cannot be read: {_one_line(error)}") from error
+    waveform_T = soxr.resample(audio_CT.mean(axis=0, dtype=np.float32), cut.sampling_rate, SAMPLE_RATE)[:length]
+    return np.pad(waveform_T, (0, length - len(waveform_T)), mode="edge")
+
+
+def _truncated(path: str, found_seconds: float, expected_seconds: float) -> BadAudio:
+    return BadAudio(
+        f"{path}: ends after {found_seconds:.3f} s, the manifest expects at least {expected_seconds:.3f} s: "
+        "truncated or replaced; prepare the data again"
+    )
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    if not Path(path).exists():
+        return "no such file"
+    return f"cannot be decoded ({_one_line(error)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join((getattr(error, "error_string", None) or str(error) or type(error).__name__).split())

@@ -1,0 +1,73 @@
+"""A held-out part of unlabelled data."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import defaultdict
+from functools import partial
+
+from lhotse import CutSet
+from lhotse.cut import Cut, MixedCut
+
+logger = logging.getLogger("skill_speech.data")
+
+LARGEST_SHARE = 0.05
+"""Of the data, for validation."""
+
+
+def split_cuts(cuts: CutSet, *, validation_seconds: float, seed: int) -> tuple[CutSet, CutSet]:
+    """Splits into training and validation cuts that share no recording, nor a speaker where that is possible.
+
+    Validation gets whole groups in random order as long as they fit into `validation_seconds` and 5 % of the data.
+    Groups are speakers if every recording has exactly one and they fill at least half of that; recordings otherwise.
+    When not even one recording fits, the validation set is empty, and the log says so.
+
+    Returns:
+        (training cuts, validation cuts), lazy if `cuts` is; a function of the cuts and the seed alone.
+    """
+    speaker_of: dict[str, set[str | None]] = defaultdict(set)
+    seconds: dict[str, float] = defaultdict(float)
+    for cut in cuts:
+        seconds[recording_of(cut)] += cut.duration
+        speaker_of[recording_of(cut)] |= {supervision.speaker for supervision in cut.supervisions} or {None}
+    budget = min(validation_seconds, LARGEST_SHARE * sum(seconds.values()))
+
+    chosen: set[str] = set()
+    if all(len(speakers) == 1 and None not in speakers for speakers in speaker_of.values()):
+        group_of = {recording: str(*speakers) for recording, speakers in speaker_of.items()}
+        chosen = _fill(group_of, seconds, budget, seed)
+    if sum(seconds[recording] for recording in chosen) < budget / 2:
+        chosen = _fill({recording: recording for recording in seconds}, seconds, budget, seed)
+    if not chosen and validation_seconds > 0:
+        logger.warning("no recording fits into %.1f s for validation: the validation set is empty", budget)
+    held_out = frozenset(chosen)
+    return (
+        cuts.filter(partial(_belongs, held_out=held_out, validation=False)),
+        cuts.filter(partial(_belongs, held_out=held_out, validation=True)),
+    )
+
+
+def recording_of(cut: Cut) -> str:
+    """The id of the cut's (first) recording."""
+    return cut.first_non_padding_cut.recording_id if isinstance(cut, MixedCut) else cut.recording_id
+
+
+def _fill(group_of: dict[str, str], seconds: dict[str, float], budget: float, seed: int) -> set[str]:
+    """Recordings of whole groups, in random order, as long as they fit."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for recording, group in group_of.items():
+        members[group].append(recording)
+    order = sorted(members)
+    random.Random(seed).shuffle(order)
+    chosen: set[str] = set()
+    for group in order:
+        size = sum(seconds[recording] for recording in members[group])
+        if size <= budget:
+            chosen.update(members[group])
+            budget -= size
+    return chosen
+
+
+def _belongs(cut: Cut, *, held_out: frozenset[str], validation: bool) -> bool:
+    return (recording_of(cut) in held_out) == validation
