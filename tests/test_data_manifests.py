@@ -131,9 +131,11 @@ def test_foreign_manifests_of_recordings_and_cuts(tmp_path: Path, caplog: pytest
     recording = lhotse.Recording.from_file(write(tmp_path / "a.wav", 1.0, rate=8_000))
     RecordingSet.from_recordings([recording]).to_file(tmp_path / "recordings.jsonl.gz")
     CutSet.from_cuts([recording.to_cut().truncate(offset=0.25, duration=0.5)]).to_file(tmp_path / "cuts.jsonl")
-    (cut,) = open_cuts(tmp_path / "recordings.jsonl.gz")
+    cuts = open_cuts(tmp_path / "recordings.jsonl.gz")
+    assert list(cuts) == list(cuts)
+    (cut,) = cuts
     assert (cut.sampling_rate, cut.num_samples) == (16_000, 16_000)
-    assert "not all cuts are 16 kHz (first: a): resampled on the fly" in caplog.text
+    assert caplog.text.count("not all cuts are 16 kHz (first: a): resampled on the fly") == 1
     (cut,) = prepare(tmp_path / "cuts.jsonl")
     assert (cut.start, cut.num_samples) == (0.25, 8_000)
     (cut,) = open_cuts(CutSet.from_file(tmp_path / "cuts.jsonl"))

@@ -72,7 +72,7 @@ def prepare(source: str | Path, output: str | Path | None = None, *, jobs: int =
     output = Path(output).expanduser()
     _write_whole(cuts, output, tally, max_bad)
     logger.info("%s: %d cuts, %.2f h", output, tally.usable, tally.seconds / 3600)
-    return open_cuts(output)
+    return CutSet(_ManifestReader(output))
 
 
 def open_cuts(data: str | Path | CutSet) -> CutSet:
@@ -84,33 +84,48 @@ def open_cuts(data: str | Path | CutSet) -> CutSet:
     Raises InputError for anything that `prepare` refuses, and while iterating for a manifest line that is not a cut.
     """
     if isinstance(data, CutSet):
-        return data.map(at_16khz)
+        return data.map(_To16kHz("the given cuts"))
     path = _existing(data)
     if not path.name.endswith(MANIFEST_SUFFIXES):
         return prepare(path)
-    reader = ManifestReader(path, announce=True)
+    cuts = CutSet(_ManifestReader(path)).map(_To16kHz(str(path)))
     # The wrong kind of file should fail here, not in the middle of a run.
-    if next(iter(ManifestReader(path)), None) is None:
+    if next(iter(cuts), None) is None:
         raise InputError(f"{path}: the manifest is empty")
-    return CutSet(reader)
+    return cuts
+
+
+@dataclass
+class _To16kHz:
+    """`at_16khz` for cuts that nobody has counted: says at the first one that has to be converted, and only then."""
+
+    source: str
+    said: set[str] = field(default_factory=set)
+
+    def __call__(self, cut: Cut) -> Cut:
+        if cut.has_recording and cut.sampling_rate != SAMPLE_RATE:
+            self._say("not all cuts are 16 kHz (first: %s): resampled on the fly", cut)
+        if isinstance(cut, MultiCut):
+            self._say("not all cuts are mono (first: %s): mixed down on the fly", cut)
+        return at_16khz(cut)
+
+    def _say(self, message: str, cut: Cut) -> None:
+        if message not in self.said:
+            self.said.add(message)
+            logger.info("%s: " + message, self.source, cut.id)
 
 
 @dataclass(frozen=True)
-class ManifestReader:
-    """Iterates over a jsonl manifest of cuts or recordings: 16 kHz cuts with absolute paths, one line at a time."""
+class _ManifestReader:
+    """Iterates over the cuts of a jsonl manifest of cuts or recordings, one line at a time, with absolute paths."""
 
     path: Path
-    announce: bool = False
 
     def __iter__(self) -> Iterator[Cut]:
-        number, converted = 1, False
+        number = 1
         try:
             for number, line in enumerate(load_jsonl(self.path), start=1):
-                cut = self._to_cut(deserialize_item(line), number)
-                if self.announce and not converted and cut.sampling_rate != SAMPLE_RATE:
-                    converted = True
-                    logger.info("%s: not all cuts are 16 kHz (first: %s): resampled on the fly", self.path, cut.id)
-                yield at_16khz(cut)
+                yield self._to_cut(deserialize_item(line), number)
         # What damaged JSON, a truncated gzip stream and a foreign object make of themselves inside lhotse.
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError) as error:
             raise InputError(
@@ -236,7 +251,7 @@ def _try_header(path: str) -> AudioHeader | BadAudio:
 
 
 def _check_manifest(path: Path, tally: _Tally, jobs: int) -> Iterator[Cut]:
-    for cut, error in _in_threads(_check_cut, ManifestReader(path), jobs):
+    for cut, error in _in_threads(_check_cut, map(at_16khz, _ManifestReader(path)), jobs):
         if error is None:
             tally.add(cut, converted=is_resampled(cut))
             yield cut
