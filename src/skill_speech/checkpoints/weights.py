@@ -6,9 +6,8 @@ import pickle
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..encoder import Encoder
 from ..errors import InputError
 
 
@@ -37,13 +36,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def fill(encoder: Encoder, weights: dict[str, Tensor], source: str) -> None:
-    """Copy `weights` (any float type) into a freshly built encoder, every one of them and nothing else.
+def fill(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Copy `weights` (any float type) into a freshly built module, every one of them and nothing else.
 
     Raises:
         InputError: a weight is missing, unknown, or of another shape.
     """
-    own = encoder.state_dict()
+    own = module.state_dict()
     for name, tensor in own.items():
         if name not in weights:
             raise InputError(f"{source}: the weight {name} is missing")
@@ -53,4 +52,4 @@ def fill(encoder: Encoder, weights: dict[str, Tensor], source: str) -> None:
     unknown = sorted(set(weights) - set(own))
     if unknown:
         raise InputError(f"{source}: unknown weights: {', '.join(unknown[:3])}{' …' if len(unknown) > 3 else ''}")
-    encoder.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in weights.items()})
+    module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in weights.items()})

@@ -90,8 +90,8 @@ class Encoder(nn.Module):
 
     def features(self, waveforms_BT: Tensor, lengths_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Convolutions and feature projection: h_0 (B, T, D) and the valid frames (B,)."""
-        x_BTC, frames_B, factors_C = self._convolve(waveforms_BT, lengths_B)
-        return self.projection(x_BTC, factors_C), frames_B
+        x_BTC, frames_B, gates_C = self._convolve(waveforms_BT, lengths_B)
+        return self.projection(x_BTC, gates_C), frames_B
 
     def context(self, features_BTD: Tensor, frames_B: Tensor | None = None) -> EncoderOutput:
         """Positional convolution and transformer on h_0; `frames_B` None when no frame is padding."""
@@ -127,8 +127,8 @@ class Encoder(nn.Module):
         return lengths_B
 
     def num_parameters(self) -> int:
-        """Number of parameters, gates not counted."""
-        return sum(weight.numel() for name, weight in self.named_parameters() if "log_alpha" not in name)
+        """Number of parameters."""
+        return sum(weight.numel() for weight in self.parameters())
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, each of them whole or not at all."""
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
         if self.config.input_normalization:
             valid_BT = None if lengths_B is None else torch.arange(T, device=lengths_B.device) < lengths_B[:, None]
             waveforms_BT = normalize_waveforms(waveforms_BT, valid_BT)
-        x_BCT, factors_C = waveforms_BT[:, None], None
+        x_BCT, gates_C = waveforms_BT[:, None], None
         for number, layer in enumerate(self.convs):
             valid_BT = None
             if number == 0 and lengths_B is not None and self.config.length_aware:
@@ -161,12 +161,12 @@ class Encoder(nn.Module):
                 frames_B = (lengths_B - first.kernel).div(first.stride, rounding_mode="floor") + 1
                 steps = (T - first.kernel) // first.stride + 1
                 valid_BT = torch.arange(steps, device=lengths_B.device) < frames_B[:, None]
-            x_BCT, factors_C = layer(x_BCT, valid_BT)
+            x_BCT, gates_C = layer(x_BCT, valid_BT)
         if lengths_B is None:
             frames_B = torch.full((B,), x_BCT.shape[-1], device=waveforms_BT.device)
         else:
             frames_B = self.num_frames(lengths_B)
-        return x_BCT.transpose(1, 2), frames_B, factors_C
+        return x_BCT.transpose(1, 2), frames_B, gates_C
 
     def _skips_layer(self) -> bool:
         probability = self.config.layer_dropout

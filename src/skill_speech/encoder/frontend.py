@@ -37,18 +37,19 @@ class ConvLayer(nn.Module):
         self.channel_scale = LearnedScale(here.channels) if last and config.feature_scale else UnitScale()
 
     def forward(self, x_BCT: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The layer's output (B, C', T') and the factors (C',) that it was scaled by.
+        """The layer's output (B, C', T') and, where channels can be closed, the factors (C',) that it was scaled by.
 
         `valid_BT` masks the *output* frames and is given only when the norm over time must not see the padding.
         """
         factors_C = self.channel_scale()
+        gates_C = factors_C if self.channel_scale.can_close else None
         x_BCT = self.conv(x_BCT)
         if isinstance(self.norm, ChannelNorm):
-            x_BCT = self.norm(x_BCT.transpose(1, 2), factors_C).transpose(1, 2)
+            x_BCT = self.norm(x_BCT.transpose(1, 2), gates_C).transpose(1, 2)
         elif self.norm is not None:
             x_BCT = self.norm(x_BCT, valid_BT)
         x_BCT = self.activation(x_BCT)
-        return scaled(x_BCT.transpose(1, 2), factors_C).transpose(1, 2), factors_C
+        return scaled(x_BCT.transpose(1, 2), factors_C).transpose(1, 2), gates_C
 
 
 class FeatureProjection(nn.Module):
@@ -61,8 +62,8 @@ class FeatureProjection(nn.Module):
         self.projection = nn.Linear(channels, config.hidden_size)
         self.dropout = nn.Dropout(config.feature_dropout)
 
-    def forward(self, x_BTC: Tensor, factors_C: Tensor | None) -> Tensor:
-        """Features h_0 (B, T, D); `factors_C` tells which channels are open."""
+    def forward(self, x_BTC: Tensor, gates_C: Tensor | None) -> Tensor:
+        """Features h_0 (B, T, D); `gates_C` tells which channels are open."""
         if self.norm is not None:
-            x_BTC = self.norm(x_BTC, factors_C)
+            x_BTC = self.norm(x_BTC, gates_C)
         return self.dropout(self.projection(x_BTC))

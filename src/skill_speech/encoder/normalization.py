@@ -22,11 +22,11 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps = eps
 
-    def forward(self, x_BTC: Tensor, factors_C: Tensor | None = None) -> Tensor:
-        """Normalise over the last axis; channels whose factor is zero come out as zero."""
-        if factors_C is None:
+    def forward(self, x_BTC: Tensor, gates_C: Tensor | None = None) -> Tensor:
+        """Normalise over the last axis; channels whose gate is zero come out as zero."""
+        if gates_C is None:
             return F.layer_norm(x_BTC, self.weight.shape, self.weight, self.bias, self.eps)
-        open_C = (factors_C.detach() != 0).float()
+        open_C = (gates_C.detach() != 0).float()
         count = open_C.sum().clamp(min=1)
         x_BTC = x_BTC.float() * open_C
         mean_BT1 = x_BTC.sum(-1, keepdim=True) / count

@@ -13,6 +13,8 @@ class UnitScale(nn.Module):
     whose `forward` returns the factors; a unit is open where its factor is not zero.
     """
 
+    can_close = False  # whether a factor may be zero, which a norm over the units has to know
+
     def forward(self) -> Tensor | None:
         """Factors of the units (U,), or None for all ones."""
         return None

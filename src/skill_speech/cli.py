@@ -1,0 +1,129 @@
+"""The command line: each subcommand is the public function of the same name."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from .errors import InputError
+
+EXAMPLES = {
+    "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
+    "analyze": "measure how similar a teacher's layers are, and group them",
+    "compress": "make a small encoder of a large one; the same command goes on where it stopped",
+    "profile": "parameters, MACs, speed and memory of a model",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _run(arguments)
+    except InputError as error:
+        Console(stderr=True, soft_wrap=True).print(f"skill-speech: {error}", style="bold red", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nstopped; the same command goes on from the last checkpoint")
+        return 130
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    from . import __version__
+
+    parser = ArgumentParser(
+        prog="skill-speech",
+        description="Make self-supervised speech encoders small.",
+        version=__version__,
+    )
+    commands = parser.add_subcommands(metavar="COMMAND")
+    # Only the command that is asked for is imported: --help should not wait for torch.
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    for name, help_text in EXAMPLES.items():
+        commands.add_subcommand(name, _parser(name) if name == asked else ArgumentParser(), help=help_text)
+    parsed = parser.parse_args(list(arguments))
+    name = parsed.subcommand
+    values = parser.instantiate_classes(parsed)[name].as_dict()
+    values.pop("config", None)
+    _log_to_terminal()
+    function, show = _command(name)
+    return show(function(**values))
+
+
+def _parser(name: str) -> Any:
+    from jsonargparse import ArgumentParser
+
+    function, _ = _command(name)
+    parser = ArgumentParser(description=EXAMPLES[name])
+    if name in ("analyze", "compress"):
+        parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    positional = {"prepare": "source", "profile": "model"}.get(name)
+    if positional:
+        parser.add_argument(positional, type=str, help="see the first line")
+    parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
+    return parser
+
+
+def _command(name: str) -> tuple[Callable[..., Any], Callable[[Any], int]]:
+    if name == "prepare":
+        from .data import prepare
+
+        return prepare, _show_cuts
+    if name == "profile":
+        from .profiling import profile
+
+        return profile, _show_profiles
+    from .compression import analyze, compress
+
+    return (analyze, _show_clusters) if name == "analyze" else (compress, _show_result)
+
+
+def _show_cuts(cuts: Any) -> int:
+    seconds = number = 0.0
+    for cut in cuts:
+        seconds, number = seconds + cut.duration, number + 1
+    print(f"{number:.0f} cuts, {seconds / 3600:.2f} hours")
+    return 0
+
+
+def _show_clusters(clusters: Any) -> int:
+    for number, group in enumerate(clusters.groups, start=1):
+        print(f"cluster {number}: {', '.join(f'h_{layer}' for layer in group)}")
+    return 0
+
+
+def _show_profiles(profiles: Sequence[Any]) -> int:
+    from .report.tables import profile_table
+
+    Console().print(profile_table(profiles))
+    return 0
+
+
+def _show_result(result: Any) -> int:
+    from .report.tables import result_table
+
+    console = Console()
+    if result.already_done:
+        console.print(f"{result.folder} is finished; nothing was done", markup=False)
+    console.print(result_table(result))
+    console.print(f"student: {result.folder / 'model'}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _log_to_terminal() -> None:
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
+    logger = logging.getLogger("skill_speech")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,378 @@
+"""The recipe: analyse, prune and distil (stage 1), cut (surgery), distil again (stage 2).
+
+Every step reads its input from the run's folder and writes its output there, whole or not at all; what exists is not
+made again, so that the same command goes on where a run stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lhotse import CutSet
+from safetensors.torch import save_file
+
+from .checkpoints import load_encoder
+from .checkpoints.native import read_json
+from .checkpoints.weights import fill, read_weights
+from .data import TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts
+from .distillation import Distillation, DistillationLoss, LossConfig, Method, StageConfig, make_targets, needs_clusters
+from .distillation.training import Precision, run_stage
+from .encoder import Encoder, EncoderConfig
+from .errors import InputError
+from .files import write_json
+from .profiling import Profile, measure, peak_memory
+from .progress import Meter
+from .pruning import KINDS, Budget, Lagrangian, attach_gates, fix_gates, human, prune
+from .report.model_card import write_model_card
+from .run_folder import RunFolder
+from .similarity import LayerClusters, cluster_layers, estimate_cka, load_analysis, save_analysis
+
+logger = logging.getLogger(__name__)
+
+PrunedUnits = Literal["channels", "heads", "units"]
+STAGE1 = StageConfig()
+STAGE2 = StageConfig(steps=25_000, learning_rate=1e-4, warmup_steps=5_000)
+STAGES = ("analysis", "stage1", "surgery")
+
+
+@dataclass(frozen=True)
+class AnalysisConfig:
+    """How the teacher's layers are compared and grouped.
+
+    Attributes:
+        linkage: of the agglomerative clustering on 1 - CKA.
+        contiguous: only neighbouring layers may share a cluster.
+        include_features: h_0 takes part.
+        estimator: "minibatch" is the unbiased one in constant memory, "exact" works in feature space.
+        calibration_seconds: audio that the similarity is estimated on.
+        batch_seconds: audio per forward pass.
+        batch_frames: frames per minibatch of the estimator.
+    """
+
+    linkage: Literal["average", "complete", "single"] = "average"
+    contiguous: bool = False
+    include_features: bool = True
+    estimator: Literal["minibatch", "exact"] = "minibatch"
+    calibration_seconds: float = 600.0
+    batch_seconds: float = 60.0
+    batch_frames: int = 1024
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """What came of a run.
+
+    Attributes:
+        folder: of the run; the student is in its `model`.
+        teacher, student: their costs.
+        loss_after_surgery, loss: distillation loss on the validation set before and after stage 2; None without one.
+        already_done: nothing was left to do in this call.
+    """
+
+    folder: Path
+    teacher: Profile
+    student: Profile
+    loss_after_surgery: float | None
+    loss: float | None
+    already_done: bool
+
+
+def analyze(
+    teacher: str,
+    data: str,
+    output: str,
+    *,
+    clusters: int | Literal["auto"] = 4,
+    analysis: AnalysisConfig = AnalysisConfig(),
+    revision: str | None = None,
+    seed: int = 0,
+    workers: int = 0,
+) -> LayerClusters:
+    """Measure how similar a teacher's layers are and group them; writes OUTPUT/analysis.
+
+    Args:
+        teacher: hub id, folder or file.
+        data: a manifest, or anything `prepare` takes.
+        output: the run's folder.
+        clusters: number of clusters K, or "auto".
+        analysis: the other settings.
+        revision: of the teacher on the hub.
+        seed: of the calibration sample.
+        workers: processes that read audio.
+
+    Raises:
+        InputError: bad teacher, data or number of clusters.
+    """
+    encoder = load_encoder(teacher, revision=revision)
+    return _analyze(encoder, open_cuts(data), Path(output), clusters, analysis, seed, workers)
+
+
+def _analyze(
+    encoder: Encoder,
+    cuts: CutSet,
+    folder: Path,
+    clusters: int | Literal["auto"],
+    config: AnalysisConfig,
+    seed: int,
+    workers: int,
+) -> LayerClusters:
+    count = encoder.config.num_layers + int(config.include_features)
+    if isinstance(clusters, int) and not 1 <= clusters <= count:
+        raise InputError(f"clusters is {clusters}; this teacher has {count} layers to group: choose 1 to {count}")
+    batches = evaluation_batches(
+        cuts, batch_seconds=config.batch_seconds, limit_seconds=config.calibration_seconds, seed=seed
+    )
+    with Meter("analysis", len(batches)) as meter:
+        cka_LL = estimate_cka(
+            encoder,
+            audio_loader(batches, workers=workers),
+            estimator=config.estimator,
+            batch_frames=config.batch_frames,
+            include_features=config.include_features,
+            progress=meter.advance,
+        )
+    groups = cluster_layers(
+        cka_LL,
+        clusters,
+        linkage=config.linkage,
+        contiguous=config.contiguous,
+        first_layer=0 if config.include_features else 1,
+    )
+    logger.info("%s", groups.reason)
+    save_analysis(folder / "analysis", cka_LL, groups)
+    return groups
+
+
+def compress(
+    teacher: str,
+    data: str,
+    output: str,
+    *,
+    method: Method = "skill",
+    clusters: int | Literal["auto"] = 4,
+    sparsity: float | None = None,
+    params: str | None = None,
+    macs: str | None = None,
+    analysis: AnalysisConfig = AnalysisConfig(),
+    stage1: StageConfig = STAGE1,
+    stage2: StageConfig = STAGE2,
+    loss: LossConfig = LossConfig(),
+    share_projections: bool = False,
+    pruned_units: tuple[PrunedUnits, ...] = KINDS,
+    validation_data: str | None = None,
+    validation_seconds: float = 300.0,
+    validate_every: int = 1_000,
+    checkpoint_every: int = 500,
+    precision: Precision = "bf16",
+    devices: int = 1,
+    revision: str | None = None,
+    start_from: str | None = None,
+    seed: int = 0,
+    workers: int = 0,
+) -> CompressionResult:
+    """Make a small encoder of a large one; the same call goes on where it stopped.
+
+    Args:
+        teacher: hub id, folder or file.
+        data: unlabelled speech: a manifest, or anything `prepare` takes.
+        output: the run's folder; the student will be in its `model`.
+        method: "skill", or one of the methods it is compared with.
+        clusters: number of layer clusters K, or "auto".
+        sparsity: share of the teacher's parameters to remove (0.75 if no budget is given).
+        params: parameters to keep: 23.6M, or a share such as 0.25.
+        macs: multiply-accumulates per second of audio to keep: 1.2G, or a share such as 0.35.
+        analysis: how layers are compared and grouped.
+        stage1: joint pruning and distillation.
+        stage2: distillation of the pruned student.
+        loss: weights of the distance between student and teacher.
+        share_projections: one projection for all targets without layer 0 instead of one per target.
+        pruned_units: what may be removed.
+        validation_data: speech to log the loss on; by default a part of `data` is held out.
+        validation_seconds: how much is held out.
+        validate_every: updates between validations.
+        checkpoint_every: updates between checkpoints.
+        precision: "bf16" or "float32".
+        devices: accelerators to train on.
+        revision: of the teacher on the hub.
+        start_from: a finished stage of another run, RUN/analysis, RUN/stage1 or RUN/surgery: it and what it needed are
+            copied, and the run starts behind it.
+        seed: of everything random.
+        workers: processes that read audio.
+
+    Raises:
+        InputError: bad teacher, data, budget or settings, or an output folder of another run.
+    """
+    settings = {name: _plain(value) for name, value in locals().items()}
+    if sparsity is None and params is None and macs is None:
+        settings["sparsity"] = sparsity = 0.75
+    run = RunFolder(output, settings)
+    if run.status().get("finished"):
+        logger.info("%s is finished: nothing to do", run.path)
+        return _read_result(run, already_done=True)
+    if start_from is not None:
+        _take_over(Path(start_from), run.path)
+
+    model = load_encoder(teacher, revision=revision)
+    torch.manual_seed(seed)
+    gated = attach_gates(_copy(model, model.config, stage1.student_dropout), pruned_units)
+    budget = Budget.of(model.config, sparsity=sparsity, parameters=params, macs=macs)
+    budget.check(gated)
+    cuts, validation = open_cuts(data), None
+    if validation_data is not None:
+        validation = open_cuts(validation_data)
+    elif validation_seconds > 0:
+        cuts, validation = split_cuts(cuts, validation_seconds=validation_seconds, seed=seed)
+
+    groups = None
+    if needs_clusters(method):
+        if not (run / "analysis/clusters.json").exists():
+            run.report("analysis")
+            _analyze(model, cuts, run.path, clusters, analysis, seed, workers)
+        _, groups = load_analysis(run / "analysis")
+    targets = make_targets(method, model.config.num_layers, groups, share_projections=share_projections)
+    distance = DistillationLoss(targets, model.config.hidden_size, loss)
+
+    def train(name: str, student: Encoder, stage: StageConfig, lagrangian: Lagrangian | None) -> None:
+        """One stage from its start or its last checkpoint to its end; its student is then in RUN/NAME/student."""
+        folder, last_report = run / name, 0.0
+
+        def report(step: int) -> None:
+            nonlocal last_report
+            if time.monotonic() > last_report + 2 or step == stage.steps:
+                run.report(name, step, stage.steps)
+                last_report = time.monotonic()
+
+        stage_seed = 2 * seed + (name == "stage2")
+        held_out = None
+        if validation is not None:
+            batches = evaluation_batches(validation, batch_seconds=stage.batch_seconds)
+            held_out = audio_loader(batches, workers=workers)
+        logger.info("%s: %d steps of %g s of audio", name, stage.steps, stage.batch_seconds * stage.accumulate)
+        module = Distillation(model, student, distance, stage, lagrangian, stage_seed)
+        outcome = run_stage(
+            module,
+            lambda start: audio_loader(
+                TrainingBatches(cuts, batch_seconds=stage.batch_seconds, seed=stage_seed, start_batch=start),
+                workers=workers,
+            ),
+            held_out,
+            folder,
+            name=name,
+            precision=precision,
+            devices=devices,
+            checkpoint_every=checkpoint_every,
+            validate_every=validate_every,
+            on_step=report,
+        )
+        _save(student, distance, folder / "student")
+        write_json(folder / "result.json", outcome | {"peak_memory": peak_memory()})
+
+    if not (run / "surgery/result.json").exists():
+        if not (run / "stage1/result.json").exists():
+            train("stage1", gated, stage1, Lagrangian(budget, stage1.sparsity_steps))
+        _load(gated, distance, run / "stage1/student")
+        _operate(run, gated, distance, budget)
+    if not (run / "stage2/result.json").exists():
+        pruned = _copy(load_encoder(run / "surgery"), model.config, stage2.student_dropout)
+        _load(pruned, distance, run / "surgery")
+        train("stage2", pruned, stage2, None)
+    return _finish(run, settings, model)
+
+
+def _operate(run: RunFolder, gated: Encoder, distance: DistillationLoss, budget: Budget) -> None:
+    """Surgery: from RUN/stage1/student to RUN/surgery."""
+    run.report("surgery")
+    fix_gates(gated, budget)
+    pruned = prune(gated)
+    _save(pruned, distance, run / "surgery")
+    before = int(budget.teacher_parameters)
+    logger.info("surgery: %s of %s parameters are left", human(pruned.num_parameters()), human(before))
+    write_json(run / "surgery/result.json", {"parameters": pruned.num_parameters(), "teacher_parameters": before})
+
+
+def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> CompressionResult:
+    """Write RUN/model and the outcome."""
+    run.report("finish")
+    student = load_encoder(run / "stage2/student")
+    kept = {name: value for name, value in asdict(teacher.config).items() if name.endswith("_dropout")}
+    final = Encoder(student.config.replace(**kept))
+    final.load_state_dict(student.state_dict())
+    final.eval().save_pretrained(run / "model")
+    stages = {name: read_json(run / name / "result.json") for name in ("stage1", "stage2")}
+    outcome = {
+        "teacher": asdict(measure(teacher, str(settings["teacher"]))),
+        "student": asdict(measure(final, str(run / "model"))),
+        "loss_after_surgery": stages["stage2"]["validation_at_start"].get("distillation"),
+        "loss": stages["stage2"]["validation"].get("distillation"),
+        "stages": stages,
+    }
+    write_json(run / "result.json", outcome)
+    write_model_card(run / "model" / "README.md", settings, outcome)
+    run.report("finished", finished=True)
+    return _read_result(run, already_done=False)
+
+
+def _read_result(run: RunFolder, already_done: bool) -> CompressionResult:
+    values = read_json(run / "result.json")
+    return CompressionResult(
+        folder=run.path,
+        teacher=Profile(**values["teacher"]),
+        student=Profile(**values["student"]),
+        loss_after_surgery=values["loss_after_surgery"],
+        loss=values["loss"],
+        already_done=already_done,
+    )
+
+
+def _copy(encoder: Encoder, dropout: EncoderConfig, keep_dropout: bool) -> Encoder:
+    """A copy to be trained, with the dropout of `dropout` or none. No layer is ever skipped: layers are what we match."""
+    config = encoder.config.without_dropout()
+    if keep_dropout:
+        config = config.replace(
+            hidden_dropout=dropout.hidden_dropout,
+            attention_dropout=dropout.attention_dropout,
+            activation_dropout=dropout.activation_dropout,
+            feature_dropout=dropout.feature_dropout,
+        )
+    copy = Encoder(config)
+    copy.load_state_dict(encoder.state_dict())
+    return copy
+
+
+def _save(encoder: Encoder, distance: DistillationLoss, folder: Path) -> None:
+    encoder.save_pretrained(folder)
+    temporary = folder / ".projections.safetensors.tmp"
+    save_file({name: tensor.contiguous() for name, tensor in distance.state_dict().items()}, temporary)
+    temporary.replace(folder / "projections.safetensors")
+
+
+def _load(encoder: Encoder, distance: DistillationLoss, folder: Path) -> None:
+    fill(encoder, read_weights(folder / "model.safetensors"), str(folder))
+    fill(distance, read_weights(folder / "projections.safetensors"), str(folder))
+
+
+def _take_over(source: Path, target: Path) -> None:
+    """Copy a finished stage of another run, and the analysis that it was made with, unless they are there already."""
+    marks = {"analysis": "clusters.json", "stage1": "result.json", "surgery": "result.json"}
+    if source.name not in marks or not (source / marks[source.name]).exists():
+        raise InputError(f"{source}: not a finished stage; give RUN/analysis, RUN/stage1 or RUN/surgery of another run")
+    for name in dict.fromkeys(("analysis", source.name)):
+        if (source.parent / name).is_dir() and not (target / name / marks[name]).exists():
+            shutil.copytree(source.parent / name, target / name, dirs_exist_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """Types that YAML writes as a person would; paths in full, so that the run can be repeated from anywhere."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, str | Path) and Path(value).exists():
+        return str(Path(value).resolve())
+    return value

@@ -1,0 +1,87 @@
+"""How far the student's layers are from the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .targets import Target
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the distance between a projected student state and its target.
+
+    Attributes:
+        l1: weight of the mean absolute difference.
+        l2: weight of the mean squared difference.
+        cosine: weight of the cosine term.
+        cosine_form: "raw" is -cos, "log-sigmoid" is -log sigmoid(cos).
+    """
+
+    l1: float = 1.0
+    l2: float = 0.0
+    cosine: float = 1.0
+    cosine_form: Literal["raw", "log-sigmoid"] = "raw"
+
+
+class DistillationLoss(nn.Module):
+    """Mean over targets of L1(P S, T) - cos(P S, T), averaged over frames (DESIGN: arXiv 2402.16830 on 2305.17651).
+
+    One linear projection P per number in `Target.projection`, initialised to the identity. Every target weighs the
+    same, whether it averages one layer or six.
+    """
+
+    def __init__(self, targets: Sequence[Target], hidden_size: int, config: LossConfig | None = None) -> None:
+        super().__init__()
+        self.targets, self.config = tuple(targets), config or LossConfig()
+        count = 1 + max(target.projection for target in self.targets)
+        self.projections = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(count))
+        for projection in self.projections:
+            nn.init.eye_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid_BT: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The loss and its terms, each 0-d: "distillation", "l1", "l2", "cosine".
+
+        Args:
+            student, teacher: h_0 … h_L of each, all (B, T, D).
+            valid_BT: True for frames that count; None for all.
+        """
+        terms: dict[str, list[Tensor]] = {"l1": [], "l2": [], "cosine": []}
+        for target in self.targets:
+            projection = self.projections[target.projection]
+            predicted_BTD = projection(mean_of(student, target.student)).float()
+            wanted_BTD = mean_of(teacher, target.teacher).float()
+            if self.config.l1:
+                terms["l1"].append(_frame_mean((predicted_BTD - wanted_BTD).abs().mean(-1), valid_BT))
+            if self.config.l2:
+                terms["l2"].append(_frame_mean((predicted_BTD - wanted_BTD).square().mean(-1), valid_BT))
+            if self.config.cosine:
+                cosine_BT = F.cosine_similarity(predicted_BTD, wanted_BTD, dim=-1)
+                distance_BT = -cosine_BT if self.config.cosine_form == "raw" else -F.logsigmoid(cosine_BT)
+                terms["cosine"].append(_frame_mean(distance_BT, valid_BT))
+        means = {name: torch.stack(values).mean() for name, values in terms.items() if values}
+        weighted = [getattr(self.config, name) * value for name, value in means.items()]
+        return {"distillation": torch.stack(weighted).sum(), **means}
+
+
+def mean_of(states: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
+    """Mean of some layers' states (B, T, D)."""
+    total = states[layers[0]]
+    for layer in layers[1:]:
+        total = total + states[layer]
+    return total / len(layers) if len(layers) > 1 else total
+
+
+def _frame_mean(x_BT: Tensor, valid_BT: Tensor | None) -> Tensor:
+    if valid_BT is None:
+        return x_BT.mean()
+    return (x_BT * valid_BT).sum() / valid_BT.sum()

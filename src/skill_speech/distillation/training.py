@@ -1,0 +1,269 @@
+"""Running one stage on Lightning: loggers, checkpoints, progress, and going on where a run stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import time
+import warnings
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+
+from ..errors import InputError
+from ..files import write_json
+from ..progress import Meter
+from .module import Distillation
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["bf16", "float32"]
+Loaders = Callable[[int], DataLoader[Any]]
+
+
+def run_stage(
+    module: Distillation,
+    training: Loaders,
+    validation: DataLoader[Any] | None,
+    folder: Path,
+    *,
+    name: str,
+    precision: Precision = "bf16",
+    devices: int = 1,
+    checkpoint_every: int = 500,
+    validate_every: int = 1_000,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Train one stage to its end, from its last checkpoint if there is one.
+
+    Args:
+        module: what to train; holds its result afterwards.
+        training: makes the loader of training batches that starts at a given batch number.
+        validation: batches whose loss is logged, at the end always.
+        folder: gets checkpoints/, metrics.csv and TensorBoard's events.
+        name: of the stage, for the progress bar.
+        precision: "bf16" computes in bfloat16 where that is safe and keeps float32 weights.
+        devices: how many accelerators (or processes on a CPU).
+        checkpoint_every: updates between checkpoints.
+        validate_every: updates between validations.
+        on_step: called after updates, with their number.
+
+    Returns:
+        updates made in all; seconds taken by this call and audio seconds seen in it; mean losses on the validation
+        set before the first update and after the last.
+
+    Raises:
+        InputError: the loss is not finite; the disk is full; a checkpoint is damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    checkpoints = ModelCheckpoint(
+        folder / "checkpoints",
+        filename="{step}",
+        monitor="step",
+        mode="max",
+        save_top_k=2,
+        every_n_train_steps=checkpoint_every,
+        save_on_train_epoch_end=False,
+        save_last=True,
+        enable_version_counter=False,
+    )
+    watch = _Watch(name, module, on_step)
+    csv_log = CsvLogger(folder / "metrics.csv")
+    last, at_start = folder / "checkpoints" / "last.ckpt", folder / "validation_at_start.json"
+    with warnings.catch_warnings():
+        _silence_lightning()
+        trainer = lightning.Trainer(
+            max_steps=module.stage.steps,
+            max_epochs=-1,
+            accumulate_grad_batches=module.stage.accumulate,
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+            accelerator="auto",
+            devices=devices,
+            # What Lightning clips at is ours to say (Distillation.configure_gradient_clipping); it has to be set to be called.
+            gradient_clip_val=module.stage.clip_norm or None,
+            logger=[csv_log, TensorBoardLogger(folder, name="", version="", sub_dir=None)],
+            callbacks=[checkpoints, watch],
+            log_every_n_steps=max(1, min(50, module.stage.steps // 20)),
+            val_check_interval=validate_every * module.stage.accumulate,
+            check_val_every_n_epoch=None,
+            limit_val_batches=0 if validation is None else 1.0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        data = _Data(training, validation)
+
+        def validate() -> dict[str, float]:
+            if validation is None:
+                return {}
+            [results] = trainer.validate(module, dataloaders=validation, verbose=False)
+            return {key.removeprefix("validation/"): float(value) for key, value in results.items()}
+
+        try:
+            if not at_start.exists():
+                write_json(at_start, validate())
+            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+            means = validate()
+        except OSError as error:
+            if error.errno == 28:
+                raise InputError(f"{folder}: the disk is full; make room and run the same command again") from None
+            raise
+        except (RuntimeError, EOFError, KeyError) as error:
+            if last.exists() and "PytorchStreamReader" in str(error):
+                raise InputError(f"{last}: damaged checkpoint; delete it to start the stage from an older one") from None
+            raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return {
+        "steps": trainer.global_step,
+        "seconds": time.perf_counter() - started,
+        "audio_seconds": watch.audio_seconds,
+        "validation_at_start": json.loads(at_start.read_text(encoding="utf-8")),
+        "validation": means,
+    }
+
+
+class CsvLogger(Logger):
+    """One row per logged step in a file that survives going on: rows beyond the checkpoint are written anew."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._rows: dict[int, dict[str, Any]] = {}
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                self._rows = {int(row["step"]): row for row in csv.DictReader(file)}
+
+    @property
+    def name(self) -> str:
+        """Lightning wants one."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Lightning wants one."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Merge into the row of that step."""
+        row = self._rows.setdefault(step or 0, {"step": step or 0})
+        row |= {name: f"{value:.6g}" for name, value in metrics.items() if name != "epoch"}
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the file whole."""
+        if not self._rows:
+            return
+        names = dict.fromkeys(name for row in self._rows.values() for name in row)
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self._rows[step] for step in sorted(self._rows))
+        temporary.replace(self.path)
+
+    def finalize(self, status: str) -> None:
+        """Write what has been logged since the last time."""
+        self.save()
+
+    def forget_after(self, step: int) -> None:
+        """Drop rows beyond a step."""
+        self._rows = {number: row for number, row in self._rows.items() if number <= step}
+
+
+class _Data(lightning.LightningDataModule):
+    """Hands the loaders over when Lightning knows where the run stands."""
+
+    def __init__(self, training: Loaders, validation: DataLoader[Any] | None) -> None:
+        super().__init__()
+        self.training, self.validation = training, validation
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """From the batch that comes next."""
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        assert isinstance(module, Distillation)
+        return self.training(module.batches_seen)
+
+    def val_dataloader(self) -> Any:
+        """All of it, every time."""
+        return [] if self.validation is None else self.validation
+
+
+class _Watch(Callback):
+    """Shows the progress, tells the caller, and stops at a loss that is not a number."""
+
+    def __init__(self, name: str, module: Distillation, on_step: Callable[[int], None] | None) -> None:
+        self.name, self.module, self.on_step = name, module, on_step
+        self.audio_seconds = 0.0
+        self._meter: Meter | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Open the bar at the step the run stands at."""
+        for log in trainer.loggers:
+            if isinstance(log, CsvLogger):
+                log.forget_after(trainer.global_step)
+        if trainer.global_step:
+            logger.info("%s: going on at step %d of %d", self.name, trainer.global_step, self.module.stage.steps)
+        if trainer.is_global_zero:
+            self._meter = Meter(self.name, self.module.stage.steps, trainer.global_step)
+            self._meter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """One batch further."""
+        loss = float(outputs["loss"])
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise InputError(
+                f"{self.name}: the loss is {loss} at step {trainer.global_step}: lower the learning rate or use "
+                f"float32; the last checkpoint is kept"
+            )
+        self.audio_seconds += batch.waveforms_BT.numel() / self.module.student.config.sampling_rate
+        if self._meter is not None:
+            metrics = trainer.callback_metrics
+            note = f"loss {float(metrics['train/distillation']):.3f}" if "train/distillation" in metrics else ""
+            if "train/sparsity_expected" in metrics:
+                wanted, now = float(metrics["train/sparsity_target"]), float(metrics["train/sparsity_expected"])
+                note += f"  sparsity {now:.1%} (target {wanted:.1%})"
+            self._meter.advance(trainer.global_step - self._meter.done, note)
+        if self.on_step is not None:
+            self.on_step(trainer.global_step)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Close the bar."""
+        if self._meter is not None:
+            self._meter.__exit__(None, None, None)
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar here too."""
+        if self._meter is not None:
+            self._meter.__exit__(type(exception), exception, None)
+
+
+def _silence_lightning() -> None:
+    """Its advice on workers, folders and our own choices says nothing to a user."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    torch.set_float32_matmul_precision("high")

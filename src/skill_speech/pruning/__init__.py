@@ -1,0 +1,34 @@
+"""Gates, budgets, the Lagrangian and surgery."""
+
+from .budget import Budget, Lagrangian, human
+from .gates import KINDS, Gate, HardConcrete, attach_gates, find_gates
+from .size import (
+    REFERENCE_SECONDS,
+    Widths,
+    config_after_surgery,
+    count_macs,
+    count_parameters,
+    macs_by_component,
+    parameters_by_component,
+)
+from .surgery import fix_gates, prune
+
+__all__ = [
+    "KINDS",
+    "REFERENCE_SECONDS",
+    "Budget",
+    "Gate",
+    "HardConcrete",
+    "Lagrangian",
+    "Widths",
+    "attach_gates",
+    "config_after_surgery",
+    "count_macs",
+    "count_parameters",
+    "find_gates",
+    "fix_gates",
+    "human",
+    "macs_by_component",
+    "parameters_by_component",
+    "prune",
+]

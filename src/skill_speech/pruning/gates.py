@@ -1,0 +1,114 @@
+"""Hard-concrete gates and where they sit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..encoder import Encoder, UnitScale
+
+TEMPERATURE = 2 / 3
+STRETCH = 0.1
+EVALUATION_SLOPE = 0.8
+# Drop rates at the start, as published (arXiv 2305.17651).
+INITIAL_DROP = {"channels": 0.01, "heads": 0.01, "units": 0.5}
+KINDS = tuple(INITIAL_DROP)
+
+
+class HardConcrete(UnitScale):
+    """One random gate in [0, 1] per unit, exactly 0 or 1 with positive probability (Louizos et al. 2018, eq. 10–12).
+
+    While training, `forward` draws the gates; in evaluation the expected number of survivors stays open, each with the
+    soft value sigmoid(0.8 · log α / β), and the rest is zero.
+
+    Args:
+        units: how many gates.
+        initial_drop: probability of a drawn gate's logistic variable to fall below one half at the start.
+        at_least: how many gates stay open in evaluation whatever the expectation says.
+        inner: the scale that stood in this place before; its factors are multiplied in.
+    """
+
+    can_close = True
+
+    def __init__(self, units: int, initial_drop: float, at_least: int = 0, inner: UnitScale | None = None) -> None:
+        super().__init__()
+        mean = math.log(1 - initial_drop) - math.log(initial_drop)
+        self.log_alpha = nn.Parameter(torch.empty(units).normal_(mean, 0.01))
+        self.inner = inner or UnitScale()
+        self.at_least = at_least
+        self.fixed_count: int | None = None
+
+    def keep_probability(self) -> Tensor:
+        """P(gate > 0) of every unit (U,), differentiable."""
+        return torch.sigmoid(self.log_alpha - TEMPERATURE * math.log(STRETCH / (1 + STRETCH)))
+
+    def open_count(self) -> int:
+        """How many gates are open in evaluation: the rounded expectation, or what `fixed_count` says."""
+        if self.fixed_count is not None:
+            return self.fixed_count
+        return max(self.at_least, round(float(self.keep_probability().detach().sum())))
+
+    def gates(self) -> Tensor:
+        """The gates (U,) alone, without the inner scale."""
+        if self.training:
+            noise = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
+            s = torch.sigmoid((noise.log() - (-noise).log1p() + self.log_alpha) / TEMPERATURE)
+            return (s * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
+        soft = torch.sigmoid(self.log_alpha / TEMPERATURE * EVALUATION_SLOPE)
+        mask = torch.zeros_like(soft)
+        # A stable sort, so that equal values give the same survivors every time.
+        mask[torch.argsort(self.log_alpha, descending=True, stable=True)[: self.open_count()]] = 1
+        return soft * mask
+
+    def forward(self) -> Tensor:
+        """Factors of the units (U,)."""
+        inner = self.inner()
+        return self.gates() if inner is None else self.gates() * inner
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate vector and its place: `kind` is one of `KINDS`, `layer` counts convolutions or transformer layers from 0."""
+
+    kind: str
+    layer: int
+    module: HardConcrete
+
+    @property
+    def name(self) -> str:
+        """For logs and reports."""
+        return f"{self.kind}.{self.layer}"
+
+
+def attach_gates(encoder: Encoder, kinds: tuple[str, ...] = KINDS) -> Encoder:
+    """Put gates on convolution channels, attention heads and feed-forward units, in place; returns the encoder."""
+    for number, conv in enumerate(encoder.convs if "channels" in kinds else []):
+        channels = encoder.config.convs[number].channels
+        conv.channel_scale = HardConcrete(channels, INITIAL_DROP["channels"], 1, conv.channel_scale)
+    for number, layer in enumerate(encoder.layers):
+        kept = encoder.config.layers[number]
+        if "heads" in kinds and kept.heads:
+            layer.attention.head_scale = HardConcrete(len(kept.heads), INITIAL_DROP["heads"])
+        if "units" in kinds and kept.units:
+            layer.feed_forward.unit_scale = HardConcrete(kept.units, INITIAL_DROP["units"])
+    return encoder
+
+
+def find_gates(encoder: Encoder) -> list[Gate]:
+    """All gates of an encoder, front end first."""
+    return list(_gates(encoder))
+
+
+def _gates(encoder: Encoder) -> Iterator[Gate]:
+    for number, conv in enumerate(encoder.convs):
+        if isinstance(conv.channel_scale, HardConcrete):
+            yield Gate("channels", number, conv.channel_scale)
+    for number, layer in enumerate(encoder.layers):
+        if isinstance(layer.attention.head_scale, HardConcrete):
+            yield Gate("heads", number, layer.attention.head_scale)
+        if isinstance(layer.feed_forward.unit_scale, HardConcrete):
+            yield Gate("units", number, layer.feed_forward.unit_scale)

@@ -1,0 +1,67 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from ..profiling import Profile, short_name
+from ..pruning import human
+
+if TYPE_CHECKING:
+    from ..compression import CompressionResult
+
+
+def profile_table(profiles: Sequence[Profile]) -> Table:
+    """Costs of one or two models by component; with two, the first as a share of the second."""
+    table = Table(title=f"one utterance of {profiles[0].seconds:g} s, float32, {profiles[0].threads} threads")
+    table.add_column("")
+    for profile in profiles:
+        table.add_column(short_name(profile.model), justify="right", overflow="fold")
+    both = len(profiles) == 2
+    if both:
+        table.add_column("share", justify="right")
+
+    def row(name: str, values: Sequence[float], shown: Sequence[str], end_section: bool = False) -> None:
+        share = [f"{values[0] / values[1]:.1%}"] if both and values[1] else [""] * both
+        table.add_row(name, *shown, *share, end_section=end_section)
+
+    for title, parts in (
+        ("parameters", [dict(profile.parameters) for profile in profiles]),
+        ("MACs per second", [dict(profile.macs) for profile in profiles]),
+    ):
+        totals = [float(sum(part.values())) for part in parts]
+        row(title, totals, [human(total) for total in totals])
+        names = list(parts[0])
+        for name in names:
+            values = [float(part[name]) for part in parts]
+            row(f"  {name}", values, [human(value) for value in values], end_section=name == names[-1])
+    factors = [profile.real_time_factor for profile in profiles]
+    row("real-time factor", factors, [f"{factor:.4f}" for factor in factors])
+    if all(profile.memory is not None for profile in profiles):
+        memory = [float(profile.memory or 0) for profile in profiles]
+        row("peak memory", memory, [f"{value / 2**20:.0f} MiB" for value in memory])
+    return table
+
+
+def result_table(result: CompressionResult) -> Table:
+    """Teacher and student side by side."""
+    teacher, student = result.teacher, result.student
+    table = Table(title=f"one utterance of {student.seconds:g} s, float32, {student.threads} threads")
+    table.add_column("")
+    for name in ("teacher", "student", "share"):
+        table.add_column(name, justify="right")
+    for name, one, other in (
+        ("parameters", teacher.total_parameters, student.total_parameters),
+        ("MACs per second of audio", teacher.total_macs, student.total_macs),
+    ):
+        table.add_row(name, human(one), human(other), f"{other / one:.1%}")
+    faster = teacher.real_time_factor / student.real_time_factor
+    factors = f"{teacher.real_time_factor:.4f}", f"{student.real_time_factor:.4f}"
+    table.add_row("real-time factor", *factors, f"{faster:.1f}x faster")
+    if result.loss is not None:
+        table.add_row("distillation loss after surgery", "", f"{result.loss_after_surgery:.4f}", "")
+        table.add_row("distillation loss at the end", "", f"{result.loss:.4f}", "")
+    return table

@@ -1,0 +1,85 @@
+"""A run's folder: what was asked for, how far it got."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import InputError
+from .files import atomic_write, write_json
+
+# Settings that change how a run is carried out but not what comes of it: they may differ when it goes on.
+FREE_KEYS = ("output", "workers", "checkpoint_every", "start_from")
+
+
+class RunFolder:
+    """The folder of one compression run; opening it checks that it is the same run.
+
+    Raises:
+        InputError: the folder holds a run with other settings (the keys that differ are named), or something else.
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
+        self.path = Path(path)
+        config = self.path / "config.yaml"
+        if config.exists():
+            _refuse_changes(config, settings)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise InputError(f"{self.path}: not empty and not a run of ours; choose another --output")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with atomic_write(config) as temporary:
+                temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another --output") from None
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def status(self) -> dict[str, Any]:
+        """Contents of status.json; empty before the first stage."""
+        path = self.path / "status.json"
+        if not path.exists():
+            return {}
+        try:
+            status = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise InputError(f"{path}: damaged; delete it, and the run goes on from its stages' files") from None
+        return dict(status)
+
+    def report(self, stage: str, step: int | None = None, steps: int | None = None, finished: bool = False) -> None:
+        """Say how far the run is."""
+        values = {"stage": stage, "step": step, "steps": steps, "finished": finished}
+        write_json(self.path / "status.json", values | {"updated": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+
+def _refuse_changes(path: Path, settings: dict[str, Any]) -> None:
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        raise InputError(f"{path}: cannot be read; choose another --output") from None
+    old, new = _flat(before if isinstance(before, dict) else {}), _flat(settings)
+    changed = [
+        f"{key} (was {old.get(key)}, now {new.get(key)})"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and key not in FREE_KEYS
+    ]
+    if changed:
+        raise InputError(
+            f"{path.parent}: holds a run with other settings: {'; '.join(changed)}. Choose another --output, or give "
+            "the same settings to go on"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

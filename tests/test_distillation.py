@@ -1,0 +1,147 @@
+"""Targets, loss and the training module."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from skill_speech.data import AudioBatch
+from skill_speech.distillation import (
+    Distillation,
+    DistillationLoss,
+    LossConfig,
+    StageConfig,
+    Target,
+    make_targets,
+)
+from skill_speech.encoder import Encoder, wavlm_config
+from skill_speech.errors import InputError
+from skill_speech.pruning import Budget, Lagrangian, attach_gates
+
+CLUSTERS = SimpleNamespace(groups=((0,), (1, 2, 5), (3, 4), (6, 7, 8, 9, 10, 11, 12)), medoids=(0, 2, 4, 9))
+
+
+def states(seed: int, layers: int = 5) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 7, 6, generator=generator) for _ in range(layers)]
+
+
+def test_dphubert_targets_are_the_published_ones():
+    targets = make_targets("dphubert", 12)
+    assert [target.teacher for target in targets] == [(0,), (4,), (8,), (12,)]
+    assert [target.projection for target in targets] == [0, 1, 1, 1]
+    assert [target.teacher for target in make_targets("dphubert", 24)] == [(0,), (8,), (16,), (24,)]
+
+
+def test_skill_targets_average_each_cluster_on_both_sides():
+    targets = make_targets("skill", 12, CLUSTERS)
+    assert [target.teacher for target in targets] == [target.student for target in targets] == list(CLUSTERS.groups)
+    assert [target.projection for target in targets] == [0, 1, 2, 3]
+
+
+def test_other_methods():
+    mean = make_targets("skill-teacher-mean", 12, CLUSTERS)
+    assert [target.student for target in mean] == [(0,), (5,), (4,), (12,)]
+    assert [target.teacher for target in mean] == list(CLUSTERS.groups)
+    assert [target.teacher for target in make_targets("medoid", 12, CLUSTERS)] == [(0,), (2,), (4,), (9,)]
+    assert [target.student for target in make_targets("all-layers", 3)] == [(0,), (1,), (2,), (3,)]
+    shared = make_targets("skill", 12, CLUSTERS, share_projections=True)
+    assert [target.projection for target in shared] == [0, 1, 1, 1]
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="unknown method 'magic'; known: skill, "):
+        make_targets("magic", 12)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LossConfig(), LossConfig(l1=0.5, l2=2.0, cosine=0.3), LossConfig(cosine=2.0, cosine_form="log-sigmoid")],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_loss_equals_the_formula_frame_by_frame(config, masked):
+    targets = [Target((0,), (0,), 0), Target((1, 3), (1, 3), 1), Target((2, 4), (4,), 1)]
+    loss = DistillationLoss(targets, 6, config)
+    torch.manual_seed(0)
+    for weight in loss.parameters():
+        torch.nn.init.normal_(weight)
+    student, teacher = states(1), states(2)
+    lengths = [7, 4] if masked else [7, 7]
+    valid = (torch.arange(7) < torch.tensor(lengths)[:, None]) if masked else None
+    expected = []
+    for target in targets:
+        weight, bias = (x.detach().double().numpy() for x in loss.projections[target.projection].parameters())
+        values = []
+        for b, length in enumerate(lengths):
+            for t in range(length):
+                wanted = np.mean([teacher[i][b, t].double().numpy() for i in target.teacher], axis=0)
+                got = weight @ np.mean([student[i][b, t].double().numpy() for i in target.student], axis=0) + bias
+                cosine = got @ wanted / (np.linalg.norm(got) * np.linalg.norm(wanted))
+                term = -cosine if config.cosine_form == "raw" else np.log1p(np.exp(-cosine))
+                difference = got - wanted
+                values.append(
+                    config.l1 * np.abs(difference).mean()
+                    + config.l2 * (difference**2).mean()
+                    + config.cosine * term
+                )
+        expected.append(np.mean(values))
+    assert loss(student, teacher, valid)["distillation"].item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_projections_start_as_the_identity():
+    """A student equal to its teacher starts with no L1 distance and a cosine of one."""
+    loss = DistillationLoss(make_targets("all-layers", 4), 6)
+    terms = loss(states(1), states(1))
+    assert terms["l1"].item() == pytest.approx(0, abs=1e-7)
+    assert terms["cosine"].item() == pytest.approx(-1)
+
+
+def tiny_module(steps: int = 8, gates: bool = True) -> Distillation:
+    torch.manual_seed(0)
+    config = wavlm_config(hidden_size=24, num_heads=2, units=32, channels=8, depth=3, positional_kernel=8, positional_groups=4)
+    teacher, student = Encoder(config), Encoder(config)
+    student.load_state_dict(teacher.state_dict())
+    stage = StageConfig(steps=steps, warmup_steps=2, sparsity_steps=2, batch_seconds=4)
+    lagrangian = Lagrangian(Budget.of(config, sparsity=0.3), 2) if gates else None
+    if gates:
+        attach_gates(student)
+    return Distillation(teacher, student, DistillationLoss(make_targets("dphubert", 3), 24), stage, lagrangian)
+
+
+def test_optimiser_has_the_published_groups_and_schedule():
+    module = tiny_module(steps=10)
+    made = module.configure_optimizers()
+    weights, gates, multipliers = made["optimizer"].param_groups
+    assert (gates["initial_lr"], multipliers["initial_lr"], weights["initial_lr"]) == (0.02, 0.02, 2e-4)
+    assert multipliers["maximize"]
+    assert not gates["maximize"]
+    trained = {id(weight) for group in (weights, gates, multipliers) for weight in group["params"]}
+    assert trained == {id(weight) for weight in module.parameters()}
+    rates = []
+    for _ in range(10):
+        rates.append(made["optimizer"].param_groups[1]["lr"] / 0.02)
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
+
+
+def test_the_teacher_is_frozen_and_not_in_the_checkpoint():
+    module = tiny_module()
+    assert not any(weight.requires_grad for weight in module.teacher.parameters())
+    assert not any(name.startswith("_teacher") or "teacher" in name for name in module.state_dict())
+
+
+def test_a_step_is_a_function_of_the_seed_and_the_batch_number():
+    batch = AudioBatch(torch.randn(2, 4_000), torch.tensor([4_000, 4_000]), ("a", "b"))
+    losses = []
+    for noise in (1, 2):
+        module = tiny_module().train()
+        module.log_dict = lambda *a, **k: None
+        module._trainer = SimpleNamespace(global_step=0, global_rank=0, barebones=False)
+        torch.manual_seed(noise)  # what other code did to the global state does not matter
+        losses.append(tuple(module.training_step(batch, number).item() for number in range(2)))
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[0][1]
