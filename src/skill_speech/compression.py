@@ -228,6 +228,7 @@ def compress(
         validation = open_cuts(validation_data)
     elif validation_seconds > 0:
         cuts, validation = split_cuts(cuts, validation_seconds=validation_seconds, seed=seed)
+        validation = validation if any(True for _ in validation) else None
 
     groups = None
     if needs_clusters(method):
@@ -257,8 +258,15 @@ def compress(
         module = Distillation(model, student, distance, stage, lagrangian, stage_seed)
         outcome = run_stage(
             module,
-            lambda start: audio_loader(
-                TrainingBatches(cuts, batch_seconds=stage.batch_seconds, seed=stage_seed, start_batch=start),
+            lambda start, rank, world_size: audio_loader(
+                TrainingBatches(
+                    cuts,
+                    batch_seconds=stage.batch_seconds,
+                    seed=stage_seed,
+                    start_batch=start,
+                    rank=rank,
+                    world_size=world_size,
+                ),
                 workers=workers,
             ),
             held_out,

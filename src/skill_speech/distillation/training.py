@@ -27,7 +27,7 @@ from .module import Distillation
 logger = logging.getLogger(__name__)
 
 Precision = Literal["bf16", "float32"]
-Loaders = Callable[[int], DataLoader[Any]]
+Loaders = Callable[[int, int, int], DataLoader[Any]]
 
 
 def run_stage(
@@ -47,7 +47,7 @@ def run_stage(
 
     Args:
         module: what to train; holds its result afterwards.
-        training: makes the loader of training batches that starts at a given batch number.
+        training: makes the loader of training batches from (first batch, rank, number of ranks).
         validation: batches whose loss is logged, at the end always.
         folder: gets checkpoints/, metrics.csv and TensorBoard's events.
         name: of the stage, for the progress bar.
@@ -200,7 +200,7 @@ class _Data(lightning.LightningDataModule):
         assert self.trainer is not None
         module = self.trainer.lightning_module
         assert isinstance(module, Distillation)
-        return self.training(module.batches_seen)
+        return self.training(module.batches_seen, self.trainer.global_rank, self.trainer.world_size)
 
     def val_dataloader(self) -> Any:
         """All of it, every time."""

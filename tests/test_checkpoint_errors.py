@@ -1,0 +1,134 @@
+"""What `load_encoder` says of sources that it cannot use."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+import transformers
+
+from skill_speech import load_encoder
+from skill_speech.errors import InputError
+from tests.transformers_models import TINY, build, save
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(build("Hubert", TINY), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def refused(source) -> str:
+    with pytest.raises(InputError) as caught:
+        load_encoder(source)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def edit(path, **changes) -> None:
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | changes))
+
+
+def test_unknown_architecture_is_refused_by_name(tmp_path):
+    transformers.BertConfig().save_pretrained(tmp_path)
+    message = refused(tmp_path)
+    assert "unknown architecture 'bert'" in message
+    assert "data2vec-audio, hubert, unispeech, unispeech-sat, wav2vec2, wavlm" in message
+
+
+def test_an_architecture_that_transformers_does_not_know_either(folder):
+    edit(folder / "config.json", model_type="superspeech")
+    assert "unknown architecture 'superspeech'" in refused(folder)
+
+
+def test_nothing_there(tmp_path):
+    assert "no model there" in refused("nobody/nothing")
+    assert "no config.json there" in refused(tmp_path)
+
+
+def test_truncated_weights(folder):
+    path = folder / "model.safetensors"
+    os.truncate(path, path.stat().st_size // 2)
+    assert "damaged or not a safetensors file" in refused(folder)
+
+
+def test_truncated_bin(folder):
+    path = folder / "pytorch_model.bin"
+    torch.save(build("Hubert", TINY).state_dict(), path)
+    os.truncate(path, path.stat().st_size // 2)
+    (folder / "model.safetensors").unlink()
+    assert "damaged or not a torch archive" in refused(folder)
+
+
+def test_missing_weights_file(folder):
+    (folder / "model.safetensors").unlink()
+    assert "no model.safetensors and no pytorch_model.bin" in refused(folder)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(folder, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Evil()}))
+    refused(folder)
+    torch.save({"weight": Evil()}, folder / "pytorch_model.bin")
+    assert "never run" in refused(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_that_do_not_fit_the_configuration(folder):
+    edit(folder / "config.json", intermediate_size=81)
+    assert "has the shape (80, 48); its configuration says (81, 48)" in refused(folder)
+
+
+def test_missing_weight_is_named(folder):
+    edit(folder / "config.json", num_hidden_layers=4)
+    assert "encoder.layers.3.attention.q_proj.weight is missing" in refused(folder)
+
+
+def test_attention_adapters_are_refused(tmp_path):
+    model = build("Wav2Vec2", TINY | {"adapter_attn_dim": 8, "do_stable_layer_norm": True})
+    assert "adapter_attn_dim" in refused(save(model, tmp_path))
+
+
+def test_another_sampling_rate_is_refused(folder):
+    edit(folder / "preprocessor_config.json", sampling_rate=8_000)
+    assert "expects 8000 Hz" in refused(folder)
+
+
+def test_native_checkpoints_that_are_broken(folder, tmp_path):
+    encoder = load_encoder(folder)
+    ours = tmp_path / "ours"
+
+    encoder.save_pretrained(ours)
+    (ours / "config.json").write_text("{")
+    assert "cannot be read as JSON" in refused(ours)
+
+    encoder.save_pretrained(ours)
+    edit(ours / "config.json", colour="red")
+    assert "unknown keys in the encoder configuration: colour" in refused(ours)
+
+    encoder.save_pretrained(ours)
+    edit(ours / "config.json", hidden_size=50)
+    assert "not a multiple of num_heads" in refused(ours)
+
+    encoder.save_pretrained(ours)
+    edit(ours / "config.json", layers=[])
+    assert "at least one" in refused(ours)
+
+    encoder.save_pretrained(ours)
+    (ours / "model.safetensors").unlink()
+    assert "model.safetensors is not" in refused(ours)
+
+
+def test_a_file_in_a_folder_stands_for_the_folder(folder):
+    assert load_encoder(folder / "model.safetensors").config == load_encoder(folder).config
+    (folder / "notes.txt").write_text("hello")
+    assert "not a known checkpoint" in refused(folder / "notes.txt")
