@@ -1,0 +1,50 @@
+"""The analysis folder of a run: similarity, clusters and their two figures."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InputError
+from ..files import atomic_write, write_json
+from .clusters import LayerClusters
+
+
+def save_analysis(folder: str | os.PathLike[str], cka_LL: ArrayLike, clusters: LayerClusters) -> None:
+    """Write cka.npy, linkage.npy, similarity.svg/.png, dendrogram.svg/.png and, last, clusters.json.
+
+    Each file is written whole or not at all; where clusters.json is, the others are.
+    """
+    # matplotlib takes long to import and only this needs it.
+    from ..report.figures import dendrogram, save_figure, similarity_map
+
+    folder = Path(folder)
+    cka_LL = np.asarray(cka_LL, dtype=np.float64)
+    for name, matrix in (("cka.npy", cka_LL), ("linkage.npy", clusters.linkage)):
+        with atomic_write(folder / name) as temporary:
+            np.save(temporary, matrix)
+    for name, figure in (("similarity", similarity_map(cka_LL, clusters)), ("dendrogram", dendrogram(clusters))):
+        for suffix in ("svg", "png"):
+            with atomic_write(folder / f"{name}.{suffix}") as temporary:
+                save_figure(figure, temporary)
+    write_json(folder / "clusters.json", clusters.to_dict())
+
+
+def load_analysis(folder: str | os.PathLike[str]) -> tuple[NDArray[np.float64], LayerClusters]:
+    """What `save_analysis` wrote: the CKA matrix (L, L) and the clusters.
+
+    Raises:
+        InputError: there is no analysis, or it cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        values = json.loads((folder / "clusters.json").read_text(encoding="utf-8"))
+        return np.load(folder / "cka.npy", allow_pickle=False), LayerClusters.from_dict(values)
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: no analysis here ({Path(error.filename).name} is missing); run analyze") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}: the analysis cannot be read ({error}); delete it and run analyze") from error

@@ -1,0 +1,306 @@
+"""Linear Centered Kernel Alignment between all pairs of layers, streaming in constant memory.
+
+Shapes: L layers compared (h_0 included or not), B utterances, T frames of an utterance, D features of a layer, F frames
+of any utterances, N frames of a minibatch, S features of all layers side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..data import AudioBatch
+    from ..encoder import Encoder
+
+Estimator = Literal["minibatch", "exact"]
+
+BUFFER_MINIBATCHES = 8
+"""Minibatches that the shuffle buffer holds: 8 × 1024 frames are 164 s of speech."""
+
+FEWEST_FRAMES = 8
+"""HSIC_1 needs four frames; from minibatches of eight the remainder of a pass can always be dealt out in such."""
+
+CONSTANT = 1e-6
+"""A layer whose standard deviation is below this share of its size is constant: float32 tells nothing apart there."""
+
+
+class MinibatchCKA:
+    """CKA from unbiased HSIC_1 summed over minibatches of frames (Nguyen, Raghu & Kornblith, ICLR 2021, eq. 3).
+
+    Its memory, a shuffle buffer of 8 minibatches and one Gram matrix per layer, does not grow with the data.
+
+    Why a buffer: HSIC_1 is unbiased for frames drawn independently. The frames of one utterance are not: they lie on a
+    short smooth path, at the same places in time in every layer, and a minibatch of them looks alike in all layers
+    whatever these do to speech at large. Minibatches are therefore drawn at random from the buffer.
+
+    Args:
+        batch_frames: frames N of a minibatch, at least 8.
+        first_layer: number of the first layer, for messages: 1 when h_0 is left out.
+        seed: of the shuffling.
+
+    Raises:
+        InputError: batch_frames too small.
+    """
+
+    def __init__(self, batch_frames: int = 1024, *, first_layer: int = 0, seed: int = 0) -> None:
+        if batch_frames < FEWEST_FRAMES:
+            raise InputError(f"batch_frames is {batch_frames}; the minibatch estimator needs {FEWEST_FRAMES} or more")
+        self.batch_frames = batch_frames
+        self.first_layer = first_layer
+        self._generator = torch.Generator().manual_seed(seed)
+        self._filled = 0
+
+    def update(self, layers: Sequence[Tensor], lengths_B: Tensor | None = None) -> None:
+        """Take in the layers of one batch.
+
+        Args:
+            layers: one tensor (B, T, D) per layer; D may differ between layers.
+            lengths_B: valid frames per utterance; None when no frame is padding.
+
+        Raises:
+            InputError: a layer has a value that is not finite.
+        """
+        frames_FS = _valid_frames(layers, lengths_B, self.first_layer)
+        if not self._filled:
+            self._widths = [layer.shape[-1] for layer in layers]
+            capacity = BUFFER_MINIBATCHES * self.batch_frames
+            self._buffer_FS = frames_FS.new_empty(capacity, frames_FS.shape[1])
+            self._hsic_LL = torch.zeros(len(layers), len(layers), dtype=torch.float64, device=frames_FS.device)
+        while len(frames_FS):
+            space = len(self._buffer_FS) - self._filled
+            taken_FS, frames_FS = frames_FS[:space], frames_FS[space:]
+            self._buffer_FS[self._filled : self._filled + len(taken_FS)] = taken_FS
+            self._filled += len(taken_FS)
+            if self._filled == len(self._buffer_FS):
+                self._hsic_LL += self._measure(self._draw())
+
+    def compute(self) -> Tensor:
+        """CKA (L, L) of all that was taken in, float64 on the CPU, symmetric with a diagonal of 1.
+
+        What is still in the buffer is dealt out in minibatches of nearly equal size, without being consumed.
+
+        Raises:
+            InputError: fewer than four frames, or a layer that is constant.
+        """
+        if self._filled < 4:
+            raise InputError(f"{self._filled} frames of speech are too few to compare layers; give more audio")
+        hsic_LL = self._hsic_LL.clone()
+        order_F = torch.randperm(self._filled, generator=self._generator).to(hsic_LL.device)
+        for chosen_N in order_F.tensor_split(-(-self._filled // self.batch_frames)):
+            hsic_LL += self._measure(self._buffer_FS[chosen_N])
+        return _normalize(hsic_LL, self.first_layer)
+
+    def _draw(self) -> Tensor:
+        """Take a random minibatch out of the full buffer and close the gaps with frames from its end."""
+        order_F = torch.randperm(self._filled, generator=self._generator).to(self._buffer_FS.device)
+        drawn_N, kept_F = order_F[: self.batch_frames], order_F[self.batch_frames :]
+        minibatch_NS = self._buffer_FS[drawn_N]
+        self._filled -= self.batch_frames
+        self._buffer_FS[drawn_N[drawn_N < self._filled]] = self._buffer_FS[kept_F[kept_F >= self._filled]]
+        return minibatch_NS
+
+    def _measure(self, minibatch_NS: Tensor) -> Tensor:
+        """HSIC_1 of all pairs of layers, weighted by the frames it comes from (the last minibatches are smaller)."""
+        N = len(minibatch_NS)
+        grams_LNN = minibatch_NS.new_zeros(len(self._widths), N, N)
+        scales_L = torch.zeros(len(self._widths), dtype=torch.float64, device=minibatch_NS.device)
+        for number, x_ND in enumerate(minibatch_NS.split(self._widths, dim=1)):
+            # HSIC_1 does not change when features are shifted. Without their mean, which can be far larger than what
+            # tells frames apart, and at unit scale, which is undone below, float32 is enough for the Gram matrix.
+            x_ND = x_ND.double()
+            centred_ND = x_ND - x_ND.mean(0)
+            scale = centred_ND.square().mean().sqrt()
+            if scale > CONSTANT * x_ND.square().mean().sqrt():
+                unit_ND = (centred_ND / scale).float()
+                torch.mm(unit_ND, unit_ND.T, out=grams_LNN[number])
+                scales_L[number] = scale
+        variances_L = scales_L.square()
+        return N * unbiased_hsic(grams_LNN) * torch.outer(variances_L, variances_L)
+
+
+class ExactCKA:
+    """CKA of all frames at once, in feature space: ‖C_ij‖² / (‖C_ii‖ ‖C_jj‖) with C_ij the cross-covariance of layers.
+
+    It equals the biased (plug-in) CKA of the N × N Gram matrices (Kornblith et al. 2019, eq. 3 to 5) at any number of
+    frames. The cross-covariances are accumulated in float64; they take (sum of the layers' widths)² × 4 bytes: 0.4 GB
+    for a Base model, 2.7 GB for a Large one, however much audio is used.
+
+    Args:
+        first_layer: number of the first layer, for messages: 1 when h_0 is left out.
+    """
+
+    def __init__(self, *, first_layer: int = 0) -> None:
+        self.first_layer = first_layer
+        self._frames = 0
+
+    def update(self, layers: Sequence[Tensor], lengths_B: Tensor | None = None) -> None:
+        """Take in the layers of one batch.
+
+        Args:
+            layers: one tensor (B, T, D) per layer; D may differ between layers.
+            lengths_B: valid frames per utterance; None when no frame is padding.
+
+        Raises:
+            InputError: a layer has a value that is not finite.
+        """
+        frames_FS = _valid_frames(layers, lengths_B, self.first_layer)
+        if not len(frames_FS):
+            return
+        if not self._frames:
+            self._widths = [layer.shape[-1] for layer in layers]
+            starts = list(accumulate(self._widths, initial=0))
+            # A covariance does not change when features are shifted: by the first batch's mean, so that the sums of
+            # products stay small and subtracting the true mean's part at the end cancels nothing.
+            self._shift_S = frames_FS.mean(0, dtype=torch.float64)
+            self._sums_S = torch.zeros_like(self._shift_S)
+            # Row i holds the products of layer i with the layers i … L-1; the others are their transposes.
+            self._products = [
+                self._shift_S.new_zeros(width, starts[-1] - start)
+                for width, start in zip(self._widths, starts, strict=False)
+            ]
+        self._frames += len(frames_FS)
+        for part_FS in frames_FS.split(1024):
+            x_FS = part_FS.double() - self._shift_S
+            self._sums_S += x_FS.sum(0)
+            for product_DS in self._products:
+                left = x_FS.shape[1] - product_DS.shape[1]
+                product_DS.addmm_(x_FS[:, left : left + len(product_DS)].T, x_FS[:, left:])
+
+    def compute(self) -> Tensor:
+        """CKA (L, L) of all frames, float64 on the CPU, symmetric with a diagonal of 1.
+
+        Raises:
+            InputError: fewer than two frames, or a layer that is constant.
+        """
+        if self._frames < 2:
+            raise InputError(f"{self._frames} frames of speech are too few to compare layers; give more audio")
+        L = len(self._widths)
+        mean_S = self._sums_S / self._frames
+        means = (self._shift_S + mean_S).split(self._widths)
+        hsic_LL = mean_S.new_zeros(L, L)
+        for i, product_DS in enumerate(self._products):
+            left = len(mean_S) - product_DS.shape[1]
+            own_D, rest_S = mean_S[left : left + self._widths[i]], mean_S[left:]
+            covariance_DS = product_DS / self._frames - torch.outer(own_D, rest_S)
+            variance = covariance_DS.diagonal().sum()
+            if variance <= CONSTANT**2 * (variance + means[i].square().sum()):
+                continue
+            for j, block_DD in enumerate(covariance_DS.split(self._widths[i:], dim=1), start=i):
+                hsic_LL[i, j] = hsic_LL[j, i] = block_DD.square().sum()
+        return _normalize(hsic_LL, self.first_layer)
+
+
+def unbiased_hsic(grams_LNN: Tensor) -> Tensor:
+    """HSIC_1 of every pair of Gram matrices (Song et al. 2012, eq. 5), in float64.
+
+    With K, M two of them, their diagonals set to zero, and 1 the vector of ones:
+    [tr(KM) + 1ᵀK1 · 1ᵀM1 / ((N-1)(N-2)) - 2/(N-2) · 1ᵀKM1] / (N(N-3)).
+
+    Args:
+        grams_LNN: symmetric Gram matrices of the same N ≥ 4 frames; their diagonals are overwritten.
+
+    Returns:
+        (L, L), an unbiased estimate of HSIC for frames drawn independently; it can be slightly negative.
+    """
+    L, N, _ = grams_LNN.shape
+    grams_LNN.diagonal(dim1=1, dim2=2).zero_()
+    rows_LN = grams_LNN.sum(2, dtype=torch.float64)
+    totals_L = rows_LN.sum(1)
+    traces_LL = rows_LN.new_zeros(L, L)
+    # The sum of the products of all entries is the trace, as K and M are symmetric: one product of the flattened Gram
+    # matrices for all pairs, a band of rows at a time so that float64 copies stay small.
+    for band_LRN in grams_LNN.split(64, dim=1):
+        flat_LF = band_LRN.flatten(1).double()
+        traces_LL += flat_LF @ flat_LF.T
+    corrections_LL = torch.outer(totals_L, totals_L) / ((N - 1) * (N - 2)) - rows_LN @ rows_LN.T * (2 / (N - 2))
+    return (traces_LL + corrections_LL) / (N * (N - 3))
+
+
+def estimate_cka(
+    encoder: Encoder,
+    batches: Iterable[AudioBatch],
+    *,
+    estimator: Estimator = "minibatch",
+    batch_frames: int = 1024,
+    include_features: bool = True,
+    seed: int = 0,
+    progress: Callable[[], object] | None = None,
+) -> Tensor:
+    """CKA between all layers h_0 … h_L of an encoder over some speech, padding excluded.
+
+    Args:
+        encoder: it is run as it is used, without dropout, on the device where it lies.
+        batches: the calibration audio.
+        estimator: "minibatch" is unbiased and small, "exact" the plug-in estimate in feature space.
+        batch_frames: frames per minibatch of the minibatch estimator.
+        include_features: h_0 takes part.
+        seed: of the minibatch estimator's shuffling.
+        progress: called after every batch.
+
+    Returns:
+        (L+1, L+1), or (L, L) without h_0, float64 on the CPU.
+
+    Raises:
+        InputError: an unknown estimator, no audio, or a layer that is constant or not finite.
+    """
+    first_layer = 0 if include_features else 1
+    cka: MinibatchCKA | ExactCKA
+    if estimator == "minibatch":
+        cka = MinibatchCKA(batch_frames, first_layer=first_layer, seed=seed)
+    elif estimator == "exact":
+        cka = ExactCKA(first_layer=first_layer)
+    else:
+        raise InputError(f"unknown CKA estimator {estimator!r}; known: {', '.join(get_args(Estimator))}")
+    device = next(encoder.parameters()).device
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                out = encoder(batch.waveforms_BT.to(device), batch.lengths_B.to(device))
+                cka.update(out.layers[first_layer:], out.lengths_B)
+                if progress is not None:
+                    progress()
+    finally:
+        encoder.train(was_training)
+    return cka.compute()
+
+
+def _valid_frames(layers: Sequence[Tensor], lengths_B: Tensor | None, first_layer: int) -> Tensor:
+    """The frames that are not padding, all layers side by side (F, S), float32."""
+    if lengths_B is None:
+        frames = [layer_BTD.flatten(0, 1) for layer_BTD in layers]
+    else:
+        steps_T = torch.arange(layers[0].shape[1], device=layers[0].device)
+        valid_BT = steps_T < lengths_B.to(steps_T.device)[:, None]
+        frames = [layer_BTD[valid_BT] for layer_BTD in layers]
+    frames_FS = torch.cat([frames_FD.float() for frames_FD in frames], dim=1)
+    if not frames_FS.isfinite().all():
+        bad = next(number for number, frames_FD in enumerate(frames) if not frames_FD.isfinite().all())
+        raise InputError(
+            f"layer h_{first_layer + bad} has values that are not finite (NaN or infinite): "
+            "check the checkpoint and the audio"
+        )
+    return frames_FS
+
+
+def _normalize(hsic_LL: Tensor, first_layer: int) -> Tensor:
+    """From HSIC to CKA."""
+    hsic_LL = hsic_LL.cpu()
+    own_L = hsic_LL.diagonal()
+    if not (own_L > 0).all():
+        constant = ", ".join(f"h_{first_layer + int(number)}" for number in (own_L <= 0).nonzero())
+        raise InputError(
+            f"layer {constant} is constant over all frames, so its similarity is undefined: "
+            "check the checkpoint and the audio"
+        )
+    cka_LL = hsic_LL / torch.outer(own_L, own_L).sqrt()
+    cka_LL = (cka_LL + cka_LL.T) / 2
+    return cka_LL.fill_diagonal_(1)
