@@ -10,6 +10,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from skill_speech.errors import InputError
+from skill_speech.files import atomic_write, write_json
 from skill_speech.similarity import cluster_layers, equal_partition, load_analysis, medoid, save_analysis
 
 # Layers 0 and 4 are alike, so are 1 and 2, and 3 is closer to the latter.
@@ -183,3 +184,12 @@ def test_missing_and_broken_analyses_are_refused(tmp_path):
     (tmp_path / "clusters.json").write_text("{}")
     with pytest.raises(InputError, match="the analysis cannot be read"):
         load_analysis(tmp_path)
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path):
+    write_json(tmp_path / "values.json", [1, 2])
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "values.json") as temporary:
+        temporary.write_text("[1, ")
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / "values.json").read_text()) == [1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["values.json"]
