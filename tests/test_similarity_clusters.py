@@ -187,9 +187,13 @@ def test_missing_and_broken_analyses_are_refused(tmp_path):
 
 
 def test_an_interrupted_write_leaves_what_was_there(tmp_path):
+    def write_half() -> None:
+        with atomic_write(tmp_path / "values.json") as temporary:
+            temporary.write_text("[1, ")
+            raise KeyboardInterrupt
+
     write_json(tmp_path / "values.json", [1, 2])
-    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "values.json") as temporary:
-        temporary.write_text("[1, ")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert json.loads((tmp_path / "values.json").read_text()) == [1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["values.json"]
