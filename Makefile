@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test test-slow lint format clean
 
@@ -15,15 +16,20 @@ help:
 
 setup: $(READY)
 
-# The second line installs what the build of torch that was found needs beyond its constraints: CUDA's libraries on a
-# machine with a GPU, nothing for a CPU build.
+# torch comes first and in two steps, because pip prefers a build whose hash an index states: downloaded without hashes it
+# is the build that this machine offers (a CPU build in a local wheel folder, say), and its hash is checked when it is
+# installed. The line after the constraints brings what that build needs beyond them: CUDA's libraries, or nothing.
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("skill-speech needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	@echo "setting up $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep -o '^torch==[0-9.]*' constraints.txt)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	sed -n '/^torch==/,/[^\\]$$/p' constraints.txt > $(VENV)/torch.txt
+	$(PIP) download --no-deps --dest $(VENV)/wheels "$$(grep -o '^torch==[0-9.]*' $(VENV)/torch.txt)"
+	$(PIP) install --no-index --find-links $(VENV)/wheels --require-hashes --no-deps -r $(VENV)/torch.txt
+	rm -r $(VENV)/wheels
+	$(PIP) install --require-hashes --no-deps -r constraints.txt
+	$(PIP) install "$$(grep -o '^torch==[0-9.]*' $(VENV)/torch.txt)"
+	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
 demo: $(READY)

@@ -83,9 +83,7 @@ def test_loss_equals_the_formula_frame_by_frame(config, masked):
                 term = -cosine if config.cosine_form == "raw" else np.log1p(np.exp(-cosine))
                 difference = got - wanted
                 values.append(
-                    config.l1 * np.abs(difference).mean()
-                    + config.l2 * (difference**2).mean()
-                    + config.cosine * term
+                    config.l1 * np.abs(difference).mean() + config.l2 * (difference**2).mean() + config.cosine * term
                 )
         expected.append(np.mean(values))
     assert loss(student, teacher, valid)["distillation"].item() == pytest.approx(np.mean(expected), rel=1e-5)
@@ -101,7 +99,9 @@ def test_projections_start_as_the_identity():
 
 def tiny_module(steps: int = 8, gates: bool = True) -> Distillation:
     torch.manual_seed(0)
-    config = wavlm_config(hidden_size=24, num_heads=2, units=32, channels=8, depth=3, positional_kernel=8, positional_groups=4)
+    config = wavlm_config(
+        hidden_size=24, num_heads=2, units=32, channels=8, depth=3, positional_kernel=8, positional_groups=4
+    )
     teacher, student = Encoder(config), Encoder(config)
     student.load_state_dict(teacher.state_dict())
     stage = StageConfig(steps=steps, warmup_steps=2, sparsity_steps=2, batch_seconds=4)

@@ -153,7 +153,5 @@ def test_native_format_round_trip_is_exact(variant, tmp_path):
     assert again.config == encoder.config
     waveforms, lengths = batch(True)
     with torch.inference_mode():
-        for mine, other in zip(
-            again(waveforms, lengths).layers, encoder(waveforms, lengths).layers, strict=True
-        ):
+        for mine, other in zip(again(waveforms, lengths).layers, encoder(waveforms, lengths).layers, strict=True):
             assert torch.equal(mine, other)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from skill_speech.checkpoints import load_encoder
 from skill_speech.encoder import Encoder, EncoderConfig, LayerConfig, wavlm_config
 from skill_speech.errors import InputError
 from skill_speech.pruning import (
@@ -23,7 +24,6 @@ from skill_speech.pruning import (
     fix_gates,
     prune,
 )
-from skill_speech.checkpoints import load_encoder
 from tests.transformers_models import TINY, VARIANTS, build, save
 
 
@@ -67,7 +67,9 @@ def test_masks_of_the_test_empty_whole_sublayers(tmp_path):
     for _ in range(25):
         set_random_gates(encoder, rng)
         layers = prune(encoder).config.layers
-        seen |= {("no heads", not layer.heads) for layer in layers} | {("no units", not layer.units) for layer in layers}
+        seen |= {("no heads", not layer.heads) for layer in layers} | {
+            ("no units", not layer.units) for layer in layers
+        }
     assert {("no heads", True), ("no units", True), ("no heads", False), ("no units", False)} <= seen
 
 
@@ -189,7 +191,7 @@ def test_a_convolution_keeps_at_least_one_channel(tmp_path):
             gate.module.log_alpha.fill_(-50)
     student = prune(encoder)
     assert [conv.channels for conv in student.config.convs] == [1] * 7
-    assert {layer for layer in student.config.layers} == {LayerConfig((), 0)}
+    assert set(student.config.layers) == {LayerConfig((), 0)}
     assert torch.isfinite(student(torch.randn(1, 4_000)).last_hidden_state_BTD).all()
 
 
@@ -288,7 +290,7 @@ def test_a_size_out_of_reach_names_the_smallest_reachable_one():
             gate.module.log_alpha.fill_(-50)
     least = prune(encoder).num_parameters()
     Budget.of(encoder.config, parameters=least + 1).check(encoder)
-    with pytest.raises(InputError, match="out of reach: .* still has"):
+    with pytest.raises(InputError, match=r"out of reach: .* still has"):
         Budget.of(encoder.config, parameters=least - 1).check(encoder)
 
 
@@ -301,8 +303,8 @@ def test_config_describes_what_is_left(tmp_path):
         kept = int((gate.module.gates() > 0).sum())
         config = student.config
         left = {
-            "channels": lambda: config.convs[gate.layer].channels,
-            "heads": lambda: len(config.layers[gate.layer].heads),
-            "units": lambda: config.layers[gate.layer].units,
-        }[gate.kind]()
+            "channels": [conv.channels for conv in config.convs],
+            "heads": [len(layer.heads) for layer in config.layers],
+            "units": [layer.units for layer in config.layers],
+        }[gate.kind][gate.layer]
         assert left == kept

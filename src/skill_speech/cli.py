@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except InputError as error:
-        Console(stderr=True, soft_wrap=True).print(f"skill-speech: {error}", style="bold red", markup=False, highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"skill-speech: {error}", style="bold red", markup=False, highlight=False
+        )
         return 2
     except KeyboardInterrupt:
         Console(stderr=True).print("\nstopped; the same command goes on from the last checkpoint")

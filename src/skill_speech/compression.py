@@ -28,7 +28,7 @@ from .errors import InputError
 from .files import write_json
 from .profiling import Profile, measure, peak_memory
 from .progress import Meter
-from .pruning import KINDS, Budget, Lagrangian, attach_gates, fix_gates, human, prune
+from .pruning import Budget, Lagrangian, attach_gates, fix_gates, human, prune
 from .report.model_card import write_model_card
 from .run_folder import RunFolder
 from .similarity import LayerClusters, cluster_layers, estimate_cka, load_analysis, save_analysis
@@ -36,9 +36,9 @@ from .similarity import LayerClusters, cluster_layers, estimate_cka, load_analys
 logger = logging.getLogger(__name__)
 
 PrunedUnits = Literal["channels", "heads", "units"]
+ALL_UNITS: tuple[PrunedUnits, ...] = ("channels", "heads", "units")
 STAGE1 = StageConfig()
 STAGE2 = StageConfig(steps=25_000, learning_rate=1e-4, warmup_steps=5_000)
-STAGES = ("analysis", "stage1", "surgery")
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def compress(
     stage2: StageConfig = STAGE2,
     loss: LossConfig = LossConfig(),
     share_projections: bool = False,
-    pruned_units: tuple[PrunedUnits, ...] = KINDS,
+    pruned_units: tuple[PrunedUnits, ...] = ALL_UNITS,
     validation_data: str | None = None,
     validation_seconds: float = 300.0,
     validate_every: int = 1_000,
@@ -339,7 +339,7 @@ def _read_result(run: RunFolder, already_done: bool) -> CompressionResult:
 
 
 def _copy(encoder: Encoder, dropout: EncoderConfig, keep_dropout: bool) -> Encoder:
-    """A copy to be trained, with the dropout of `dropout` or none. No layer is ever skipped: layers are what we match."""
+    """A copy to be trained, with the dropout of `dropout` or none; no layer is ever skipped: layers are matched."""
     config = encoder.config.without_dropout()
     if keep_dropout:
         config = config.replace(

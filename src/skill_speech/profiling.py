@@ -137,9 +137,11 @@ def _main(source: str, seconds: float, threads: int) -> None:
     values["memory"] = peak_memory() - before
     print(json.dumps(values))
 
+
 def short_name(source: str) -> str:
     """The last part of a path, or a hub id as it is."""
     return Path(source).name if Path(source).exists() else source
+
 
 if __name__ == "__main__":
     try:

@@ -13,9 +13,7 @@ from .native import is_native, load_native
 __all__ = ["load_encoder"]
 
 
-def load_encoder(
-    source: str | os.PathLike[str], *, revision: str | None = None, length_aware: bool = False
-) -> Encoder:
+def load_encoder(source: str | os.PathLike[str], *, revision: str | None = None, length_aware: bool = False) -> Encoder:
     """An encoder in evaluation mode, float32, from wherever it is.
 
     Args:

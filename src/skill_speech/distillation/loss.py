@@ -41,10 +41,7 @@ class DistillationLoss(nn.Module):
         super().__init__()
         self.targets, self.config = tuple(targets), config or LossConfig()
         count = 1 + max(target.projection for target in self.targets)
-        self.projections = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(count))
-        for projection in self.projections:
-            nn.init.eye_(projection.weight)
-            nn.init.zeros_(projection.bias)
+        self.projections = nn.ModuleList(_identity(hidden_size) for _ in range(count))
 
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid_BT: Tensor | None = None
@@ -71,6 +68,13 @@ class DistillationLoss(nn.Module):
         means = {name: torch.stack(values).mean() for name, values in terms.items() if values}
         weighted = [getattr(self.config, name) * value for name, value in means.items()]
         return {"distillation": torch.stack(weighted).sum(), **means}
+
+
+def _identity(width: int) -> nn.Linear:
+    projection = nn.Linear(width, width)
+    nn.init.eye_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    return projection
 
 
 def mean_of(states: Sequence[Tensor], layers: Sequence[int]) -> Tensor:

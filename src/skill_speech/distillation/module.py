@@ -125,7 +125,7 @@ class Distillation(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: AudioBatch, batch_idx: int) -> None:
         """Log the speed since the last time."""
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.perf_counter()
             self.log("train/audio_seconds_per_second", self._audio / (now - self._clock))
             self._clock, self._audio = now, 0.0

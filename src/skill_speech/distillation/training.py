@@ -89,7 +89,7 @@ def run_stage(
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             accelerator="auto",
             devices=devices,
-            # What Lightning clips at is ours to say (Distillation.configure_gradient_clipping); it has to be set to be called.
+            # Distillation.configure_gradient_clipping says what is clipped; this has to be set for it to be called.
             gradient_clip_val=module.stage.clip_norm or None,
             logger=[csv_log, TensorBoardLogger(folder, name="", version="", sub_dir=None)],
             callbacks=[checkpoints, watch],
@@ -122,7 +122,9 @@ def run_stage(
             raise
         except (RuntimeError, EOFError, KeyError) as error:
             if last.exists() and "PytorchStreamReader" in str(error):
-                raise InputError(f"{last}: damaged checkpoint; delete it to start the stage from an older one") from None
+                raise InputError(
+                    f"{last}: damaged checkpoint; delete it to start the stage from an older one"
+                ) from None
             raise
     if trainer.interrupted:
         raise KeyboardInterrupt

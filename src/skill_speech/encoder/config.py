@@ -220,4 +220,5 @@ def hubert_config(
 
 def wavlm_config(**changes: Any) -> EncoderConfig:
     """WavLM Base (and Base+), or the same architecture in another size; takes what `hubert_config` takes."""
-    return hubert_config(**({"family": "wavlm", "relative_buckets": 320, "relative_distance": 800} | changes))
+    wavlm: dict[str, Any] = {"family": "wavlm", "relative_buckets": 320, "relative_distance": 800}
+    return hubert_config(**(wavlm | changes))

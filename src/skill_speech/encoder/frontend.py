@@ -16,7 +16,8 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
     """The activation of that name in Transformers' spelling."""
     if name == "gelu_new":
         return lambda x: F.gelu(x, approximate="tanh")
-    return {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}[name]
+    functions: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+    return functions[name]
 
 
 class ConvLayer(nn.Module):

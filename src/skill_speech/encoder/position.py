@@ -50,7 +50,7 @@ class PositionalConv(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-    """One number per attention head and bucket of time offset, shared by all layers (WavLM, arXiv 2110.13900, eq. 2)."""
+    """One number per head and bucket of time offset, shared by all layers (WavLM, arXiv 2110.13900, eq. 2)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder import Encoder, UnitScale
+from ..encoder.frontend import ConvLayer
+from ..encoder.layer import TransformerLayer
 
 TEMPERATURE = 2 / 3
 STRETCH = 0.1
@@ -72,7 +74,7 @@ class HardConcrete(UnitScale):
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate vector and its place: `kind` is one of `KINDS`, `layer` counts convolutions or transformer layers from 0."""
+    """A gate vector and its place: `kind` is one of `KINDS`, `layer` counts convolutions or layers from 0."""
 
     kind: str
     layer: int
@@ -86,11 +88,9 @@ class Gate:
 
 def attach_gates(encoder: Encoder, kinds: tuple[str, ...] = KINDS) -> Encoder:
     """Put gates on convolution channels, attention heads and feed-forward units, in place; returns the encoder."""
-    for number, conv in enumerate(encoder.convs if "channels" in kinds else []):
-        channels = encoder.config.convs[number].channels
-        conv.channel_scale = HardConcrete(channels, INITIAL_DROP["channels"], 1, conv.channel_scale)
-    for number, layer in enumerate(encoder.layers):
-        kept = encoder.config.layers[number]
+    for conv, shape in zip(_convs(encoder) if "channels" in kinds else [], encoder.config.convs, strict=False):
+        conv.channel_scale = HardConcrete(shape.channels, INITIAL_DROP["channels"], 1, conv.channel_scale)
+    for layer, kept in zip(_layers(encoder), encoder.config.layers, strict=True):
         if "heads" in kinds and kept.heads:
             layer.attention.head_scale = HardConcrete(len(kept.heads), INITIAL_DROP["heads"])
         if "units" in kinds and kept.units:
@@ -104,11 +104,19 @@ def find_gates(encoder: Encoder) -> list[Gate]:
 
 
 def _gates(encoder: Encoder) -> Iterator[Gate]:
-    for number, conv in enumerate(encoder.convs):
+    for number, conv in enumerate(_convs(encoder)):
         if isinstance(conv.channel_scale, HardConcrete):
             yield Gate("channels", number, conv.channel_scale)
-    for number, layer in enumerate(encoder.layers):
+    for number, layer in enumerate(_layers(encoder)):
         if isinstance(layer.attention.head_scale, HardConcrete):
             yield Gate("heads", number, layer.attention.head_scale)
         if isinstance(layer.feed_forward.unit_scale, HardConcrete):
             yield Gate("units", number, layer.feed_forward.unit_scale)
+
+
+def _convs(encoder: Encoder) -> list[ConvLayer]:
+    return [module for module in encoder.convs if isinstance(module, ConvLayer)]
+
+
+def _layers(encoder: Encoder) -> list[TransformerLayer]:
+    return [module for module in encoder.layers if isinstance(module, TransformerLayer)]

@@ -47,7 +47,7 @@ class Widths:
 
     @classmethod
     def expected(cls, encoder: Encoder) -> Widths:
-        """Expected widths of a gated encoder, differentiable in its gates (float64: widths are summed by the million)."""
+        """Expected widths of a gated encoder, differentiable in its gates (float64: sums of millions)."""
         widths = cls.of(encoder.config)
         for gate in find_gates(encoder):
             keep = gate.module.keep_probability().double()
@@ -106,9 +106,7 @@ def parameters_by_component(config: EncoderConfig, widths: Widths) -> dict[str, 
     }
 
 
-def macs_by_component(
-    config: EncoderConfig, widths: Widths, seconds: float = REFERENCE_SECONDS
-) -> dict[str, Number]:
+def macs_by_component(config: EncoderConfig, widths: Widths, seconds: float = REFERENCE_SECONDS) -> dict[str, Number]:
     """Multiply-accumulates per second of audio in matrix products and convolutions, for an utterance of `seconds`.
 
     The length matters because attention is quadratic in it.

@@ -32,9 +32,7 @@ def fix_gates(encoder: Encoder, budget: Budget | None = None) -> None:
         gate.fixed_count = counts[name]
 
 
-def _fit(
-    encoder: Encoder, budget: Budget, gates: dict[str, HardConcrete], counts: dict[str, int]
-) -> dict[str, int]:
+def _fit(encoder: Encoder, budget: Budget, gates: dict[str, HardConcrete], counts: dict[str, int]) -> dict[str, int]:
     """The counts nearest to the given ones that use the budget up as far as whole units can."""
     ranked = {
         name: torch.sort(gate.keep_probability().detach(), descending=True, stable=True).values.tolist()
@@ -99,8 +97,7 @@ def prune(encoder: Encoder) -> Encoder:
     units = [survivors(f"units.{number}", layer.units) for number, layer in enumerate(old.layers)]
     config = config_after_surgery(encoder).replace(
         convs=tuple(
-            dataclasses.replace(conv, channels=len(index))
-            for conv, (index, _) in zip(old.convs, channels, strict=True)
+            dataclasses.replace(conv, channels=len(index)) for conv, (index, _) in zip(old.convs, channels, strict=True)
         ),
         layers=tuple(
             LayerConfig(tuple(layer.heads[i] for i in kept.tolist()), len(index))
