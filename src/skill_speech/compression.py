@@ -24,6 +24,7 @@ from .data import TrainingBatches, audio_loader, evaluation_batches, open_cuts, 
 from .distillation import Distillation, DistillationLoss, LossConfig, Method, StageConfig, make_targets, needs_clusters
 from .distillation.training import Precision, run_stage
 from .encoder import Encoder, EncoderConfig
+from .environment import environment
 from .errors import InputError
 from .files import atomic_write, write_json
 from .profiling import Profile, measure, peak_memory
@@ -372,11 +373,22 @@ def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> Compr
         "loss": stages["stage2"]["validation"].get("distillation"),
         "clusters": [list(group) for group in load_analysis(run / "analysis")[1].groups] if clustered else None,
         "stages": stages,
+        "widths": {"teacher": _widths(teacher.config), "student": _widths(final.config)},
+        "environment": environment(),
     }
     write_json(run / "result.json", outcome)
     write_model_card(run / "model" / "README.md", settings, outcome, final.config)
     run.report("finished", finished=True)
     return _read_result(run, already_done=False)
+
+
+def _widths(config: EncoderConfig) -> dict[str, Any]:
+    """What there is of every layer; heads by their numbers."""
+    return {
+        "channels": [conv.channels for conv in config.convs],
+        "heads": [list(layer.heads) for layer in config.layers],
+        "units": [layer.units for layer in config.layers],
+    }
 
 
 def _read_result(run: RunFolder, already_done: bool) -> CompressionResult:

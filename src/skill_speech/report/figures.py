@@ -5,10 +5,9 @@ Drawn with matplotlib's object-oriented interface: nothing global, no window, sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -19,22 +18,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 
+from .shapes import cluster_colour, runs_of, tree_layout
+
 if TYPE_CHECKING:
     from ..similarity import LayerClusters
 
-# Told apart on white and beside the heat map's colours; beyond ten clusters they repeat, and the numbers tell.
-_COLOURS = (
-    "#d1495b",
-    "#00798c",
-    "#e08e1b",
-    "#6a4c93",
-    "#3a7d44",
-    "#b5467f",
-    "#3b6fb6",
-    "#8c5a2b",
-    "#5b6770",
-    "#7a9a01",
-)
 _TRUNK = "#8d939a"
 _INK = "#22262a"
 _PRINTED_UP_TO = 13  # layers: more values than these cannot be read in 800 pixels
@@ -66,8 +54,8 @@ def similarity_map(cka_LL: ArrayLike, clusters: LayerClusters, title: str = "Sim
     inset = min(0.0035 * L, 0.1)
     strip = 0.55 * L / 13
     for number, group in enumerate(clusters.groups):
-        colour = _colour(number)
-        runs = _runs([layers.index(layer) for layer in group])
+        colour = cluster_colour(number)
+        runs = runs_of([layers.index(layer) for layer in group])
         for (top, bottom), (left, right) in product(runs, runs):
             outline = Rectangle(
                 (left - 0.5 + inset, top - 0.5 + inset),
@@ -111,8 +99,10 @@ def dendrogram(clusters: LayerClusters, title: str = "Clusters of layers") -> Fi
     """
     layers, linkage, K = clusters.layers, clusters.linkage, len(clusters.groups)
     L = len(layers)
-    colours = {layers.index(layer): _colour(number) for number, group in enumerate(clusters.groups) for layer in group}
-    order, merges = _layout(linkage)
+    colours = {
+        layers.index(layer): cluster_colour(number) for number, group in enumerate(clusters.groups) for layer in group
+    }
+    order, merges = tree_layout(linkage)
     figure = _figure(8.0, 4.8)
     axes = figure.add_subplot()
     line: dict[str, Any] = {"solid_joinstyle": "round", "solid_capstyle": "round"}
@@ -171,24 +161,9 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
-
-
 def _name_size(layers: int) -> float:
     """Font size of the layers' names in points."""
     return 11 if layers <= 16 else 9 if layers <= 26 else 6.5
-
-
-def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each run of consecutive numbers."""
-    runs: list[tuple[int, int]] = []
-    for row in rows:
-        if runs and row == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], row)
-        else:
-            runs.append((row, row))
-    return runs
 
 
 def _print_values(axes: Any, cka_LL: NDArray[np.float64], lowest: float) -> None:
@@ -218,33 +193,3 @@ def _strip(
         fontweight="bold",
         color="white",
     )
-
-
-class _Foot(NamedTuple):
-    """Where a branch of the tree starts: its node in the linkage matrix, one of its rows, its place and height."""
-
-    node: int
-    row: int
-    x: float
-    y: float
-
-
-def _layout(linkage: NDArray[np.float64]) -> tuple[list[int], list[tuple[_Foot, _Foot, float]]]:
-    """The rows from left to right, and of each merge its left and right branch and its height.
-
-    Of two branches the one whose layers are earlier on average stands left.
-    """
-    L = len(linkage) + 1
-    rows = {row: [row] for row in range(L)}
-    children = {}
-    for node, (a, b) in enumerate(linkage[:, :2].astype(int).tolist(), start=L):
-        first, second = children[node] = sorted((a, b), key=lambda child: float(np.mean(rows[child])))
-        rows[node] = rows[first] + rows[second]
-    order = rows[2 * L - 2]
-    feet = {row: _Foot(row, row, float(place), 0.0) for place, row in enumerate(order)}
-    merges = []
-    for (node, (first, second)), height in zip(children.items(), linkage[:, 2].tolist(), strict=True):
-        left, right = feet[first], feet[second]
-        feet[node] = _Foot(node, left.row, (left.x + right.x) / 2, height)
-        merges.append((left, right, height))
-    return order, merges

@@ -1,0 +1,69 @@
+"""What every picture of clusters shares, whoever draws it: colours, runs of layers, the places in a dendrogram."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Told apart on white and beside the heat map's colours; beyond ten clusters they repeat, and the numbers tell.
+CLUSTER_COLOURS = (
+    "#d1495b",
+    "#00798c",
+    "#e08e1b",
+    "#6a4c93",
+    "#3a7d44",
+    "#b5467f",
+    "#3b6fb6",
+    "#8c5a2b",
+    "#5b6770",
+    "#7a9a01",
+)
+
+
+def cluster_colour(number: int) -> str:
+    """Colour of a cluster, counted from 0."""
+    return CLUSTER_COLOURS[number % len(CLUSTER_COLOURS)]
+
+
+def runs_of(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each run of consecutive numbers."""
+    runs: list[tuple[int, int]] = []
+    for row in rows:
+        if runs and row == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], row)
+        else:
+            runs.append((row, row))
+    return runs
+
+
+class Foot(NamedTuple):
+    """Where a branch of the tree starts: its node in the linkage matrix, one of its rows, its place and height."""
+
+    node: int
+    row: int
+    x: float
+    y: float
+
+
+def tree_layout(linkage: NDArray[np.float64]) -> tuple[list[int], list[tuple[Foot, Foot, float]]]:
+    """The rows from left to right, and of each merge its left and right branch and its height.
+
+    Of two branches the one whose layers are earlier on average stands left.
+    """
+    L = len(linkage) + 1
+    rows = {row: [row] for row in range(L)}
+    children = {}
+    for node, (a, b) in enumerate(linkage[:, :2].astype(int).tolist(), start=L):
+        first, second = children[node] = sorted((a, b), key=lambda child: float(np.mean(rows[child])))
+        rows[node] = rows[first] + rows[second]
+    order = rows[2 * L - 2]
+    feet = {row: Foot(row, row, float(place), 0.0) for place, row in enumerate(order)}
+    merges = []
+    for (node, (first, second)), height in zip(children.items(), linkage[:, 2].tolist(), strict=True):
+        left, right = feet[first], feet[second]
+        feet[node] = Foot(node, left.row, (left.x + right.x) / 2, height)
+        merges.append((left, right, height))
+    return order, merges
