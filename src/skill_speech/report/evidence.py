@@ -1,0 +1,175 @@
+"""What a finished run left in its folder, read for a report; what is not there is None or empty."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from ..checkpoints.native import read_json
+from ..errors import InputError
+from ..profiling import Profile, short_name
+from ..similarity import LayerClusters, load_analysis
+
+STAGES = ("stage1", "stage2")
+
+
+class Widths(NamedTuple):
+    """What there is of every layer.
+
+    Attributes:
+        channels: of each convolution.
+        heads: of each transformer layer, the teacher's numbers of the heads.
+        units: feed-forward units of each transformer layer.
+    """
+
+    channels: list[int]
+    heads: list[list[int]]
+    units: list[int]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `evaluate` wrote into RUN/evaluation.
+
+    Attributes:
+        title: what the table is; of synthetic corpora it says that they are.
+        notes: what a reader has to know.
+        rows: of table.json, models as they were evaluated, published ones behind them.
+        layer_weights: model → task → weight of every hidden state.
+    """
+
+    title: str
+    notes: list[str]
+    rows: list[dict[str, Any]]
+    layer_weights: dict[str, dict[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One finished run.
+
+    Attributes:
+        name: of its folder.
+        settings: config.yaml.
+        outcome: result.json.
+        finished: when, as status.json says.
+        teacher, student: their costs.
+        cka_LL, clusters: the analysis; None for methods that need none.
+        metrics: stage → rows of metrics.csv, each with "step" and what was logged there.
+        widths: of the teacher and the student; None where the run did not record them.
+        scores: of SUPERB's tasks, if they were measured.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    outcome: dict[str, Any]
+    finished: str
+    teacher: Profile
+    student: Profile
+    cka_LL: NDArray[np.float64] | None
+    clusters: LayerClusters | None
+    metrics: dict[str, list[dict[str, float]]]
+    widths: tuple[Widths, Widths] | None
+    scores: Scores | None
+
+    @property
+    def teacher_name(self) -> str:
+        """A hub id, or the name of a folder."""
+        source = str(self.settings["teacher"])
+        return Path(source).name if Path(source).is_absolute() else short_name(source)
+
+    @property
+    def budget(self) -> str:
+        """What was asked for, as on the command line."""
+        asked = ((name, self.settings.get(name)) for name in ("sparsity", "params", "macs"))
+        return ", ".join(f"{name} {value}" for name, value in asked if value is not None)
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the student is."""
+        return self.teacher.real_time_factor / self.student.real_time_factor
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Everything a report tells of a run.
+
+    Raises:
+        InputError: no run there, it is not finished, or a file of it cannot be read.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder}: not a run; give the folder that compress wrote (its --output)")
+    if not (folder / "result.json").is_file():
+        raise InputError(f"{folder}: not finished; the same compress command goes on where it stopped")
+    outcome = read_json(folder / "result.json")
+    status = read_json(folder / "status.json") if (folder / "status.json").is_file() else {}
+    analysed = (folder / "analysis" / "clusters.json").is_file()
+    cka_LL, clusters = load_analysis(folder / "analysis") if analysed else (None, None)
+    try:
+        return Evidence(
+            name=folder.resolve().name,
+            settings=_read_settings(folder / "config.yaml"),
+            outcome=outcome,
+            finished=str(status.get("updated", "")) if status.get("finished") else "",
+            teacher=Profile(**outcome["teacher"]),
+            student=Profile(**outcome["student"]),
+            cka_LL=cka_LL,
+            clusters=clusters,
+            metrics={stage: _read_metrics(folder / stage / "metrics.csv") for stage in STAGES},
+            widths=_widths(outcome.get("widths")),
+            scores=_read_scores(folder / "evaluation"),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'result.json'}: not what compress writes ({error}); run it again") from None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        raise InputError(f"{path}: cannot be read as YAML") from None
+    if not isinstance(values, dict) or "teacher" not in values or "method" not in values:
+        raise InputError(f"{path}: not a run's settings; give the folder that compress wrote")
+    return values
+
+
+def _read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of numbers; cells in which nothing was logged are left out. No rows where the run had no such stage."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a table of numbers ({error})") from None
+
+
+def _widths(values: dict[str, Any] | None) -> tuple[Widths, Widths] | None:
+    return None if values is None else (Widths(**values["teacher"]), Widths(**values["student"]))
+
+
+def _read_scores(folder: Path) -> Scores | None:
+    if not (folder / "table.json").is_file():
+        return None
+    table = read_json(folder / "table.json")
+    try:
+        return Scores(str(table["title"]), list(table["notes"]), list(table["rows"]), _layer_weights(folder))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}: not what evaluate writes ({error}); run evaluate again") from None
+
+
+def _layer_weights(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Of the models that have more than one hidden state to choose from."""
+    weights: dict[str, dict[str, list[float]]] = {}
+    for path in sorted(folder.glob("*/*.json")):
+        values = read_json(path)
+        states = [float(weight) for weight in values.get("layer_weights", ())]
+        if len(states) > 1 and all(map(math.isfinite, states)):
+            weights.setdefault(str(values["model"]), {})[str(values["task"])] = states
+    return weights
