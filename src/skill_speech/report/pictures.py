@@ -173,9 +173,7 @@ def survivors_picture(what: str, before: Sequence[int], after: Sequence[int]) ->
     for row, (had, kept) in enumerate(zip(before, after, strict=True)):
         middle = (row + 0.5) * high
         bars = "".join(
-            element(
-                "rect", x=left, y=middle - thick / 2, height=thick, width=full, rx=min(2.5, full / 2), class_=kind
-            )
+            element("rect", x=left, y=middle - thick / 2, height=thick, width=full, rx=min(2.5, full / 2), class_=kind)
             for kind, full in (
                 ("gone", had / whole * (WIDTH - left - right)),
                 ("kept", kept / whole * (WIDTH - left - right)),
@@ -242,7 +240,9 @@ def budget_picture(what: str, bars: Sequence[Bar], human: Mapping[float, str]) -
         parts.append(text(0, y + 14, bar.name))
         share = f"{bar.after / bar.before:.1%} left" if bar.before else ""
         parts.append(text(WIDTH, y + 14, share, text_anchor="end", class_="quiet"))
-        for place, (who, kind, value) in enumerate((("teacher", "before", bar.before), ("student", "after", bar.after))):
+        for place, (who, kind, value) in enumerate(
+            (("teacher", "before", bar.before), ("student", "after", bar.after))
+        ):
             length = value / whole * (WIDTH - room)
             here = y + 22 + place * (thick + 3)
             box = element("rect", x=0, y=here, height=thick, width=max(length, 1), rx=min(2.5, length / 2), class_=kind)
@@ -279,9 +279,7 @@ def layer_weights_picture(model: str, weights: Mapping[str, Sequence[float]]) ->
             if L <= PRINTED_UP_TO:
                 said = f"{value:.2f}".removeprefix("0") if row not in single else "best" if value else ""
                 place = {"text_anchor": "middle", "dominant_baseline": "central", "class_": "value"}
-                box += text(
-                    left + (column + 0.5) * cell, middle - 1, said, fill=readable_on(colour), **place
-                )
+                box += text(left + (column + 0.5) * cell, middle - 1, said, fill=readable_on(colour), **place)
             parts.append(element("g", hover(words), box))
     for column in range(L):
         if _labelled(column, L):
@@ -357,7 +355,9 @@ def _scale(left: float, y: float, lowest: float) -> list[str]:
     return parts
 
 
-def _grid(steps: Sequence[float], up: Callable[[float], float], left: float, right: float, percent: bool = False) -> list[str]:
+def _grid(
+    steps: Sequence[float], up: Callable[[float], float], left: float, right: float, percent: bool = False
+) -> list[str]:
     parts = []
     for step in steps:
         y = up(step)

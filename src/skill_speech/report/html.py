@@ -1,0 +1,121 @@
+"""The HTML report: one self-contained file about one run, or about several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from matplotlib.colors import to_hex, to_rgb
+
+from .. import __version__
+from ..errors import InputError
+from ..files import atomic_write
+from .evidence import Evidence, read_evidence
+from .pictures import cluster_class, readable_on
+from .sections import SECTIONS, write_sections
+from .shapes import CLUSTER_COLOURS
+
+GENERATOR = '<meta name="generator" content="skill-speech report">'
+LIGHTER = 0.35
+"""How much white is mixed into the colours of clusters where the page is dark."""
+
+
+def report(runs: Sequence[str], output: str | None = None) -> Path:
+    """Write report.html: what came of a run, why, and how it was made; of several runs, the same side by side.
+
+    The file needs nothing else: it opens without a network. The same runs give the same file.
+
+    Args:
+        runs: folders of finished runs.
+        output: the file; by default report.html in the folder of the run, and of several runs in the current one.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        InputError: a folder that is no finished run, or an output that is something else or cannot be written.
+    """
+    folders = [Path(runs)] if isinstance(runs, str) else [Path(run) for run in runs]
+    if not folders:
+        raise InputError("no run to report on: give the folder that compress wrote")
+    path = Path(output) if output is not None else (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    _refuse_other_files(path)
+    text = write_page([read_evidence(folder) for folder in folders])
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
+    return path
+
+
+def write_page(runs: Sequence[Evidence]) -> str:
+    """The page as text."""
+    runs = _told_apart(runs)
+    several = len(runs) > 1
+    title = " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs compared"
+    links = "".join(f'<li><a href="#{one.name}">{escape(one.title)}</a></li>' for one in SECTIONS)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+{GENERATOR}
+<title>{escape(title)} · skill-speech</title>
+<style>
+{_style()}</style>
+</head>
+<body>
+<div class="page{" several" if several else ""}">
+<header>
+<h1>{escape(title)}</h1>
+{"".join(f"<p>{escape(_subtitle(run, several))}</p>" for run in runs)}
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+</header>
+<main>
+{write_sections(runs)}
+</main>
+<footer>Made by skill-speech {escape(__version__)} from the files of the run{"s" * several}. Numbers appear where a picture is
+pointed at, and in the tables below it.</footer>
+</div>
+</body>
+</html>
+"""
+
+
+def _refuse_other_files(path: Path) -> None:
+    """See that nothing but a report is written over."""
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; --output is a file")
+    if path.exists() and GENERATOR.encode() not in path.read_bytes()[:2000]:
+        raise InputError(f"{path}: exists and is not a report; choose another --output")
+
+
+def _told_apart(runs: Sequence[Evidence]) -> list[Evidence]:
+    """Runs whose folders have the same name get a number."""
+    from dataclasses import replace
+
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=f"{run.name} ({names[: place + 1].count(run.name)})") if names.count(run.name) > 1 else run
+        for place, run in enumerate(runs)
+    ]
+
+
+def _subtitle(run: Evidence, several: bool) -> str:
+    made = f"{run.teacher_name}, method {run.settings['method']}, {run.budget}, seed {run.settings.get('seed', 0)}"
+    return f"{run.name}: {made}" if several else f"A student of {made}"
+
+
+def _style() -> str:
+    """page.css, and the colours of clusters on light and on dark."""
+    sheet = files("skill_speech.report").joinpath("page.css").read_text(encoding="utf-8")
+    light, dark = [], []
+    for number, colour in enumerate(CLUSTER_COLOURS):
+        lighter = str(to_hex([value + LIGHTER * (1 - value) for value in to_rgb(colour)]))
+        light.append(f".{cluster_class(number)} {{ --c: {colour}; --on: {readable_on(colour)}; }}")
+        dark.append(f"  .{cluster_class(number)} {{ --c: {lighter}; --on: {readable_on(lighter)}; }}")
+    rules = "\n".join([*light, "@media screen and (prefers-color-scheme: dark) {", *dark, "}"])
+    return f"{sheet}\n{rules}\n"

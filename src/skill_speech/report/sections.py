@@ -1,0 +1,539 @@
+"""The sections of the HTML report, in the order in which they are read; each shows all runs of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from ..profiling import Profile
+from ..pruning import human
+from .evidence import STAGES, Evidence, Scores
+from .markup import Markup, details, figure, panels, paragraph, section, table
+from .pictures import (
+    Bar,
+    Series,
+    budget_picture,
+    cluster_class,
+    dendrogram_picture,
+    describe_groups,
+    heads_picture,
+    layer_weights_picture,
+    lines_picture,
+    similarity_picture,
+    state_name,
+    survivors_picture,
+)
+
+# The measures of evaluate's table by their names there, and which way is better.
+MEASURES = {
+    "PR": "PR PER ↓",
+    "ASR": "ASR WER ↓",
+    "KS": "KS Acc ↑",
+    "QbE": "QbE MTWV ↑",
+    "SID": "SID Acc ↑",
+    "ASV": "ASV EER ↓",
+    "SD": "SD DER ↓",
+    "ER": "ER Acc ↑",
+    "IC": "IC Acc ↑",
+    "SF_F1": "SF F1 ↑",
+    "SF_CER": "SF CER ↓",
+}
+# Points of expected sparsity below the target from which a reader should know.
+SPARSITY_TOLERANCE = 0.02
+
+
+class Section(NamedTuple):
+    """A section: its anchor, its title, and what writes it."""
+
+    name: str
+    title: str
+    write: Callable[[Sequence[Evidence]], str]
+    lead: str = ""
+
+
+def write_sections(runs: Sequence[Evidence]) -> str:
+    """All of them."""
+    return "".join(section(one.name, one.title, one.write(runs), one.lead) for one in SECTIONS)
+
+
+def _per_run(runs: Sequence[Evidence], write: Callable[[Evidence], str], *, beside: bool = True) -> str:
+    """The same of every run; with its name where there are several, next to each other if that is of use."""
+    if len(runs) == 1:
+        return write(runs[0])
+    parts = [f"<h3>{escape(run.name)}</h3>{write(run)}" for run in runs]
+    return panels(parts) if beside else "".join(f'<div class="run">{part}</div>' for part in parts)
+
+
+def _outcome(runs: Sequence[Evidence]) -> str:
+    costs = _stats(runs[0]) if len(runs) == 1 else _comparison(runs)
+    return costs + _per_run(runs, _scores_of, beside=False)
+
+
+def _stats(run: Evidence) -> str:
+    teacher, student = run.teacher, run.student
+    cards = [
+        (
+            "Parameters",
+            human(student.total_parameters),
+            f"{_share(student.total_parameters, teacher.total_parameters)} of the teacher's "
+            f"{human(teacher.total_parameters)}",
+        ),
+        (
+            "MACs per second of audio",
+            human(student.total_macs),
+            f"{_share(student.total_macs, teacher.total_macs)} of the teacher's {human(teacher.total_macs)}",
+        ),
+        (
+            "Speed",
+            f"{run.speedup:.1f}×",
+            f"real-time factor {student.real_time_factor:.4f}, teacher {teacher.real_time_factor:.4f}; {_timed(student)}",
+        ),
+        ("Distillation loss", _loss(run.outcome["loss"]), _loss_note(run)),
+    ]
+    said = "".join(
+        f'<div><dt>{escape(name)}</dt><dd class="figure">{escape(value)}</dd><dd class="more">{escape(more)}</dd></div>'
+        for name, value, more in cards
+    )
+    return f'<dl class="stats">{said}</dl>'
+
+
+def _loss_note(run: Evidence) -> str:
+    if run.outcome["loss"] is None:
+        return "no speech was held out to measure it on"
+    note = f"on held-out speech; {_loss(run.outcome['loss_after_surgery'])} after surgery"
+    weights = run.settings.get("loss", {})
+    if weights.get("cosine_form") == "raw":
+        note += f"; it cannot be lower than {-float(weights['cosine']):g}"
+    return note
+
+
+def _comparison(runs: Sequence[Evidence]) -> str:
+    heading = ["run", "method", "parameters", "share", "MACs / s", "share", "speed", "loss", "after surgery"]
+    rows = [
+        [
+            run.name,
+            str(run.settings["method"]),
+            human(run.student.total_parameters),
+            _share(run.student.total_parameters, run.teacher.total_parameters),
+            human(run.student.total_macs),
+            _share(run.student.total_macs, run.teacher.total_macs),
+            f"{run.speedup:.1f}×",
+            _loss(run.outcome["loss"]),
+            _loss(run.outcome["loss_after_surgery"]),
+        ]
+        for run in runs
+    ]
+    parts = [table(heading, rows, caption="students; share and speed against the teacher of the run")]
+    if not _same(runs, "teacher"):
+        parts.append(paragraph("The runs have different teachers.", "note"))
+    if not all(
+        _same(runs, key) for key in ("method", "teacher", "loss", "clusters", "scale_layers", "share_projections")
+    ):
+        parts.append(
+            paragraph(
+                "Losses of runs with other targets, weights or teachers do not measure the same thing: compare the "
+                "scores of tasks.",
+                "note",
+            )
+        )
+    if len({(run.student.threads, run.student.seconds) for run in runs}) > 1:
+        parts.append(paragraph("Speeds were measured with different threads or lengths.", "note"))
+    return "".join(parts)
+
+
+def _scores_of(run: Evidence) -> str:
+    if run.scores is None:
+        return paragraph("No task was evaluated: RUN/evaluation has no table.json.", "absent")
+    scores = run.scores
+    measures = list(dict.fromkeys(name for row in scores.rows for name in row["scores"]))
+    measures.sort(key=lambda name: list(MEASURES).index(name) if name in MEASURES else len(MEASURES))
+    rows = [["parameters", *(human(row["parameters"]) if row["parameters"] else "none" for row in scores.rows)]]
+    rows += [
+        [MEASURES.get(name, name), *(_number(row["scores"].get(name)) for row in scores.rows)] for name in measures
+    ]
+    if any(row.get("superb_s") is not None for row in scores.rows):
+        rows.append(["superb_s ↑", *(_number(row.get("superb_s"), 0) for row in scores.rows)])
+    sources = list(dict.fromkeys(row["source"] for row in scores.rows if row.get("source")))
+    heading = ["", *(_model_heading(row, run, sources) for row in scores.rows)]
+    notes = [*scores.notes, *(f"[{number}] {source}" for number, source in enumerate(sources, 1))]
+    return table(heading, rows, caption=scores.title) + "".join(paragraph(note, "note") for note in notes)
+
+
+def _model_heading(row: dict[str, Any], run: Evidence, sources: Sequence[str]) -> str:
+    """The model's name, and what it is to the run, which its number of parameters gives away."""
+    role = {run.student.total_parameters: " (student)", run.teacher.total_parameters: " (teacher)"}
+    if row.get("source"):
+        return f"{row['model']} [{sources.index(row['source']) + 1}]"
+    return f"{row['model']}{role.get(row['parameters'], '')}"
+
+
+def _similarity(runs: Sequence[Evidence]) -> str:
+    def write(run: Evidence) -> str:
+        if run.cka_LL is None or run.clusters is None:
+            return _no_analysis(run)
+        layers = run.clusters.layers
+        names = [f"h_{layer}" for layer in layers]
+        rows = [
+            [name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, run.cka_LL.tolist(), strict=True)
+        ]
+        numbers = details("The map as a table", table(["", *names], rows, caption="linear CKA"))
+        caption = (
+            "Layers from the first to the last. A full border is a run of neighbouring layers of a cluster; a dashed one "
+            "joins the runs of a cluster that has several."
+        )
+        groups = run.clusters
+        legend = [
+            [
+                Markup(f'<span class="badge {cluster_class(number)}">{number + 1}</span>'),
+                ", ".join(f"h_{layer}" for layer in group),
+                f"{mean:.3f}",
+                f"h_{medoid}",
+            ]
+            for number, (group, mean, medoid) in enumerate(
+                zip(groups.groups, groups.mean_cka, groups.medoids, strict=True)
+            )
+        ]
+        listed = table(["cluster", "layers", "mean CKA", "medoid"], legend, caption=groups.reason, numbers=False)
+        picture = figure("", similarity_picture(run.cka_LL, groups), caption, numbers)
+        return panels([picture, listed]) if len(runs) == 1 else picture + listed
+
+    return _per_run(runs, write)
+
+
+def _no_analysis(run: Evidence) -> str:
+    method = run.settings["method"]
+    return paragraph(f"The method {method} does not look at similarity: this run has no analysis.", "absent")
+
+
+def _dendrogram(runs: Sequence[Evidence]) -> str:
+    def write(run: Evidence) -> str:
+        groups = run.clusters
+        if groups is None:
+            return _no_analysis(run)
+        L = len(groups.layers)
+        members = {row: f"h_{layer}" for row, layer in enumerate(groups.layers)}
+        rows = []
+        for number, (one, other, height, _) in enumerate(groups.linkage.tolist()):
+            members[L + number] = f"{members[int(one)]}, {members[int(other)]}"
+            below = "below" if number < L - len(groups.groups) else "above"
+            rows.append([str(number + 1), members[int(one)], members[int(other)], f"{height:.4f}", below])
+        heading = ["merge", "one group", "other group", "1 − CKA", "the cut"]
+        numbers = details("The merges as a table", table(heading, rows, caption=_linkage(run), numbers=False))
+        caption = (
+            f"Distance at which groups of layers merge, {_linkage(run)}. The dashed line, at {groups.threshold:.3f}, cuts "
+            f"the tree into {len(groups.groups)} cluster{'s' if len(groups.groups) > 1 else ''}."
+        )
+        return figure("", dendrogram_picture(groups), caption, numbers)
+
+    return _per_run(runs, write)
+
+
+def _linkage(run: Evidence) -> str:
+    assert run.clusters is not None
+    return f"{run.clusters.method} linkage" + (", neighbours only" if run.clusters.contiguous else "")
+
+
+def _survivors(runs: Sequence[Evidence]) -> str:
+    def write(run: Evidence) -> str:
+        if run.widths is None:
+            return paragraph("This run did not record its widths: it was made by an earlier version.", "absent")
+        before, after = run.widths
+        numbering = "Layers are numbered from 1, as h_1 … h_L."
+        rows = [
+            [str(row), f"{len(had)}", f"{len(kept)}", " ".join(map(str, kept)) or "none"]
+            for row, (had, kept) in enumerate(zip(before.heads, after.heads, strict=True), 1)
+        ]
+        heads = figure(
+            "Attention heads",
+            heads_picture(before.heads, after.heads),
+            f"{_left(sum(map(len, after.heads)), sum(map(len, before.heads)))}. A full square is a head that is kept. "
+            + numbering,
+            details("Heads as a table", table(["layer", "before", "after", "kept"], rows)),
+        )
+        units = _counts("Feed-forward units", "feed-forward units", before.units, after.units, numbering)
+        numbered = "Convolutions from the waveform on."
+        channels = _counts("Convolution channels", "channels", before.channels, after.channels, numbered)
+        return panels([heads, units, channels]) if len(runs) == 1 else _stacked(heads, units, channels)
+
+    return _per_run(runs, write)
+
+
+def _counts(title: str, what: str, before: Sequence[int], after: Sequence[int], numbering: str) -> str:
+    rows = [
+        [str(row), str(had), str(kept), _share(kept, had)]
+        for row, (had, kept) in enumerate(zip(before, after, strict=True), 1)
+    ]
+    numbers = details(f"{title.split()[-1].capitalize()} as a table", table(["layer", "before", "after", "left"], rows))
+    caption = f"{_left(sum(after), sum(before))}. The pale bar is the teacher. {numbering}"
+    return figure(title, survivors_picture(what, before, after), caption, numbers)
+
+
+def _sparsity(runs: Sequence[Evidence]) -> str:
+    def write(run: Evidence) -> str:
+        logged = [row for row in run.metrics["stage1"] if "sparsity_expected" in _short(row)]
+        if not logged:
+            return paragraph("This run started behind stage 1, which is where units are pruned.", "absent")
+        rows = [_short(row) for row in logged]
+        expected = [(row["step"], row["sparsity_expected"]) for row in rows]
+        target = [(row["step"], row["sparsity_target"]) for row in rows]
+        last = rows[-1]
+        label = (
+            f"Expected sparsity over the steps of stage 1, from {expected[0][1]:.1%} to {expected[-1][1]:.1%}; its target "
+            f"rises from {target[0][1]:.1%} to {target[-1][1]:.1%}."
+        )
+        picture = lines_picture(
+            label,
+            [Series("target", "aim", target), Series("expected", "main", expected)],
+            bounds=(min(0.0, *(y for _, y in expected)), max(y for _, y in [*expected, *target])),
+            percent=True,
+        )
+        caption = (
+            f"At step {last['step']:g} expected {last['sparsity_expected']:.2%}, target {last['sparsity_target']:.2%}."
+        )
+        names = [name for name in ("sparsity_expected", "sparsity_target", "lambda1", "lambda2") if name in last]
+        cells = [[f"{row['step']:g}", *(f"{row[name]:.4f}" for name in names)] for row in rows]
+        numbers = details("Sparsity and multipliers as a table", table(["step", *names], cells))
+        legend = _legend([("expected", "main"), ("target", "aim")])
+        gap = last["sparsity_target"] - last["sparsity_expected"]
+        warning = ""
+        if gap > SPARSITY_TOLERANCE:
+            warning = paragraph(
+                f"Stage 1 ended {100 * gap:.1f} points short of its target, and surgery removed units that training had "
+                "not let go of. More steps or a higher gate_learning_rate close the gap.",
+                "warning",
+            )
+        return warning + figure("", picture, caption, numbers, legend)
+
+    return _per_run(runs, write)
+
+
+def _losses(runs: Sequence[Evidence]) -> str:
+    curves = {stage: [_loss_points(run, stage) for run in runs] for stage in STAGES}
+    values = [y for lists in curves.values() for lines in lists for points in lines for _, y in points]
+    # One scale for all, so that stages and runs can be compared by eye.
+    bounds = (min(values), max(values)) if values else (0.0, 1.0)
+
+    def write(run: Evidence) -> str:
+        drawn = [_loss_figure(run, stage, bounds) for stage in STAGES]
+        return panels(drawn) if len(runs) == 1 else _stacked(*drawn)
+
+    return _per_run(runs, write)
+
+
+def _loss_points(run: Evidence, stage: str) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Distillation loss on training batches and on held-out speech, with the steps."""
+    found = []
+    for part in ("train", "validation"):
+        key = f"{part}/distillation"
+        found.append([(row["step"], row[key]) for row in run.metrics[stage] if key in row])
+    return found[0], found[1]
+
+
+def _loss_figure(run: Evidence, stage: str, bounds: tuple[float, float]) -> str:
+    title = stage.replace("stage", "Stage ")
+    training, held_out = _loss_points(run, stage)
+    if not training:
+        return paragraph(f"{title}: this run started behind it.", "absent")
+    series = [Series("training", "second" if held_out else "main", training)]
+    label = f"{title}, distillation loss on training batches from {training[0][1]:.4f} to {training[-1][1]:.4f}"
+    legend = [("training batches", series[0].kind)]
+    if held_out:
+        series.append(Series("held-out", "main", held_out, marked=True))
+        legend.append(("held-out speech", "main"))
+        label += f"; on held-out speech from {held_out[0][1]:.4f} to {held_out[-1][1]:.4f}"
+    result = run.outcome["stages"].get(stage, {})
+    caption = (
+        f"{result['steps']} steps, {result['audio_seconds'] / 3600:.3g} h of audio, {_duration(result['seconds'])}."
+        if result
+        else ""
+    )
+    names = list(dict.fromkeys(name for row in run.metrics[stage] for name in row if name != "step"))
+    shown = [name for name in names if name.rpartition("/")[2] in ("distillation", "l1", "l2", "cosine", "penalty")]
+    rows = [
+        [f"{row['step']:g}", *(f"{row[name]:.4f}" if name in row else "" for name in shown)]
+        for row in run.metrics[stage]
+    ]
+    numbers = details(f"{title} as a table", table(["step", *shown], rows))
+    return figure(title, lines_picture(f"{label}.", series, bounds=bounds), caption, numbers, _legend(legend))
+
+
+def _budget(runs: Sequence[Evidence]) -> str:
+    def write(run: Evidence) -> str:
+        parts = []
+        for title, what, one, other in (
+            ("Parameters", "parameters", run.teacher.parameters, run.student.parameters),
+            ("Multiply-accumulates", "MACs per second of audio", run.teacher.macs, run.student.macs),
+        ):
+            bars = [Bar(name, float(before), float(other[name])) for name, before in one.items()]
+            words = {value: human(value) for bar in bars for value in (bar.before, bar.after)}
+            rows = [
+                [bar.name, f"{bar.before:,.0f}", f"{bar.after:,.0f}", _share(bar.after, bar.before)] for bar in bars
+            ]
+            whole, left = sum(bar.before for bar in bars), sum(bar.after for bar in bars)
+            rows.append(["all", f"{whole:,.0f}", f"{left:,.0f}", _share(left, whole)])
+            numbers = details(f"{title} as a table", table([what, "teacher", "student", "left"], rows))
+            caption = f"{human(left)} of {human(whole)} {what}."
+            legend = _legend([("teacher", "before"), ("student", "after")])
+            parts.append(figure(title, budget_picture(what, bars, words), caption, numbers, legend))
+        return panels(parts) if len(runs) == 1 else _stacked(*parts)
+
+    return _per_run(runs, write)
+
+
+def _layer_weights(runs: Sequence[Evidence]) -> str:
+    def write(run: Evidence) -> str:
+        scores = run.scores
+        if scores is None or not scores.layer_weights:
+            return paragraph("No task was evaluated: nothing is known of the layers that tasks read.", "absent")
+        drawn = [_weights_figure(model, weights, scores) for model, weights in scores.layer_weights.items()]
+        return panels(drawn) if len(runs) == 1 else _stacked(*drawn)
+
+    return _per_run(runs, write)
+
+
+def _weights_figure(model: str, weights: dict[str, list[float]], scores: Scores) -> str:
+    # Heads of one model see the same hidden states; a result of another depth would be another model's.
+    states = max(map(len, weights.values()))
+    ordered = sorted((task for task in weights if len(weights[task]) == states), key=_task_order)
+    shown = {task: weights[task] for task in ordered}
+    rows = [[task.upper(), *(f"{value:.3f}" for value in shown[task])] for task in ordered]
+    heading = ["", *("input" if state == 0 else state_name(state) for state in range(states))]
+    numbers = details("The weights as a table", table(heading, rows))
+    caption = f"Darker is more. {scores.title}."
+    return figure(model, layer_weights_picture(model, shown), caption, numbers)
+
+
+def _task_order(task: str) -> tuple[int, str]:
+    names = [name.partition("_")[0].lower() for name in MEASURES]
+    return (names.index(task) if task in names else len(names), task)
+
+
+def _configuration(runs: Sequence[Evidence]) -> str:
+    flat = [_flat(run.settings) for run in runs]
+    keys = list(dict.fromkeys(key for settings in flat for key in settings))
+    rows = {key: [_said(settings.get(key)) for settings in flat] for key in keys}
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(key.rpartition(".")[0], []).append(key)
+    parts = []
+    if len(runs) > 1:
+        differing = [[key, *rows[key]] for key in keys if len(set(rows[key])) > 1]
+        heading = ["setting", *(run.name for run in runs)]
+        parts.append(table(heading, differing, caption="what differs", numbers=False))
+    blocks = []
+    for group, members in groups.items():
+        cells = [[key.rpartition(".")[2], *rows[key]] for key in members]
+        marked = [number for number, (_, *values) in enumerate(cells) if len(set(values)) > 1]
+        heading = [group or "run", *(run.name if len(runs) > 1 else "" for run in runs)]
+        blocks.append(f"<div>{table(heading, cells, caption=group or 'general', numbers=False, marked=marked)}</div>")
+    every = f'<div class="settings">{"".join(blocks)}</div>' if len(runs) == 1 else "".join(blocks)
+    parts.append(every if len(runs) == 1 else details("All settings", every))
+    return "".join(parts)
+
+
+def _environment(runs: Sequence[Evidence]) -> str:
+    listed = [_environment_of(run) for run in runs]
+    keys = list(dict.fromkeys(key for values in listed for key in values))
+    rows = [[key, *(values.get(key, "not recorded") for values in listed)] for key in keys]
+    heading = ["", *(run.name if len(runs) > 1 else "" for run in runs)]
+    marked = [number for number, (_, *values) in enumerate(rows) if len(set(values)) > 1]
+    return table(heading, rows, caption="where and how long", numbers=False, marked=marked)
+
+
+def _environment_of(run: Evidence) -> dict[str, str]:
+    values: dict[str, str] = {}
+    recorded = run.outcome.get("environment")
+    if recorded:
+        values = {**recorded["versions"], "platform": recorded["platform"]}
+        values |= {"CPUs": str(recorded["cpus"]), "threads": str(recorded["threads"])}
+        values["accelerator"] = str(recorded["accelerator"] or "none")
+    for stage, result in run.outcome["stages"].items():
+        values[f"{stage}, time"] = _duration(result["seconds"])
+        values[f"{stage}, peak memory"] = f"{result['peak_memory'] / 2**20:,.0f} MiB"
+    values["speed measured on"] = _timed(run.student)
+    values["finished"] = run.finished or "not recorded"
+    return values
+
+
+def _stacked(*parts: str) -> str:
+    return f'<div class="panels">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+
+
+def _legend(entries: Sequence[tuple[str, str]]) -> str:
+    """Names beside a sample of their line or bar."""
+    parts = []
+    for name, kind in entries:
+        sample = f'<rect x="0" y="1" width="16" height="6" rx="1" class="{kind}"/>'
+        if kind in ("main", "second", "aim"):
+            sample = f'<line x1="0" x2="16" y1="4" y2="4" class="line {kind}"/>'
+        parts.append(f'<li><svg viewBox="0 0 16 8" aria-hidden="true">{sample}</svg>{escape(name)}</li>')
+    return f'<ul class="legend">{"".join(parts)}</ul>'
+
+
+def _short(row: dict[str, float]) -> dict[str, float]:
+    """A row of metrics.csv without the names of its parts."""
+    return {name.rpartition("/")[2]: value for name, value in row.items()}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return (
+        {None: "–", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, float)
+        else f"{value:g}"
+    )
+
+
+def _same(runs: Sequence[Evidence], key: str) -> bool:
+    return all(run.settings.get(key) == runs[0].settings.get(key) for run in runs)
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "–"
+
+
+def _left(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} are left ({_share(part, whole)})"
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _timed(profile: Profile) -> str:
+    return (
+        f"one utterance of {profile.seconds:g} s, float32, {profile.threads} CPU thread{'s' * (profile.threads != 1)}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+SECTIONS = (
+    Section("outcome", "Outcome", _outcome),
+    Section("similarity", "Similarity of the teacher's layers", _similarity),
+    Section("dendrogram", "Clusters and the cut", _dendrogram),
+    Section("survivors", "What survives", _survivors),
+    Section("sparsity", "Sparsity, expected and asked for", _sparsity),
+    Section("losses", "Losses", _losses),
+    Section("budget", "Budget by component", _budget),
+    Section("layer-weights", "Layers that tasks read", _layer_weights),
+    Section("configuration", "Configuration", _configuration),
+    Section("environment", "Environment", _environment),
+)
