@@ -410,6 +410,27 @@ def test_utterance_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
         read_task("ic", folder)
 
 
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("asr", "dev-clean/84/1240/84-1240.trans.txt"),
+        ("ks", "speech_commands_v0.01/testing_list.txt"),
+        ("qbe", "scoring/language_key_eval.lst"),
+        ("sd", "train/utt2spk"),
+        ("sf", "all.iob.snips.txt"),
+    ],
+)
+def test_line_that_is_there_twice_is_refused(tmp_path: Path, task: str, name: str) -> None:
+    folder = WRITERS[task](tmp_path)
+    content = (folder / name).read_text()
+    (folder / name).write_text(content + content.splitlines()[1] + "\n")
+    last = len(content.splitlines()) + 1
+    with pytest.raises(
+        InputError, match=rf"{Path(name).name}: line {last}: \S+ is already in line 2 of \S+{Path(name).name}"
+    ):
+        read_task(task, folder)
+
+
 def test_file_that_is_no_text_or_empty_is_refused(tmp_path: Path) -> None:
     folder = by_hand.snips(tmp_path)
     (folder / "slots.txt").write_text("\n")

@@ -62,7 +62,7 @@ def random_channel(rng: random.Random) -> Channel:
     )
 
 
-def rms(audio_T: Audio) -> float:
+def rms(audio_T: npt.NDArray[np.floating]) -> float:
     """Root mean square; tiny instead of zero."""
     return float(np.sqrt(np.mean(np.square(audio_T, dtype=np.float64)) + 1e-12))
 
