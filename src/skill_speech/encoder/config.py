@@ -61,6 +61,8 @@ class EncoderConfig:
         norm_eps: epsilon of the layer norms over hidden states and before the feature projection.
         input_normalization: bring every utterance to zero mean and unit variance first, as the checkpoint's
             preprocessor does.
+        input_norm_eps: what is added to the variance then: 1e-7 in Transformers, 1e-5 in fairseq and TorchAudio, which
+            shows on quiet recordings.
         length_aware: keep padding out of everything, so that a padded batch equals its utterances one by one. Off, the
             group norm's statistics see the padding, as they do in Transformers.
         sampling_rate: Hz of the input.
@@ -88,6 +90,7 @@ class EncoderConfig:
     relative_distance: int = 0
     norm_eps: float = 1e-5
     input_normalization: bool = False
+    input_norm_eps: float = 1e-7
     length_aware: bool = False
     sampling_rate: int = 16_000
     hidden_dropout: float = 0.0
