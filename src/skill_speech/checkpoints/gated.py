@@ -44,9 +44,10 @@ def apply_layer_gates(values: dict[str, Any], tensors: dict[str, Any], gates: di
             flags = values.get(flag)
             values[flag] = list(flags) if isinstance(flags, list) else [True] * depth
             values[flag][int(number)] = False
-            for left in [left for left in tensors if left.startswith(f"{place}.{sublayer}.")]:
-                if "rel_attn_embed" not in left:
-                    del tensors[left]
+            for named in (tensors, gates):
+                for left in [left for left in named if left.startswith(f"{place}.{sublayer}.")]:
+                    if "rel_attn_embed" not in left:  # the position bias of all layers
+                        del named[left]
 
 
 def apply_gates(encoder: Encoder, settings: Settings, gates: dict[str, Any]) -> Encoder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,7 @@ class ImportResult:
     assumed: tuple[str, ...]
 
 
-def import_encoder(source: str, output: str | os.PathLike[str], *, revision: str | None = None) -> ImportResult:
+def import_encoder(source: str, output: str, *, revision: str | None = None) -> ImportResult:
     """Read an encoder from any known format and write it as a folder that every command takes.
 
     Args:

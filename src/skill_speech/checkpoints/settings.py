@@ -54,6 +54,8 @@ class Settings:
     def _value(self, name: str) -> Any:
         value = self.values.get(name)
         for _ in range(MAX_DEPTH):
+            if value == "???":  # OmegaConf's mark of a value that nobody has given
+                return None
             reference = REFERENCE.fullmatch(value) if isinstance(value, str) else None
             if reference is None:
                 return value

@@ -46,7 +46,7 @@ def config_from_shapes(tensors: dict[str, Any], is_hubert: bool, source: str) ->
     """DPHuBERT's configuration for a state dict under TorchAudio's names, and what had to be assumed for it.
 
     Args:
-        tensors: the weights of one encoder.
+        tensors: the weights of one encoder, and its gates if it has any.
         is_hubert: whether HuBERT's pre-training head stands beside the encoder.
         source: for messages.
 
@@ -99,8 +99,11 @@ def _convs(shapes: Shapes) -> list[list[int]]:
 def _heads(shapes: Shapes, values: dict[str, Any], is_hubert: bool) -> tuple[dict[str, Any], list[str]]:
     width, depth = values["encoder_embed_dim"], values["encoder_num_layers"]
     embedding = f"{LAYERS}0.attention.rel_attn_embed.weight"
+    gates = f"{LAYERS}0.attention.hard_concrete_for_heads.log_alpha"
     wavlm = embedding in shapes
     buckets, num_heads = shapes.of(embedding, 2) if wavlm else (0, NUM_HEADS.get(width, width // HEAD_SIZE))
+    if gates in shapes:
+        (num_heads,) = shapes.of(gates, 1)
     if not num_heads or width % num_heads:
         raise InputError(f"{shapes.source}: how many heads a hidden size of {width} has is not known; {_WAY_OUT}")
     head_size = width // num_heads
@@ -109,7 +112,10 @@ def _heads(shapes: Shapes, values: dict[str, Any], is_hubert: bool) -> tuple[dic
         for number, used in enumerate(values["encoder_use_attention"])
     ]
     if not wavlm:
-        assumed = [f"heads of {head_size}", *([] if is_hubert else ["HuBERT; wav2vec 2.0 is the same network"])]
+        assumed = [
+            *([] if gates in shapes else [f"heads of {head_size}"]),
+            *([] if is_hubert else ["HuBERT; wav2vec 2.0 is the same network"]),
+        ]
         return {"encoder_num_heads": counts, "encoder_head_dim": head_size}, assumed
     assumed = [f"position bias up to a distance of {MAX_DISTANCE}"]
     kept: Any = [list(range(number)) for number in counts]

@@ -65,7 +65,7 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
     assumed: list[str] = []
     written = "TorchAudio" if config is None and scale is None else "DPHuBERT"
     if config is None:
-        config, assumed = config_from_shapes(tensors, f"{prefix}logit" in weights, source)
+        config, assumed = config_from_shapes(tensors | gates, _is_hubert(weights), source)
     settings = Settings(plain(config), source)
     apply_layer_gates(settings.values, tensors, gates)
     theirs = StateDict(tensors, source, torchaudio_name)
@@ -82,9 +82,13 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
     _refuse_left_weights(theirs, ours)
     encoder = build(ours, converted, source)
     if gates:
-        encoder = apply_gates(encoder, settings, gates)
-        assumed.append("its gates are applied as in evaluation and what they close is cut away")
+        encoder, written = apply_gates(encoder, settings, gates), "DPHuBERT (stage 1, pruned while reading)"
     return Checkpoint(encoder.eval(), "DiariZen" if prefix == "wavlm_model." else written, tuple(assumed))
+
+
+def _is_hubert(names: Any) -> bool:
+    """Whether HuBERT's pre-training head, which wav2vec 2.0 does not have, stands beside the encoder."""
+    return any(name.startswith("logit_generator.") for name in names)
 
 
 def encoder_config(settings: Settings, beside: Settings, theirs: StateDict) -> EncoderConfig:
