@@ -29,7 +29,12 @@ from .weights import StateDict, build
 # Both normalise waveforms with torch's layer_norm, whose epsilon this is.
 INPUT_NORM_EPS = 1e-5
 LAYER = "encoder.transformer.layers."
-ATTENTION = tuple("q_proj k_proj v_proj".split())
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+# The flag of a sublayer in the configuration, its weights that read the hidden states, and the one that writes them.
+SUBLAYERS = (
+    ("encoder_use_attention", tuple(f"attention.{name}" for name in PROJECTIONS), "attention.out_proj"),
+    ("encoder_use_feed_forward", ("feed_forward.intermediate_dense",), "feed_forward.output_dense"),
+)
 
 
 def find_encoder(names: Any) -> str | None:
@@ -71,7 +76,10 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
     theirs = StateDict(tensors, source, torchaudio_name)
     ours = encoder_config(settings, Settings(beside, source), theirs)
     for number, layer in enumerate(ours.layers):
-        tensors |= dict(_absent_sublayers(number, layer, ours, tensors))
+        for flag, inputs, output in SUBLAYERS:
+            flags = settings.values.get(flag)
+            if isinstance(flags, list) and not flags[number] and f"{LAYER}{number}.{output}.bias" not in tensors:
+                tensors |= dict(_empty(f"{LAYER}{number}.", inputs, output, ours.hidden_size))
         const = f"{LAYER}{number}.attention.gru_rel_pos_const"
         if ours.relative_buckets and layer.heads and const in tensors:
             tensors[const] = _of_heads(tensors[const], layer.heads, ours.num_heads, source)
@@ -177,33 +185,22 @@ def _split_projections(tensors: dict[str, Any]) -> dict[str, Any]:
     for name, tensor in tensors.items():
         place, _, kind = str(name).rpartition("attention.attention.in_proj_")
         if place and isinstance(tensor, Tensor) and tensor.ndim and len(tensor) % 3 == 0:
-            for projection, part in zip(ATTENTION, tensor.chunk(3), strict=True):
+            for projection, part in zip(PROJECTIONS, tensor.chunk(3), strict=True):
                 split[f"{place}attention.{projection}.{kind}"] = part
         else:
             split[str(name).replace("attention.attention.out_proj", "attention.out_proj")] = tensor
     return split
 
 
-def _absent_sublayers(
-    number: int, layer: LayerConfig, config: EncoderConfig, tensors: dict[str, Any]
-) -> Iterator[tuple[str, Tensor]]:
-    """The empty weights of sublayers that the file leaves out, since ours keep an output bias."""
-    width, place = config.hidden_size, f"{LAYER}{number}"
-    if not layer.heads and f"{place}.attention.out_proj.bias" not in tensors:
-        yield from _empty([f"{place}.attention.{name}" for name in ATTENTION], f"{place}.attention.out_proj", width)
-    if not layer.units and f"{place}.feed_forward.output_dense.bias" not in tensors:
-        ff = f"{place}.feed_forward"
-        yield from _empty([f"{ff}.intermediate_dense"], f"{ff}.output_dense", width)
-
-
-def _empty(inputs: list[str], output: str, width: int) -> Iterator[tuple[str, Tensor]]:
+def _empty(place: str, inputs: tuple[str, ...], output: str, width: int) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a sublayer that the file leaves out, since what is left of ours is an output bias."""
     if width > 2**20:  # nothing is allocated by a number alone
         return
     for name in inputs:
-        yield f"{name}.weight", torch.zeros(0, width)
-        yield f"{name}.bias", torch.zeros(0)
-    yield f"{output}.weight", torch.zeros(width, 0)
-    yield f"{output}.bias", torch.zeros(width)
+        yield f"{place}{name}.weight", torch.zeros(0, width)
+        yield f"{place}{name}.bias", torch.zeros(0)
+    yield f"{place}{output}.weight", torch.zeros(width, 0)
+    yield f"{place}{output}.bias", torch.zeros(width)
 
 
 def _of_heads(const: Tensor, heads: tuple[int, ...], num_heads: int, source: str) -> Tensor:

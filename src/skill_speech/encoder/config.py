@@ -109,11 +109,16 @@ class EncoderConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(ACTIVATIONS)}")
         if not self.convs or not self.layers:
             raise ValueError("an encoder needs at least one convolution and one transformer layer")
+        for name in ("hidden_size", "num_heads", "positional_kernel", "positional_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         for number, conv in enumerate(self.convs):
             if conv.channels < 1:
                 raise ValueError(f"convolution {number} has no channel left")
+            if min(conv.kernel, conv.stride) < 1:
+                raise ValueError(f"convolution {number} has a kernel of {conv.kernel} and a stride of {conv.stride}")
         for number, layer in enumerate(self.layers, start=1):
             if layer.units < 0 or any(not 0 <= head < self.num_heads for head in layer.heads):
                 raise ValueError(f"layer {number} keeps {layer.units} units and heads {layer.heads}: out of range")
