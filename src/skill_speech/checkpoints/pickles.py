@@ -72,8 +72,12 @@ HOLDERS = {
     tuple("bool bytearray bytes complex dict float frozenset int list long object range set slice str tuple".split()),
 )
 # Outside of it, objects are made by calling a class, and classes have capitals. Functions are called to run something,
-# but for those of these modules and names, which make an array, a type or a device.
-MAKERS = ("numpy.", "torch._utils.", "torch._tensor.", "torch.device", "torch.dtype", "torch.serialization._get_layout")
+# but for those that make an array, a tensor, a type or a device.
+MAKERS = tuple(
+    "numpy.core.multiarray. numpy._core.multiarray. numpy.core.numeric. numpy._core.numeric. numpy.random._pickle. "
+    "numpy.dtype numpy.ndarray torch._utils. torch._tensor. torch.device torch.dtype "
+    "torch.serialization._get_layout".split()
+)
 
 
 def read_pickle(

@@ -280,8 +280,8 @@ def save_torchaudio(encoder: Encoder, path: str | Path) -> None:
             "input_norm_eps": config.input_norm_eps,
         },
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def _check_expressible(config: EncoderConfig) -> None:
