@@ -51,7 +51,7 @@ class Record:
 
 # Classes of Python's own library that a checkpoint may mention, because all they do is hold data. Everything else of
 # that library is refused by name: nothing of it belongs into a checkpoint, and much of it is what malicious files use.
-HOLDERS = {
+HOLDERS: dict[str, tuple[str, ...] | None] = {
     "_operator": ("getitem",),  # parametrised type hints in older pickles
     "argparse": ("Namespace",),
     "collections": ("Counter", "OrderedDict", "defaultdict", "deque"),
@@ -63,13 +63,21 @@ HOLDERS = {
     "fractions": ("Fraction",),
     "functools": ("partial",),
     "operator": ("getitem",),
-    "pathlib": ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),
     "types": ("NoneType", "SimpleNamespace"),
     "typing": None,  # type hints, under any name
     "uuid": ("UUID",),
-} | dict.fromkeys(
+}
+HOLDERS |= dict.fromkeys(
+    ("pathlib", "pathlib._local"),
+    ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),
+)
+HOLDERS |= dict.fromkeys(
     ("builtins", "__builtin__"),
-    tuple("bool bytearray bytes complex dict float frozenset int list long object range set slice str tuple".split()),
+    tuple(
+        # The last three are what Python 2 called range, str, and, for the class of None, is the only way to name it.
+        "bool bytearray bytes complex dict float frozenset int list long object range set slice str tuple "
+        "xrange unicode type".split()
+    ),
 )
 # Outside of it, objects are made by calling a class, and classes have capitals. Functions are called to run something,
 # but for those that make an array, a tensor, a type or a device.

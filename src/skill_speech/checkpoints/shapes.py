@@ -12,7 +12,7 @@ from ..errors import InputError
 from .diarizen import published_heads
 
 # Heads by hidden size in the published models of the family; head size in the others.
-NUM_HEADS = {768: 12, 1024: 16, 1280: 16}
+NUM_HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
 HEAD_SIZE = 64
 MAX_DISTANCE = 800
 LAYERS = "encoder.transformer.layers."
