@@ -430,6 +430,8 @@ def refused(path: Path) -> str:
         ({"extractor_conv_layer_config": [(11, 10)]}, "is not three numbers for each"),
         ({"encoder_pos_conv_groups": 0}, "makes no encoder"),
         ({"encoder_total_num_heads": [0] * 4}, "makes no encoder"),
+        ({"encoder_max_distance": 8}, "32 buckets of a position bias do not reach to a distance of 8"),
+        ({"encoder_dropout": float("nan")}, "encoder_dropout in its configuration is no float"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused_in_one_line(changes, message, tmp_path):
@@ -447,6 +449,8 @@ def test_a_missing_weight_and_a_wrong_shape_are_named(tmp_path):
     assert f"the weight {name} is missing" in refused(write(path, less, config))
     assert "has the shape (24, 47)" in refused(write(path, state | {name: torch.ones(24, 47)}, config))
     assert "is no tensor" in refused(write(path, state | {name: "tensor"}, config))
+    assert "numbers that are not finite" in refused(write(path, state | {name: state[name] / 0}, config))
+    assert "torch.int8, not floating point" in refused(write(path, state | {name: state[name].to(torch.int8)}, config))
     assert "gru_rel_pos_const has 5 numbers for 6 heads" in refused(
         write(
             path, state | {"encoder.transformer.layers.0.attention.gru_rel_pos_const": torch.ones(1, 5, 1, 1)}, config

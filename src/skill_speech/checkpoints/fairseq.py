@@ -86,7 +86,7 @@ def _configurations(values: dict[Any, Any], source: str) -> tuple[Settings, Sett
     if "model_weight" in values:
         model, task = plain(values.get("model_cfg")), plain(values.get("task_cfg"))
         return Settings(model, source), Settings(task, source), "s3prl"
-    whole = plain(values.get("cfg") or values.get("args"))
+    whole = plain(values.get("args") if values.get("cfg") is None else values["cfg"])
     if not isinstance(whole, dict):
         raise InputError(f"{source}: there is no configuration in it, neither cfg nor args")
     if isinstance(whole.get("model"), dict):

@@ -75,7 +75,7 @@ def apply_gates(encoder: Encoder, settings: Settings, gates: dict[str, Any]) -> 
 
 
 def _gate(values: Any, units: int, name: str = "hard_concrete_for_layer") -> HardConcrete:
-    if not isinstance(values, Tensor) or values.shape != (units,):
+    if not isinstance(values, Tensor) or values.shape != (units,) or not bool(values.isfinite().all()):
         raise InputError(f"{name} is not one number for each of {units} units")
     gate = HardConcrete(units, 0.01).eval()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, TypeVar
 
@@ -41,9 +42,10 @@ class Settings:
             if default is _REQUIRED:
                 raise InputError(f"{self.source}: its configuration lacks {name}")
             return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
             return kind(value)  # type: ignore[call-arg]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        unfit = isinstance(value, bool) and kind is not bool
+        if unfit or not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
             raise InputError(f"{self.source}: {name} in its configuration is no {kind.__name__}")
         return value
 

@@ -60,11 +60,8 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
     Raises:
         InputError: a weight or a setting is missing, of the wrong kind, or not one that the encoder has a place for.
     """
-    weights = {name: tensor for name, tensor in weights.items() if isinstance(name, str)}
     prefix = find_encoder(weights) or ""
-    tensors = _split_projections(
-        {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    )
+    tensors = _split_projections(_of_encoder(weights, prefix, source))
     gates = {name: tensors.pop(name) for name in list(tensors) if name.endswith("log_alpha")}
     scale = tensors.get("feature_extractor.dummy_weight")
     assumed: list[str] = []
@@ -84,7 +81,7 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
         if ours.relative_buckets and layer.heads and const in tensors:
             tensors[const] = _of_heads(tensors[const], layer.heads, ours.num_heads, source)
     converted = dict(convert_weights(theirs, ours))
-    if isinstance(scale, Tensor) and not bool((scale == 1).all()):
+    if scale is not None and not bool((scale == 1).all()):
         ours = ours.replace(feature_scale=True)
         converted[f"convs.{len(ours.convs) - 1}.channel_scale.weight"] = scale
     _refuse_left_weights(theirs, ours)
@@ -94,9 +91,19 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
     return Checkpoint(encoder.eval(), "DiariZen" if prefix == "wavlm_model." else written, tuple(assumed))
 
 
+def _of_encoder(weights: dict[Any, Any], prefix: str, source: str) -> dict[str, Tensor]:
+    """The weights of the encoder alone, without their prefix."""
+    places = (f"{prefix}feature_extractor.", f"{prefix}encoder.")
+    names = [name for name in weights if isinstance(name, str) and name.startswith(places)]
+    for name in names:
+        if not isinstance(weights[name], Tensor):
+            raise InputError(f"{source}: {name} is no tensor")
+    return {name.removeprefix(prefix): weights[name] for name in names}
+
+
 def _is_hubert(names: Any) -> bool:
     """Whether HuBERT's pre-training head, which wav2vec 2.0 does not have, stands beside the encoder."""
-    return any(name.startswith("logit_generator.") for name in names)
+    return any(str(name).startswith("logit_generator.") for name in names)
 
 
 def encoder_config(settings: Settings, beside: Settings, theirs: StateDict) -> EncoderConfig:
@@ -127,7 +134,7 @@ def encoder_config(settings: Settings, beside: Settings, theirs: StateDict) -> E
         kept = per_layer("encoder_remaining_heads", list)
     else:
         counts = per_layer("encoder_num_heads", int)
-        num_heads = width // settings.take("encoder_head_dim", int, width // max(1, *counts))
+        num_heads = width // max(1, settings.take("encoder_head_dim", int, width // max(1, *counts)))
         kept = _kept_heads(beside, [min(count, width) for count in counts])
     mode = settings.take("extractor_mode", str)
     shapes = settings.take("extractor_conv_layer_config", list, [[c.channels, c.kernel, c.stride] for c in BASE_CONVS])
@@ -179,16 +186,16 @@ def torchaudio_name(name: str) -> str:
     return f"encoder.{name}" if name.startswith("feature_projection.") else name
 
 
-def _split_projections(tensors: dict[str, Any]) -> dict[str, Any]:
+def _split_projections(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """TorchAudio's WavLM keeps query, key and value in one matrix; DPHuBERT's does not."""
-    split: dict[str, Any] = {}
+    split: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        place, _, kind = str(name).rpartition("attention.attention.in_proj_")
-        if place and isinstance(tensor, Tensor) and tensor.ndim and len(tensor) % 3 == 0:
+        place, _, kind = name.rpartition("attention.attention.in_proj_")
+        if place and tensor.ndim and len(tensor) % 3 == 0:
             for projection, part in zip(PROJECTIONS, tensor.chunk(3), strict=True):
                 split[f"{place}attention.{projection}.{kind}"] = part
         else:
-            split[str(name).replace("attention.attention.out_proj", "attention.out_proj")] = tensor
+            split[name.replace("attention.attention.out_proj", "attention.out_proj")] = tensor
     return split
 
 
@@ -216,11 +223,7 @@ def _refuse_left_weights(theirs: StateDict, config: EncoderConfig) -> None:
     unused = [f"{LAYER}{number}.attention.gru_rel_pos" for number, layer in enumerate(config.layers)]
     if config.relative_buckets:
         unused = [name for name, layer in zip(unused, config.layers, strict=True) if not layer.heads]
-    left = [
-        name
-        for name in theirs.left()
-        if name.startswith(("feature_extractor.", "encoder.")) and not name.startswith((*known, *unused))
-    ]
+    left = [name for name in theirs.left() if not name.startswith((*known, *unused))]
     if left:
         raise InputError(f"{theirs.source}: its configuration has no place for the weight {left[0]}")
 

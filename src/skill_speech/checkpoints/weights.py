@@ -82,7 +82,7 @@ def build(config: EncoderConfig, weights: dict[str, Tensor], source: str) -> Enc
     """The encoder of a configuration with these weights.
 
     Raises:
-        InputError: a weight is missing, unknown, or of another shape.
+        InputError: a weight is missing, unknown, of another shape, or not a finite number.
     """
     # Without memory first: a configuration may claim any size.
     try:
@@ -91,6 +91,9 @@ def build(config: EncoderConfig, weights: dict[str, Tensor], source: str) -> Enc
     except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
         raise InputError(f"{source}: its configuration makes no encoder ({str(error).splitlines()[0]})") from None
     check(empty, weights, source)
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{source}: the weight {name} has numbers that are not finite; the file is of no use")
     encoder = Encoder(config)
     fill(encoder, weights, source)
     return encoder
@@ -120,6 +123,8 @@ def check(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
         if weights[name].shape != tensor.shape:
             have, want = tuple(weights[name].shape), tuple(tensor.shape)
             raise InputError(f"{source}: the weight {name} has the shape {have}; its configuration says {want}")
+        if not weights[name].is_floating_point():
+            raise InputError(f"{source}: the weight {name} is of the type {weights[name].dtype}, not floating point")
     unknown = sorted(set(weights) - set(own))
     if unknown:
         raise InputError(f"{source}: unknown weights: {', '.join(unknown[:3])}{' …' if len(unknown) > 3 else ''}")

@@ -114,6 +114,9 @@ class EncoderConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.relative_buckets and not self.relative_distance > self.relative_buckets // 4 > 0:
+            buckets, distance = self.relative_buckets, self.relative_distance
+            raise ValueError(f"{buckets} buckets of a position bias do not reach to a distance of {distance}")
         for number, conv in enumerate(self.convs):
             if conv.channels < 1:
                 raise ValueError(f"convolution {number} has no channel left")
