@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .checkpoints import load_encoder
+    from .checkpoints import import_encoder, load_encoder
     from .compression import analyze, compress
     from .data import prepare
     from .encoder import Encoder, EncoderConfig
@@ -22,6 +22,7 @@ _HOMES = {
     "InputError": "errors",
     "analyze": "compression",
     "compress": "compression",
+    "import_encoder": "checkpoints",
     "load_encoder": "checkpoints",
     "prepare": "data",
     "profile": "profiling",
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "analyze",
     "compress",
+    "import_encoder",
     "load_encoder",
     "prepare",
     "profile",

@@ -18,6 +18,7 @@ EXAMPLES = {
     "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
     "analyze": "measure how similar a teacher's layers are, and group them",
     "compress": "make a small encoder of a large one; the same command goes on where it stopped",
+    "import": "make a folder that every command takes out of a file of DPHuBERT, fairseq, TorchAudio and others",
     "profile": "parameters, MACs, speed and memory of a model",
 }
 
@@ -90,7 +91,7 @@ def _parser(name: str) -> Any:
     parser = _Parser(description=EXAMPLES[name])
     if name in ("analyze", "compress"):
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    positional = {"prepare": "source", "profile": "model"}.get(name)
+    positional = {"prepare": "source", "import": "source", "profile": "model"}.get(name)
     if positional:
         parser.add_argument(positional, type=str, help="see the first line")
     parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
@@ -102,6 +103,10 @@ def _command(name: str) -> tuple[Callable[..., Any], Callable[[Any], int]]:
         from .data import prepare
 
         return prepare, _show_cuts
+    if name == "import":
+        from .checkpoints import import_encoder
+
+        return import_encoder, _show_import
     if name == "profile":
         from .profiling import profile
 
@@ -116,6 +121,15 @@ def _show_cuts(cuts: Any) -> int:
     for cut in cuts:
         seconds, number = seconds + cut.duration, number + 1
     print(f"{number:.0f} cuts, {seconds / 3600:.2f} hours")
+    return 0
+
+
+def _show_import(result: Any) -> int:
+    from .report.tables import import_table
+
+    console = Console()
+    console.print(import_table(result))
+    console.print(f"encoder: {result.folder}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

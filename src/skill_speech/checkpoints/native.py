@@ -8,7 +8,7 @@ from typing import Any
 
 from ..encoder import Encoder, EncoderConfig
 from ..errors import InputError
-from .weights import fill, read_weights
+from .weights import build, read_weights
 
 MODEL_TYPE = "skill-speech"
 
@@ -33,9 +33,7 @@ def load_native(folder: Path) -> Encoder:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise InputError(f"{folder}: config.json is there, model.safetensors is not")
-    encoder = Encoder(config)
-    fill(encoder, read_weights(weights), str(weights))
-    return encoder
+    return build(config, read_weights(weights), str(weights))
 
 
 def read_json(path: Path) -> dict[str, Any]:

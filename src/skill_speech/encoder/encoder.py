@@ -153,7 +153,7 @@ class Encoder(nn.Module):
             raise ValueError(f"an utterance has {shortest} samples; the encoder needs {self.config.receptive_field}")
         if self.config.input_normalization:
             valid_BT = None if lengths_B is None else torch.arange(T, device=lengths_B.device) < lengths_B[:, None]
-            waveforms_BT = normalize_waveforms(waveforms_BT, valid_BT)
+            waveforms_BT = normalize_waveforms(waveforms_BT, valid_BT, self.config.input_norm_eps)
         x_BCT, gates_C = waveforms_BT[:, None], None
         for number, layer in enumerate(self.convs):
             valid_BT = None

@@ -11,6 +11,7 @@ from ..profiling import Profile, short_name
 from ..pruning import human
 
 if TYPE_CHECKING:
+    from ..checkpoints import ImportResult
     from ..compression import CompressionResult
 
 
@@ -43,6 +44,28 @@ def profile_table(profiles: Sequence[Profile]) -> Table:
     if all(profile.memory is not None for profile in profiles):
         memory = [float(profile.memory or 0) for profile in profiles]
         row("peak memory", memory, [f"{value / 2**20:.0f} MiB" for value in memory])
+    return table
+
+
+def import_table(result: ImportResult) -> Table:
+    """What an imported source turned out to be, and what it does not say."""
+    config = result.config
+    table = Table(show_header=False)
+    table.add_row("format", result.format)
+    table.add_row("family", config.family)
+    table.add_row("size", f"{human(result.parameters)} parameters, {config.num_layers} layers of {config.hidden_size}")
+    heads, units, channels = (
+        [len(layer.heads) for layer in config.layers],
+        [layer.units for layer in config.layers],
+        [conv.channels for conv in config.convs],
+    )
+    for name, widths in (("heads", heads), ("feed-forward units", units), ("channels", channels)):
+        same = len(set(widths)) == 1
+        table.add_row(name, f"{widths[0]} everywhere" if same else " ".join(str(width) for width in widths))
+    table.add_row("layer norms", f"{'before' if config.pre_norm else 'after'} each sublayer")
+    table.add_row("waveforms", "normalised first" if config.input_normalization else "as they are")
+    for number, sentence in enumerate(result.assumed):
+        table.add_row("" if number else "assumed", sentence)
     return table
 
 
