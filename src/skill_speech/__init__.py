@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .data import prepare
     from .encoder import Encoder, EncoderConfig
     from .errors import InputError
+    from .exporting import export, register
     from .profiling import profile
 
 # Where each public name lives: imported when first asked for, so that `import skill_speech` does not import torch.
@@ -22,9 +23,11 @@ _HOMES = {
     "InputError": "errors",
     "analyze": "compression",
     "compress": "compression",
+    "export": "exporting",
     "load_encoder": "checkpoints",
     "prepare": "data",
     "profile": "profiling",
+    "register": "exporting",
 }
 
 __all__ = [
@@ -34,9 +37,11 @@ __all__ = [
     "__version__",
     "analyze",
     "compress",
+    "export",
     "load_encoder",
     "prepare",
     "profile",
+    "register",
 ]
 
 

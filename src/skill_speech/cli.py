@@ -16,6 +16,7 @@ EXAMPLES = {
     "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
     "analyze": "measure how similar a teacher's layers are, and group them",
     "compress": "make a small encoder of a large one; the same command goes on where it stopped",
+    "export": "write a model for Transformers, ONNX, torch.export, TorchAudio or s3prl",
     "profile": "parameters, MACs, speed and memory of a model",
 }
 
@@ -66,7 +67,7 @@ def _parser(name: str) -> Any:
     parser = ArgumentParser(description=EXAMPLES[name])
     if name in ("analyze", "compress"):
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    positional = {"prepare": "source", "profile": "model"}.get(name)
+    positional = {"prepare": "source", "profile": "model", "export": "model"}.get(name)
     if positional:
         parser.add_argument(positional, type=str, help="see the first line")
     parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
@@ -82,6 +83,10 @@ def _command(name: str) -> tuple[Callable[..., Any], Callable[[Any], int]]:
         from .profiling import profile
 
         return profile, _show_profiles
+    if name == "export":
+        from .exporting import export
+
+        return export, _show_export
     from .compression import analyze, compress
 
     return (analyze, _show_clusters) if name == "analyze" else (compress, _show_result)
@@ -105,6 +110,17 @@ def _show_profiles(profiles: Sequence[Any]) -> int:
     from .report.tables import profile_table
 
     Console().print(profile_table(profiles))
+    return 0
+
+
+def _show_export(export: Any) -> int:
+    from .report.tables import measurement_table
+
+    console = Console()
+    if export.measurements:
+        console.print(measurement_table(export.measurements))
+    where = export.folder if export.address is None else f"{export.folder}, {export.address}"
+    console.print(f"{export.format}: {where}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
