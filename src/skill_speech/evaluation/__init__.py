@@ -1,0 +1,1 @@
+"""SUPERB: evaluate any encoder on ten tasks."""
