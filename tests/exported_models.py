@@ -37,10 +37,10 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def pruned_encoder(family: str = "hubert", **changes: Any) -> Encoder:
+def pruned_encoder(kind: str = "hubert", **changes: Any) -> Encoder:
     """A student with uneven layers and channels and with random weights, none at its trivial initial value."""
-    factory = wavlm_config if family == "wavlm" else hubert_config
-    buckets = {"relative_buckets": 32, "relative_distance": 40} if family == "wavlm" else {}
+    factory = wavlm_config if kind == "wavlm" else hubert_config
+    buckets = {"relative_buckets": 32, "relative_distance": 40} if kind == "wavlm" else {}
     config = factory(
         **{
             "hidden_size": 48,
@@ -73,8 +73,8 @@ def pruned_encoder(family: str = "hubert", **changes: Any) -> Encoder:
 
 def student(name: str) -> Encoder:
     """The student of that name in `STUDENTS`."""
-    family, changes = STUDENTS[name]
-    return pruned_encoder(family, **changes)
+    kind, changes = STUDENTS[name]
+    return pruned_encoder(kind, **changes)
 
 
 def batch(*lengths: int) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ class _Parser(ArgumentParser):
 def _in_one_line(message: str) -> str:
     """What jsonargparse says over several lines in types of Python."""
     message = re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", message.strip().rstrip("."))
-    message = re.sub(r"\b(?:prepare|analyze|compress|profile)\.(\w+)", r"--\1", message)
+    message = re.sub(rf"\b(?:{'|'.join(EXAMPLES)})\.(\w+)", r"--\1", message)
     wanted = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\])", message)
     given = re.search(r"(?:Got|Given) value: (.*)", message)
     if wanted and given:

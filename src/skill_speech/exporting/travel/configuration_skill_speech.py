@@ -59,6 +59,7 @@ class SkillSpeechConfig(PretrainedConfig):
     ) -> None:
         for name, value in hubert_config().to_dict().items():
             setattr(self, name, kwargs.pop(name, value))
+        super().__init__(**kwargs)
         self.vocab_size = vocab_size
         self.pad_token_id = pad_token_id
         self.ctc_loss_reduction = ctc_loss_reduction
@@ -66,7 +67,6 @@ class SkillSpeechConfig(PretrainedConfig):
         self.final_dropout = final_dropout
         self.use_weighted_layer_sum = use_weighted_layer_sum
         self.classifier_proj_size = classifier_proj_size
-        super().__init__(**kwargs)
 
     @property
     def encoder_config(self) -> EncoderConfig:

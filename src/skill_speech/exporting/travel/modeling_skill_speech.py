@@ -11,8 +11,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, SequenceClassifierOutput
 
+# Earlier versions of Transformers take along the files that this one imports, but not those that they import in turn:
+# that is what the imports that nothing here uses are for.
+from ...encoder.config import EncoderConfig  # noqa: F401
 from ...encoder.encoder import Encoder, initialize
+from ...encoder.frontend import ConvLayer  # noqa: F401
+from ...encoder.layer import TransformerLayer  # noqa: F401
+from ...encoder.normalization import TimeNorm  # noqa: F401
+from ...encoder.position import PositionalConv  # noqa: F401
+from ...encoder.scale import UnitScale  # noqa: F401
 from .configuration_skill_speech import SkillSpeechConfig
+from .remote_code import write_code  # noqa: F401
 
 
 class SkillSpeechPreTrainedModel(PreTrainedModel):
@@ -29,6 +38,12 @@ class SkillSpeechPreTrainedModel(PreTrainedModel):
         initialize(module)
         if isinstance(module, SkillSpeechForSequenceClassification) and module.layer_weights is not None:
             nn.init.constant_(module.layer_weights, 1 / len(module.layer_weights))
+
+    def get_input_embeddings(self) -> None:
+        """There are none: the input is audio."""
+
+    def get_output_embeddings(self) -> None:
+        """There are none: a head has nothing to share its weights with."""
 
     def _get_feat_extract_output_lengths(self, lengths_B: Tensor) -> Tensor:
         return self.base_model.encoder.num_frames(lengths_B)
