@@ -13,7 +13,6 @@ UNEVEN = (
     LayerConfig(heads=(0, 2, 3), units=17),
     LayerConfig(heads=(), units=40),  # no attention
     LayerConfig(heads=(1,), units=0),  # no feed-forward
-    LayerConfig(heads=(0, 1, 2, 3), units=80),
 )
 """Layers of a student after pruning."""
 

@@ -87,7 +87,7 @@ def test_loads_without_remote_code_where_skill_speech_is_installed(exported):
     model = transformers.AutoModel.from_pretrained(exported)
     assert type(model).__module__.startswith("skill_speech.")
     config = transformers.AutoConfig.from_pretrained(exported)
-    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (48, 4, 4)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (48, 3, 4)
     assert config.inputs_to_logits_ratio == 320
 
 
@@ -185,7 +185,7 @@ def test_half_precision(name, dtype, tolerance, tmp_path):
 
 
 PLACES = {f"encoder.{name}": "cpu" for name in ("convs", "projection", "positional_conv", "norm", "position_bias")}
-LAYERS = {f"encoder.layers.{number}": "disk" for number in range(4)}
+LAYERS = {f"encoder.layers.{number}": "disk" for number in range(3)}
 
 
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, PLACES | LAYERS])
@@ -268,7 +268,7 @@ def test_a_fresh_head_is_initialized(exported):
     model = transformers.AutoModelForAudioClassification.from_pretrained(
         exported, num_labels=3, use_weighted_layer_sum=True
     )
-    assert torch.equal(model.layer_weights, torch.full((5,), 0.2))
+    assert torch.equal(model.layer_weights, torch.full((4,), 0.25))
     assert 0.01 < float(model.projector.weight.detach().std()) < 0.03
     assert not model.classifier.bias.any()
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
