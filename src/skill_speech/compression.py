@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lhotse import CutSet
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .checkpoints import load_encoder
 from .checkpoints.native import read_json
@@ -25,7 +25,7 @@ from .distillation import Distillation, DistillationLoss, LossConfig, Method, St
 from .distillation.training import Precision, run_stage
 from .encoder import Encoder, EncoderConfig
 from .errors import InputError
-from .files import write_json
+from .files import atomic_write, write_json
 from .profiling import Profile, measure, peak_memory
 from .progress import Meter
 from .pruning import Budget, Lagrangian, attach_gates, fix_gates, human, prune
@@ -364,15 +364,17 @@ def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> Compr
     # A run that started behind stage 1 has none.
     done = [name for name in ("stage1", "stage2") if (run / name / "result.json").exists()]
     stages = {name: read_json(run / name / "result.json") for name in done}
+    clustered = needs_clusters(settings["method"])
     outcome = {
         "teacher": asdict(measure(teacher, str(settings["teacher"]))),
         "student": asdict(measure(final, str(run / "model"))),
         "loss_after_surgery": stages["stage2"]["validation_at_start"].get("distillation"),
         "loss": stages["stage2"]["validation"].get("distillation"),
+        "clusters": [list(group) for group in load_analysis(run / "analysis")[1].groups] if clustered else None,
         "stages": stages,
     }
     write_json(run / "result.json", outcome)
-    write_model_card(run / "model" / "README.md", settings, outcome)
+    write_model_card(run / "model" / "README.md", settings, outcome, final.config)
     run.report("finished", finished=True)
     return _read_result(run, already_done=False)
 
@@ -406,9 +408,8 @@ def _copy(encoder: Encoder, dropout: EncoderConfig, keep_dropout: bool) -> Encod
 
 def _save(encoder: Encoder, distance: DistillationLoss, folder: Path) -> None:
     encoder.save_pretrained(folder)
-    temporary = folder / ".projections.safetensors.tmp"
-    save_file({name: tensor.contiguous() for name, tensor in distance.state_dict().items()}, temporary)
-    temporary.replace(folder / "projections.safetensors")
+    with atomic_write(folder / "projections.safetensors") as temporary:
+        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in distance.state_dict().items()}))
 
 
 def _load(encoder: Encoder, distance: DistillationLoss, folder: Path) -> None:
