@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .data import prepare
     from .encoder import Encoder, EncoderConfig
     from .errors import InputError
+    from .exporting import export, register
     from .profiling import profile
 
 # Where each public name lives: imported when first asked for, so that `import skill_speech` does not import torch.
@@ -23,9 +24,11 @@ _HOMES = {
     "analyze": "compression",
     "compress": "compression",
     "import_encoder": "checkpoints",
+    "export": "exporting",
     "load_encoder": "checkpoints",
     "prepare": "data",
     "profile": "profiling",
+    "register": "exporting",
 }
 
 __all__ = [
@@ -35,10 +38,12 @@ __all__ = [
     "__version__",
     "analyze",
     "compress",
+    "export",
     "import_encoder",
     "load_encoder",
     "prepare",
     "profile",
+    "register",
 ]
 
 

@@ -19,6 +19,7 @@ EXAMPLES = {
     "analyze": "measure how similar a teacher's layers are, and group them",
     "compress": "make a small encoder of a large one; the same command goes on where it stopped",
     "import": "make a folder that every command takes out of a file of DPHuBERT, fairseq, TorchAudio and others",
+    "export": "write a model for Transformers, ONNX, torch.export, TorchAudio or s3prl",
     "profile": "parameters, MACs, speed and memory of a model",
 }
 
@@ -75,7 +76,7 @@ class _Parser(ArgumentParser):
 def _in_one_line(message: str) -> str:
     """What jsonargparse says over several lines in types of Python."""
     message = re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", message.strip().rstrip("."))
-    message = re.sub(r"\b(?:prepare|analyze|compress|profile)\.(\w+)", r"--\1", message)
+    message = re.sub(rf"\b(?:{'|'.join(EXAMPLES)})\.(\w+)", r"--\1", message)
     wanted = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\])", message)
     given = re.search(r"(?:Got|Given) value: (.*)", message)
     if wanted and given:
@@ -91,7 +92,7 @@ def _parser(name: str) -> Any:
     parser = _Parser(description=EXAMPLES[name])
     if name in ("analyze", "compress"):
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    positional = {"prepare": "source", "import": "source", "profile": "model"}.get(name)
+    positional = {"prepare": "source", "import": "source", "profile": "model", "export": "model"}.get(name)
     if positional:
         parser.add_argument(positional, type=str, help="see the first line")
     parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
@@ -111,6 +112,10 @@ def _command(name: str) -> tuple[Callable[..., Any], Callable[[Any], int]]:
         from .profiling import profile
 
         return profile, _show_profiles
+    if name == "export":
+        from .exporting import export
+
+        return export, _show_export
     from .compression import analyze, compress
 
     return (analyze, _show_clusters) if name == "analyze" else (compress, _show_result)
@@ -143,6 +148,17 @@ def _show_profiles(profiles: Sequence[Any]) -> int:
     from .report.tables import profile_table
 
     Console().print(profile_table(profiles))
+    return 0
+
+
+def _show_export(export: Any) -> int:
+    from .report.tables import measurement_table
+
+    console = Console()
+    if export.measurements:
+        console.print(measurement_table(export.measurements))
+    where = export.folder if export.address is None else f"{export.folder}, {export.address}"
+    console.print(f"{export.format}: {where}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -13,6 +13,7 @@ from ..pruning import human
 if TYPE_CHECKING:
     from ..checkpoints import ImportResult
     from ..compression import CompressionResult
+    from ..exporting import Measurement
 
 
 def profile_table(profiles: Sequence[Profile]) -> Table:
@@ -87,4 +88,21 @@ def result_table(result: CompressionResult) -> Table:
     if result.loss is not None:
         table.add_row("distillation loss after surgery", "", f"{result.loss_after_surgery:.4f}", "")
         table.add_row("distillation loss at the end", "", f"{result.loss:.4f}", "")
+    return table
+
+
+def measurement_table(measurements: Sequence[Measurement]) -> Table:
+    """Forms of one model under each other, with their size and speed relative to the first."""
+    first = measurements[0]
+    table = Table(title="one utterance of 10 s of noise")
+    for name in ("", "size", "real-time factor", "speed", "largest difference"):
+        table.add_column(name, justify="right" if name else "left")
+    for form in measurements:
+        table.add_row(
+            form.name,
+            f"{form.size / 1e6:.1f} MB",
+            f"{form.real_time_factor:.4f}",
+            f"{first.real_time_factor / form.real_time_factor:.1f}x",
+            f"{form.difference:.1e}" if form is not first else "",
+        )
     return table
