@@ -18,11 +18,13 @@ class TaskData:
 
     Attributes:
         task: one of TASKS.
-        splits: name to cuts of 16 kHz mono audio, each cut a part of a file that `load_waveform` reads.
-        labels: the sorted inventory that the training split has: classes (ks, sid, er), phonemes (pr), slot to values
-            (ic); empty for the other tasks.
+        splits: name to cuts of 16 kHz mono audio, each cut a part of a file that `load_waveform` reads. What a task
+            learns is in the cut's single supervision (sd: one supervision per turn); each reader says where.
+        labels: the sorted inventory: classes of the training split (ks, sid, er), its speakers (asv), its values of
+            each slot (ic), the lexicon's phonemes (pr); empty for the other tasks.
         fold: "" or the name of a cross-validation fold.
-        extra: what only this task has.
+        extra: what only this task has; see its reader.
+        synthetic: "" for a real corpus, else one line that says what it is: to be in every title.
     """
 
     task: str
@@ -30,3 +32,4 @@ class TaskData:
     labels: Sequence[str] | Mapping[str, Sequence[str]] = ()
     fold: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    synthetic: str = ""
