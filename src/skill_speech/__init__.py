@@ -13,15 +13,18 @@ if TYPE_CHECKING:
     from .data import prepare
     from .encoder import Encoder, EncoderConfig
     from .errors import InputError
+    from .evaluation import Evaluation, evaluate
     from .profiling import profile
 
 # Where each public name lives: imported when first asked for, so that `import skill_speech` does not import torch.
 _HOMES = {
     "Encoder": "encoder",
     "EncoderConfig": "encoder",
+    "Evaluation": "evaluation",
     "InputError": "errors",
     "analyze": "compression",
     "compress": "compression",
+    "evaluate": "evaluation",
     "load_encoder": "checkpoints",
     "prepare": "data",
     "profile": "profiling",
@@ -30,10 +33,12 @@ _HOMES = {
 __all__ = [
     "Encoder",
     "EncoderConfig",
+    "Evaluation",
     "InputError",
     "__version__",
     "analyze",
     "compress",
+    "evaluate",
     "load_encoder",
     "prepare",
     "profile",

@@ -16,13 +16,14 @@ EXAMPLES = {
     "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
     "analyze": "measure how similar a teacher's layers are, and group them",
     "compress": "make a small encoder of a large one; the same command goes on where it stopped",
+    "evaluate": "train and score heads on frozen models: SUPERB's ten tasks",
     "profile": "parameters, MACs, speed and memory of a model",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
         return _run(arguments)
     except InputError as error:
@@ -59,13 +60,24 @@ def _run(arguments: Sequence[str]) -> int:
     return show(function(**values))
 
 
+def _with_underscores(word: str) -> str:
+    """`--cache-gb=50` as `--cache_gb=50`: options are the functions' arguments, typed either way."""
+    option, equals, value = word.partition("=")
+    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
 def _parser(name: str) -> Any:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ActionYesNo, ArgumentParser
 
     function, _ = _command(name)
     parser = ArgumentParser(description=EXAMPLES[name])
-    if name in ("analyze", "compress"):
+    if name in ("analyze", "compress", "evaluate"):
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    if name == "evaluate":
+        parser.add_argument("models", type=str, nargs="+", help="[NAME=]SOURCE, or fbank for log-mel filterbanks")
+        parser.add_argument("--cache", action=ActionYesNo(no_prefix="no_"), default=True, help="keep hidden states")
+        parser.add_function_arguments(function, as_group=False, skip={"models", "cache"})
+        return parser
     positional = {"prepare": "source", "profile": "model"}.get(name)
     if positional:
         parser.add_argument(positional, type=str, help="see the first line")
@@ -82,6 +94,10 @@ def _command(name: str) -> tuple[Callable[..., Any], Callable[[Any], int]]:
         from .profiling import profile
 
         return profile, _show_profiles
+    if name == "evaluate":
+        from .evaluation import evaluate
+
+        return evaluate, _show_evaluation
     from .compression import analyze, compress
 
     return (analyze, _show_clusters) if name == "analyze" else (compress, _show_result)
@@ -105,6 +121,15 @@ def _show_profiles(profiles: Sequence[Any]) -> int:
     from .report.tables import profile_table
 
     Console().print(profile_table(profiles))
+    return 0
+
+
+def _show_evaluation(evaluation: Any) -> int:
+    from .report.tables import evaluation_table
+
+    console = Console()
+    console.print(evaluation_table(evaluation.table))
+    console.print(f"{evaluation.folder / 'table.md'}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Hidden states on disk, so that a frozen encoder runs once per utterance however often it is trained on.
 
-A cache is a folder with one folder per upstream (named by its fingerprint) of shards. A shard is one file of tensors end
-to end, read through a memory map, and a JSON index of what stands where. The index is written after the file and both
+A cache is a folder with one folder of shards per upstream, named by its fingerprint. A shard is one file of tensors end
+to end, read through a memory map, and a JSON index of what stands where. The index is written after the file, and both
 whole or not at all, so what an index names is there; what is not named is encoded again.
 
 Legend of the tensor suffixes: L hidden states, T frames, D features.
@@ -34,6 +34,8 @@ RESERVE_BYTES = 2**30
 
 ORPHAN_SECONDS = 60
 """A shard without an index for so long belongs to nobody."""
+
+DAMAGED = "%s: damaged (%s); what was in it is encoded and written again"
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -111,16 +113,18 @@ class StateCache:
         place = shard.places[key]
         try:
             states_LTD = shard.tensor(place)
-        except RuntimeError:  # torch's word for a file that somebody has removed
-            return self._damaged(shard, "not there any more")
+        except RuntimeError:  # torch's word for a file that somebody has removed or cut off
+            self._give_up(shard, "not there any more")
+            return None
         if key not in self._checked:
             if _checksum(states_LTD) != place.checksum:
-                return self._damaged(shard, "not what was written")
+                self._give_up(shard, "not what was written")
+                return None
             self._checked.add(key)
         return states_LTD
 
-    def _damaged(self, shard: _Shard, what: str) -> None:
-        logger.warning("%s: damaged (%s); what was in it is encoded and written again", shard.path, what)
+    def _give_up(self, shard: _Shard, what: str) -> None:
+        logger.warning(DAMAGED, shard.path, what)
         self._drop(shard)
 
     def room_for(self, wanted: int, keep: set[str]) -> int:
@@ -149,22 +153,24 @@ class StateCache:
             while self._write_shard(iterator):
                 pass
         except OSError as error:
-            raise InputError(f"{self.own}: cannot be written ({error.strerror}); free space or lower --cache-gb") from None
+            raise InputError(
+                f"{self.own}: cannot be written ({error.strerror}); free space or lower --cache-gb"
+            ) from None
 
     def _write_shard(self, items: Iterator[tuple[str, Tensor]]) -> bool:
         path = self.own / f"{time.time_ns():x}-{uuid.uuid4().hex[:8]}.states"
         places: dict[str, Place] = {}
         offset = 0
-        with atomic_write(path) as temporary:
-            with temporary.open("wb") as file:
-                for key, states_LTD in items:
-                    flat = states_LTD.contiguous()
-                    name = str(flat.dtype).removeprefix("torch.")
-                    L, T, D = flat.shape
-                    places[key] = Place(offset, (L, T, D), name, _checksum(flat))
-                    offset += file.write(_bytes(flat))
-                    if offset >= SHARD_BYTES:
-                        break
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            for key, states_LTD in items:
+                flat = states_LTD.contiguous()
+                name = str(flat.dtype).removeprefix("torch.")
+                L, T, D = flat.shape
+                places[key] = Place(offset, (L, T, D), name, _checksum(flat))
+                offset += file.write(_bytes(flat))
+                if offset >= SHARD_BYTES:
+                    break
+            file.flush()
         if not places:
             path.unlink()
             return False
@@ -183,7 +189,7 @@ class StateCache:
             if path.stat().st_size != values["bytes"]:
                 raise ValueError("not as long as its index says")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s: damaged (%s); what was in it is encoded and written again", path, error)
+            logger.warning(DAMAGED, path, error)
             _remove(path)
             return
         shard = _Shard(path, places, values["bytes"])
@@ -220,7 +226,7 @@ class StateCache:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.view(torch.uint8).numpy()).cast("B")
+    return tensor.view(torch.uint8).numpy().data.cast("B")
 
 
 def _checksum(tensor: Tensor) -> int:

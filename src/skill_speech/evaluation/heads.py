@@ -1,6 +1,6 @@
 """What is trained on frozen features: the weighted sum of hidden states, and s3prl's heads of all tasks.
 
-Legend of the tensor suffixes: B utterances, T frames, L hidden states, D features, C classes, K models trained together.
+Legend of the tensor suffixes: B utterances, T frames, L hidden states, D features, C classes or channels, K models.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def weighted_sums(models: Sequence[Downstream], states: Sequence[Tensor], device
 
 
 class CTCHead(nn.Module):
-    """Linear layer, bidirectional LSTM layers with dropout behind each, linear layer; without LSTM layers both linear."""
+    """Linear layer, bidirectional LSTM layers (or none) with dropout behind each, linear layer."""
 
     def __init__(
         self, width: int, classes: int, *, projection_size: int, hidden_size: int, layers: int, dropout: float
@@ -115,8 +115,8 @@ class DiarizationHead(nn.Module):
 class XVector(nn.Module):
     """Frame layers over growing contexts, mean and standard deviation over time, two linear layers.
 
-    Snyder et al. 2018. The contexts are 5 frames, 3 frames two apart, 3 frames three apart, and twice a single frame: 14
-    frames fewer come out than go in.
+    Snyder et al. 2018. The contexts are 5 frames, 3 frames two apart, 3 frames three apart, and twice a single frame:
+    14 frames fewer come out than go in.
     """
 
     context = 14

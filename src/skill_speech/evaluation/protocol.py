@@ -154,9 +154,7 @@ class QueryConfig:
     audio: AudioConfig = AudioConfig(gain_db=-3.0)
 
 
-TaskConfig = (
-    RecognitionConfig | ClassificationConfig | VerificationConfig | DiarizationConfig | QueryConfig
-)
+TaskConfig = RecognitionConfig | ClassificationConfig | VerificationConfig | DiarizationConfig | QueryConfig
 Config = TypeVar("Config")
 
 PROTOCOL: dict[str, TaskConfig] = {

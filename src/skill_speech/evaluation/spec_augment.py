@@ -34,7 +34,7 @@ def _warp(x_TD: Tensor, window: int) -> Tensor:
     frames 0 … 39 become 43 frames and frames 40 … 99 become 57.
     """
     T = len(x_TD)
-    if T <= 2 * window:
+    if 2 * window >= T:
         return x_TD
     centre = int(torch.randint(window, T - window, ()))
     moved = int(torch.randint(centre - window, centre + window, ())) + 1

@@ -54,7 +54,12 @@ class HiddenStates:
     """
 
     def __init__(
-        self, upstream: Upstream, cuts: Sequence[Cut], audio: AudioConfig, reduction: Reduction, cache: StateCache | None
+        self,
+        upstream: Upstream,
+        cuts: Sequence[Cut],
+        audio: AudioConfig,
+        reduction: Reduction,
+        cache: StateCache | None,
     ) -> None:
         self.upstream, self.cuts, self.audio, self.reduction, self.cache = upstream, cuts, audio, reduction, cache
         self.block = max(1, round(SAMPLE_RATE / upstream.hop))  # frames per second

@@ -76,7 +76,10 @@ def train(
         name: of the progress bar.
     """
     upstream = states["train"].upstream
-    trials = [_fresh(task, rate, upstream.num_states, upstream.width, upstream.device, seed) for rate in task.config.learning_rates]
+    trials = [
+        _fresh(task, rate, upstream.num_states, upstream.width, upstream.device, seed)
+        for rate in task.config.learning_rates
+    ]
     config, done = task.config, 0
     if checkpoint is not None and checkpoint.exists():
         done = _resume(checkpoint, trials)
@@ -92,9 +95,7 @@ def train(
     return trials
 
 
-def update(
-    task: Task, trials: Sequence[Trial], states: HiddenStates, batches: Sequence[list[int]], seed: str
-) -> None:
+def update(task: Task, trials: Sequence[Trial], states: HiddenStates, batches: Sequence[list[int]], seed: str) -> None:
     """One update of every model, from as many batches as the task accumulates."""
     totals = [0.0] * len(trials)
     for number, drawn in enumerate(batches):

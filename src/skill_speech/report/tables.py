@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..profiling import Profile, short_name
@@ -12,6 +13,7 @@ from ..pruning import human
 
 if TYPE_CHECKING:
     from ..compression import CompressionResult
+    from ..evaluation.results import Table as EvaluationTable
 
 
 def profile_table(profiles: Sequence[Profile]) -> Table:
@@ -65,3 +67,16 @@ def result_table(result: CompressionResult) -> Table:
         table.add_row("distillation loss after surgery", "", f"{result.loss_after_surgery:.4f}", "")
         table.add_row("distillation loss at the end", "", f"{result.loss:.4f}", "")
     return table
+
+
+def evaluation_table(table: EvaluationTable) -> Table:
+    """Models and their scores on SUPERB's tasks, with what has to be known of them below."""
+    heading, lines = table.cells()
+    notes = [*table.notes, *(f"[{number}] {source}" for number, source in enumerate(table.sources(), start=1))]
+    shown = Table(title=escape(table.title), caption=escape("\n".join(notes)), caption_justify="left")
+    for number, name in enumerate(heading):
+        shown.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    ours = sum(not row.source for row in table.rows)
+    for number, cells in enumerate(lines, start=1):
+        shown.add_row(*map(escape, cells), end_section=number == ours)
+    return shown

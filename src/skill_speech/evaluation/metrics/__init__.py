@@ -1,13 +1,12 @@
 """What the tasks are scored by, in percent unless said otherwise."""
 
-from .diarization import Turn, diarization_error, frame_accuracy
+from .diarization import diarization_error, frame_accuracy, turns_of
 from .edits import character_error_rate, phoneme_error_rate, word_error_rate
 from .slots import slot_type_f1, slot_value_cer
 from .term_weighted_value import max_term_weighted_value
 from .verification import equal_error_rate
 
 __all__ = [
-    "Turn",
     "character_error_rate",
     "diarization_error",
     "equal_error_rate",
@@ -16,5 +15,6 @@ __all__ = [
     "phoneme_error_rate",
     "slot_type_f1",
     "slot_value_cer",
+    "turns_of",
     "word_error_rate",
 ]

@@ -6,18 +6,12 @@ Legend of the tensor suffixes: T frames, S speakers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-class Turn(NamedTuple):
-    """When a speaker speaks, in seconds."""
-
-    speaker: str
-    start: float
-    end: float
+from ..corpora.utterances import Turn
 
 
 def diarization_error(references: Mapping[str, Sequence[Turn]], hypotheses: Mapping[str, Sequence[Turn]]) -> float:
@@ -57,7 +51,7 @@ def turns_of(active_TS: NDArray[np.bool_], seconds_per_frame: float) -> list[Tur
     return turns
 
 
-def _annotation(turns: Sequence[Turn]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _annotation(turns: Sequence[Turn]) -> Any:
     from pyannote.core import Annotation, Segment
 
     annotation = Annotation()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jiwer
-
 
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """WER of texts whose words stand between spaces."""
+    """WER of texts whose words stand between spaces, by jiwer."""
+    import jiwer
+
     return 100 * float(jiwer.wer(list(references), list(hypotheses)))
 
 
@@ -18,15 +18,12 @@ def phoneme_error_rate(references: Sequence[Sequence[str]], hypotheses: Sequence
 
 
 def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """CER of texts, spaces counted."""
+    """CER of texts, every space counted, by jiwer."""
+    import jiwer
+
+    # Unless it is told otherwise jiwer strips the texts first.
+    characters = jiwer.Compose([jiwer.ReduceToListOfListOfChars()])
     output = jiwer.process_characters(
-        list(references),
-        list(hypotheses),
-        reference_transform=_CHARACTERS,
-        hypothesis_transform=_CHARACTERS,
+        list(references), list(hypotheses), reference_transform=characters, hypothesis_transform=characters
     )
     return 100 * float(output.cer)
-
-
-# jiwer strips texts and may refuse empty ones unless it is told what to do.
-_CHARACTERS = jiwer.Compose([jiwer.ReduceToListOfListOfChars()])

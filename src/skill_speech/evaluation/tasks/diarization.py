@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from ...data import SAMPLE_RATE
 from ..corpora import TaskData
+from ..corpora.utterances import Turn
 from ..heads import DiarizationHead
-from ..metrics import Turn, diarization_error, frame_accuracy
-from ..metrics.diarization import turns_of
+from ..metrics import diarization_error, frame_accuracy, turns_of
 from ..protocol import DiarizationConfig
 from .base import Batch, Task, shuffled_batches
 
@@ -123,9 +123,9 @@ class Diarization(Task):
         """Who is active in which frame (T, S): 1 or 0."""
         active_TS = torch.zeros(math.floor(cut.duration * self.frame_rate + 1e-6), SPEAKERS)
         speakers = sorted({supervision.speaker for supervision in cut.supervisions})
-        for speaker, start, end in _turns(cut):
-            first, last = round(start * self.frame_rate), round(end * self.frame_rate)
-            active_TS[max(0, first) : last, speakers.index(speaker)] = 1
+        for turn in _turns(cut):
+            first, last = round(turn.start * self.frame_rate), round(turn.end * self.frame_rate)
+            active_TS[max(0, first) : last, speakers.index(turn.speaker)] = 1
         return active_TS
 
 

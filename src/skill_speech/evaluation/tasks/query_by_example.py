@@ -1,13 +1,14 @@
 """Query by example: spoken queries found in spoken documents by dynamic time warping, layer by layer.
 
-Legend of the tensor suffixes: Q queries, N documents, L layers, I frames of a query, J frames of a document, D features.
+Legend of the tensor suffixes: Q queries, N documents, L layers, I, J frames of a query and of a document, D features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -69,9 +70,7 @@ def detection_scores(
     order = sorted(range(len(documents)), key=lambda number: -len(documents[number]))
     scores = {distance: torch.zeros(len(queries), len(documents)) for distance in distances}
     for group in _groups(order, [len(documents[number]) for number in order], max(map(len, queries))):
-        documents_NJD = pad_sequence(
-            [(documents[number] - mean_D) / deviation_D for number in group], batch_first=True
-        )
+        documents_NJD = pad_sequence([(documents[number] - mean_D) / deviation_D for number in group], batch_first=True)
         lengths_N = torch.tensor([len(documents[number]) for number in group])
         for row, query_ID in enumerate(queries):
             if len(query_ID) >= min_frames:
@@ -116,27 +115,34 @@ def _values(
     states: Mapping[str, HiddenStates],
     layer: int,
 ) -> dict[str, float]:
-    """MTWV of one layer by distance."""
-    queries, documents = states[f"queries_{split}"], states[f"documents_{split}"]
-    device = queries.upstream.device
-    features = [
-        [states_LTD[layer].float().to(device) for states_LTD in side.get(range(len(side)))]
-        for side in (queries, documents)
-    ]
-    scores = detection_scores(*features, distances, min_frames=config.min_frames)
-    places = {cut.id: number for number, cut in enumerate(documents.cuts)}
-    rows = {cut.id: number for number, cut in enumerate(queries.cuts)}
-    matches_QN = torch.zeros(len(queries), len(documents), dtype=torch.bool)
+    """MTWV of one layer by distance, over all queries and documents of the ground truth, those not searched missed."""
+    queries, documents = states[f"queries_{split}"], states["documents"]
+    found = detection_scores(
+        _features(queries, layer), _features(documents, layer), distances, min_frames=config.min_frames
+    )
+    rows = {name: row for row, name in enumerate(data.extra["queries"][split])}
+    columns = {name: column for column, name in enumerate(data.extra["documents"])}
+    matches_QN = np.zeros((len(rows), len(columns)), dtype=bool)
     for query, document in data.extra["matches"][split]:
-        if query in rows and document in places:
-            matches_QN[rows[query], places[document]] = True
-    return {
-        distance: max_term_weighted_value(scores_QN.numpy(), matches_QN.numpy())
-        for distance, scores_QN in scores.items()
-    }
+        matches_QN[rows[query], columns[document]] = True
+    searched = np.ix_([rows[cut.id] for cut in queries.cuts], [columns[cut.id] for cut in documents.cuts])
+    values = {}
+    for distance, scores in found.items():
+        scores_QN = np.full(matches_QN.shape, -np.inf)
+        scores_QN[searched] = scores.numpy()
+        values[distance] = max_term_weighted_value(scores_QN, matches_QN)
+    return values
 
 
-def _frame_distances(query_ID: Tensor, documents_NJD: Tensor, distances: Sequence[str]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _features(states: HiddenStates, layer: int) -> list[Tensor]:
+    """One hidden state (frames, D) of every utterance."""
+    device = states.upstream.device
+    parts = (states.get([index])[0] for index in range(len(states)))
+    return [states_LTD[layer].float().to(device) for states_LTD in parts]
+
+
+def _frame_distances(query_ID: Tensor, documents_NJD: Tensor, distances: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """Each distance of all pairs of frames (N, I, J)."""
     products_NIJ = query_ID @ documents_NJD.transpose(1, 2)
     query_norms_I1 = query_ID.norm(dim=1)[:, None]
     document_norms_N1J = documents_NJD.norm(dim=2)[:, None]
@@ -152,8 +158,8 @@ def _frame_distances(query_ID: Tensor, documents_NJD: Tensor, distances: Sequenc
 def _moments(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every feature over all frames, (D,) each."""
     count = sum(map(len, features))
-    mean_D = sum(x_TD.sum(0, dtype=torch.float64) for x_TD in features) / count
-    squares_D = sum((x_TD - mean_D).square().sum(0) for x_TD in features)
+    mean_D = torch.stack([x_TD.sum(0, dtype=torch.float64) for x_TD in features]).sum(0) / count
+    squares_D = torch.stack([(x_TD - mean_D).square().sum(0) for x_TD in features]).sum(0)
     return mean_D.float(), (squares_D / max(1, count - 1)).sqrt().clamp(min=1e-9).float()
 
 

@@ -1,4 +1,4 @@
-"""Phoneme recognition, speech recognition and slot filling: CTC over phonemes, characters, and characters with slots."""
+"""Phoneme recognition, speech recognition, slot filling: CTC over phonemes, characters, and characters with slots."""
 
 from __future__ import annotations
 
@@ -150,12 +150,11 @@ class SlotFilling(Recognition):
 
     def symbols(self) -> Sequence[str]:
         """Letters, apostrophe and space, and two marks per slot."""
-        slots = {slot for cuts in self.cuts.values() for cut in cuts for slot in _slots(cut)} - {"O"}
-        return [*CHARACTERS, *(mark for slot in sorted(slots) for mark in (f"B-{slot} ", f" E-{slot}"))]
+        return [*CHARACTERS, *(mark for slot in self.data.extra["slots"] for mark in (f"B-{slot} ", f" E-{slot}"))]
 
     def transcript(self, cut: Cut) -> Sequence[str]:
         """Characters and marks: a slot is a run of words with the same label."""
-        words, slots = cut.supervisions[0].text.upper().split(), _slots(cut)
+        words, slots = cut.supervisions[0].text.upper().split(" "), cut.supervisions[0].custom["slots"]
         symbols: list[str] = []
         for number, (word, slot) in enumerate(zip(words, slots, strict=True)):
             if number:
@@ -171,7 +170,3 @@ class SlotFilling(Recognition):
         """F1 of slot types and character error rate of slot values."""
         texts = [["".join(symbols) for symbols in side] for side in (self.transcripts[split], predictions)]
         return {"slot_f1": slot_type_f1(*texts), "slot_cer": slot_value_cer(*texts)}
-
-
-def _slots(cut: Cut) -> Sequence[str]:
-    return cut.supervisions[0].custom["slots"]

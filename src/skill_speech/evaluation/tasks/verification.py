@@ -24,9 +24,7 @@ class VerificationHead(nn.Module):
     def __init__(self, width: int, speakers: int, config: VerificationConfig) -> None:
         super().__init__()
         self.xvector = XVector(width, projection_size=config.projection_size, pooled_size=config.pooled_size)
-        self.softmax = AdditiveMarginSoftmax(
-            config.projection_size, speakers, scale=config.scale, margin=config.margin
-        )
+        self.softmax = AdditiveMarginSoftmax(config.projection_size, speakers, scale=config.scale, margin=config.margin)
 
 
 class Verification(Task):
