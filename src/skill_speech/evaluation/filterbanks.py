@@ -5,6 +5,8 @@ Legend of the tensor suffixes: T samples or frames, D features.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from lhotse.features.kaldi.layers import Wav2LogFilterBank
@@ -28,15 +30,17 @@ class Filterbanks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_mel = Wav2LogFilterBank(
-            sampling_rate=SAMPLE_RATE,
-            frame_length=WINDOW / SAMPLE_RATE,
-            frame_shift=HOP / SAMPLE_RATE,
-            snip_edges=True,
-            low_freq=20.0,
-            high_freq=0.0,  # counted from the Nyquist frequency
-            num_filters=BANDS,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*snip_edges.*")  # about lhotse's own feature manifests
+            self.log_mel = Wav2LogFilterBank(
+                sampling_rate=SAMPLE_RATE,
+                frame_length=WINDOW / SAMPLE_RATE,
+                frame_shift=HOP / SAMPLE_RATE,
+                snip_edges=True,
+                low_freq=20.0,
+                high_freq=0.0,  # counted from the Nyquist frequency
+                num_filters=BANDS,
+            )
 
     def forward(self, waveform_T: Tensor) -> Tensor:
         """Samples (T,) → features (frames, 240)."""

@@ -69,7 +69,7 @@ class Diarization(Task):
         """Binary cross-entropy of the better order of the speakers, mean over frames and speakers."""
         active = [self._chunk(drawn) for drawn in batch.indices]
         lengths_B = torch.tensor([len(active_TS) for active_TS in active])
-        scores_BTS = head(_matched(batch, lengths_B), lengths_B)
+        scores_BTS = head(_matched(batch, lengths_B))
         losses = [
             _permuted_losses(scores_TS[: len(active_TS)], active_TS.to(scores_TS.device)).min()
             for scores_TS, active_TS in zip(scores_BTS, active, strict=True)
@@ -79,12 +79,8 @@ class Diarization(Task):
     def predict(self, head: nn.Module, batch: Batch) -> list[Tensor]:
         """Scores (T, S) of every labelled frame; the LSTM starts anew with every chunk."""
         lengths_B = torch.tensor([len(self.active[batch.split][index]) for index in batch.indices])
-        x_BTD = _matched(batch, lengths_B)
-        parts = [
-            head(part_BTD, (lengths_B - start).clamp(1, part_BTD.shape[1]))
-            for start, part_BTD in _parts(x_BTD, self.config.chunk_frames)
-        ]
-        scores_BTS = torch.cat(parts, dim=1).cpu()
+        parts = _matched(batch, lengths_B).split(self.config.chunk_frames, dim=1)
+        scores_BTS = torch.cat([head(part_BTD) for part_BTD in parts], dim=1).cpu()
         return [scores_TS[:length] for scores_TS, length in zip(scores_BTS, lengths_B.tolist(), strict=True)]
 
     def score(self, split: str, predictions: Sequence[Any]) -> dict[str, Any]:
@@ -155,7 +151,3 @@ def _permuted_losses(scores_TS: Tensor, active_TS: Tensor) -> Tensor:
             for order in permutations(range(SPEAKERS))
         ]
     )
-
-
-def _parts(x_BTD: Tensor, frames: int) -> list[tuple[int, Tensor]]:
-    return [(start, x_BTD[:, start : start + frames]) for start in range(0, x_BTD.shape[1], frames)]
