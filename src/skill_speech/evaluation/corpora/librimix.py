@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import InputError
-from .lines import Line, read_lines
+from .lines import Line, index, read_lines
 from .task_data import TaskData
 from .utterances import Turn, Utterance, make_cuts, require_some
 
@@ -55,7 +55,8 @@ def _mixtures(folder: Path) -> list[Utterance]:
 
 def _segments(folder: Path) -> dict[str, list[Turn]]:
     """Recording to its turns, in order of time."""
-    speakers = dict(line.fields(SPEAKER_FORM) for line in read_lines(folder / "utt2spk"))
+    lines = index(read_lines(folder / "utt2spk"), lambda line: line.text.split()[0])
+    speakers = dict(line.fields(SPEAKER_FORM) for line in lines.values())
     turns: dict[str, list[Turn]] = {}
     for line in read_lines(folder / "segments"):
         segment, recording, *times = line.fields(SEGMENT_FORM)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...data.audio import read_header
 from ...errors import InputError
-from .lines import Line, read_lines
+from .lines import Line, index, read_lines
 from .task_data import TaskData
 from .utterances import Utterance, make_cuts, require_seen, require_some
 
@@ -55,8 +55,10 @@ def read_keywords(folder: Path) -> TaskData:
 
 
 def _train_and_validation(folder: Path) -> tuple[list[Utterance], list[Utterance]]:
-    validation = {folder / line.text.strip(): line for line in read_lines(folder / VALIDATION_LIST)}
-    testing = {folder / line.text.strip(): line for line in read_lines(folder / TESTING_LIST)}
+    validation, testing = (
+        index(read_lines(folder / name), lambda line: folder / line.text.strip())
+        for name in (VALIDATION_LIST, TESTING_LIST)
+    )
     paths = {path for path in folder.glob("*/*.wav") if path.parent.name != NOISE}
     training = [_spoken(folder, path, None) for path in sorted(paths - validation.keys() - testing.keys())]
     return training, [_spoken(folder, path, line) for path, line in sorted(validation.items())]
