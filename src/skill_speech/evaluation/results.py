@@ -10,6 +10,7 @@ from typing import Any
 
 from ..files import atomic_write, write_json
 from ..pruning import human
+from .corpora import TASKS
 from .published import COLUMNS, Column, published_rows, superb_s
 
 
@@ -130,16 +131,14 @@ def _published_row(values: Mapping[str, Any]) -> Row:
 
 
 def _deviations(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
-    """What was not done as the protocol says, per task."""
-    changes: dict[str, str] = {}
-    for tasks in results.values():
-        for task, one in tasks.items():
-            if one["not_the_protocol"]:
-                said = ", ".join(f"{name} {_short(value)}" for name, value in one["not_the_protocol"].items())
-                changes[task] = said
-    if not changes:
-        return []
-    return ["Not the protocol: " + "; ".join(f"{task}: {said}" for task, said in changes.items()) + "."]
+    """What was not done as the protocol says."""
+    tasks_of: dict[str, list[str]] = {}
+    for task in TASKS:
+        one = next((tasks[task] for tasks in results.values() if task in tasks), None)  # rows are made alike
+        if one and one["not_the_protocol"]:
+            said = ", ".join(f"{name} {_short(value)}" for name, value in one["not_the_protocol"].items())
+            tasks_of.setdefault(said, []).append(task)
+    return [f"Not the protocol in {', '.join(tasks)}: {said}." for said, tasks in tasks_of.items()]
 
 
 def _short(value: Any) -> str:

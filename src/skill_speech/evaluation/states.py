@@ -110,15 +110,21 @@ class HiddenStates:
         room = self.cache.room_for(sum(sizes), set(self._keys))
         chosen = _as_fit(missing, sizes, room)
         hours = sum(self.cuts[index].duration for index in missing) / 3600
-        logger.info("%s: %.2f h of speech, %.2f GB of hidden states", what, hours, sum(sizes) / 1e9)
+        logger.info(
+            "%s: %.2f h of speech, %s of hidden states to keep (the limit is %s)",
+            what,
+            hours,
+            readable_bytes(sum(sizes)),
+            readable_bytes(self.cache.limit_bytes),
+        )
         if len(chosen) < len(missing):
             logger.warning(
-                "%s: the cache has room for %d of %d utterances (%.2f GB): the others are encoded whenever they are "
-                "needed; raise --cache-gb or free space for more speed",
+                "%s: there is room for %d of %d utterances (%s): the others are encoded whenever they are needed; "
+                "raise --cache-gb or free space for more speed",
                 what,
                 len(chosen),
                 len(missing),
-                room / 1e9,
+                readable_bytes(room),
             )
         with Meter(what, len(chosen)) as meter:
             self.cache.write(self._keyed(chosen, meter.advance))
@@ -186,6 +192,12 @@ def read_waveform(cut: Cut, audio: AudioConfig) -> Tensor:
     """
     waveform_T = load_waveform(cut) * np.float32(10 ** (audio.gain_db / 20))
     return torch.from_numpy(trim_silence(waveform_T) if audio.trim_silence else waveform_T)
+
+
+def readable_bytes(number: float) -> str:
+    """A size as a person reads it: 3.2 MB, 41 GB."""
+    unit, name = (1e9, "GB") if number >= 1e9 else (1e6, "MB")
+    return f"{number / unit:.{1 if number < 10 * unit else 0}f} {name}"
 
 
 def _stamp() -> Callable[[str], str]:

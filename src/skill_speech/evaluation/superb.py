@@ -246,7 +246,8 @@ def _finish(folder: Path, compare: str | None) -> Evaluation:
         states = len(next(iter(tasks.values()))["layer_weights"])
         if states > 1:
             weights = {task: tasks[task]["layer_weights"] for task in known_tasks("all") if task in tasks}
-            figure = layer_weight_map(weights, f"Hidden states that each task reads: {name}", table.title)
+            title = f"Hidden states that each task reads: {name}"
+            figure = layer_weight_map(weights, title, table.title, single=("qbe",))
             for suffix in ("svg", "png"):
                 save_figure(figure, folder / name / f"layer_weights.{suffix}")
     return Evaluation(folder, table, results)

@@ -5,7 +5,7 @@ Drawn with matplotlib's object-oriented interface: nothing global, no window, sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -157,26 +157,36 @@ def dendrogram(clusters: LayerClusters, title: str = "Clusters of layers") -> Fi
     return figure
 
 
-def layer_weight_map(weights: Mapping[str, Sequence[float]], title: str, subtitle: str = "") -> Figure:
+def layer_weight_map(
+    weights: Mapping[str, Sequence[float]], title: str, subtitle: str = "", single: Collection[str] = ()
+) -> Figure:
     """Which hidden states the heads of some tasks read: one row per task, darker for more weight.
 
     Args:
         weights: task → weight of every hidden state, which sum to 1.
         title: written above.
         subtitle: below it, smaller.
+        single: the tasks that read one hidden state alone, which is marked as the best one.
     """
     weights_KL = np.asarray(list(weights.values()), dtype=np.float64)
+    best = {row: int(weights_KL[row].argmax()) for row, task in enumerate(weights) if task in single}
+    weights_KL[list(best)] = np.nan
     K, L = weights_KL.shape
+    # Even weights should look like the middle of the scale.
+    highest = 1.0 if len(best) == K else max(float(np.nanmax(weights_KL)), 2 / L)
+    size = _name_size(L)
     figure = _figure(max(6.0, 2.2 + 0.5 * L), 1.9 + 0.42 * K)
     axes = figure.add_subplot()
-    image = axes.imshow(weights_KL, cmap="viridis_r", vmin=0.0, vmax=weights_KL.max(), aspect="auto")
-    if L <= _PRINTED_UP_TO:
-        for row, column in np.ndindex(K, L):
-            value = weights_KL[row, column]
-            colour = "white" if value > 0.5 * weights_KL.max() else _INK
+    image = axes.imshow(weights_KL, cmap="viridis_r", vmin=0.0, vmax=highest, aspect="auto")
+    for row, column in np.ndindex(K, L):
+        value = weights_KL[row, column]
+        if L <= _PRINTED_UP_TO and np.isfinite(value):
+            colour = "white" if value > 0.5 * highest else _INK
             text = f"{value:.2f}".removeprefix("0")
             axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=colour)
-    size = _name_size(L)
+    for row, column in best.items():
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=_INK, linewidth=0))
+        axes.text(column, row, "best", ha="center", va="center", fontsize=min(8.5, size), color="white")
     axes.set_xticks(range(L), ["input", *(f"h_{layer}" for layer in range(1, L))], fontsize=size)
     if L > 16:
         axes.tick_params(axis="x", rotation=90)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ..evaluation.results import Table as EvaluationTable
 
 
+_SIDE_BY_SIDE = 5  # models
+
+
 def profile_table(profiles: Sequence[Profile]) -> Table:
     """Costs of one or two models by component; with two, the first as a share of the second."""
     table = Table(title=f"one utterance of {profiles[0].seconds:g} s, float32, {profiles[0].threads} threads")
@@ -72,11 +75,13 @@ def result_table(result: CompressionResult) -> Table:
 def evaluation_table(table: EvaluationTable) -> Table:
     """Models and their scores on SUPERB's tasks, with what has to be known of them below."""
     heading, lines = table.cells()
+    if len(lines) <= _SIDE_BY_SIDE:  # a column per model fits on every terminal
+        rows = list(zip(heading, *lines, strict=True))
+        heading, lines = list(rows[0]), [list(row) for row in rows[1:]]
     notes = [*table.notes, *(f"[{number}] {source}" for number, source in enumerate(table.sources(), start=1))]
     shown = Table(title=escape(table.title), caption=escape("\n".join(notes)), caption_justify="left")
     for number, name in enumerate(heading):
-        shown.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-    ours = sum(not row.source for row in table.rows)
-    for number, cells in enumerate(lines, start=1):
-        shown.add_row(*map(escape, cells), end_section=number == ours)
+        shown.add_column(escape(name), justify="left" if number == 0 else "right", overflow="fold")
+    for cells in lines:
+        shown.add_row(*map(escape, cells))
     return shown
