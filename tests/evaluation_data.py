@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from skill_speech.evaluation.corpora import TaskData
+from skill_speech.evaluation.corpora import TASKS, TaskData
 from skill_speech.evaluation.corpora.utterances import Turn, Utterance, make_cuts
 
 RATE = 16_000
@@ -36,10 +36,13 @@ def spelled(text: str, rng: np.random.Generator, shift: float = 1.0) -> np.ndarr
 class Tones:
     """Writes utterances under a folder and makes the data of a task of them."""
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
-        self.folder, self.rng = folder, np.random.default_rng(seed)
+    def __init__(self, folder: Path, seed: int = 0, sizes: Mapping[str, int] = SIZES) -> None:
+        self.folder, self.seed, self.sizes = folder, seed, sizes
+        self.rng = np.random.default_rng(seed)
 
     def data(self, task: str) -> list[TaskData]:
+        """The same at every call."""
+        self.rng = np.random.default_rng([self.seed, TASKS.index(task)])
         made = getattr(self, f"_{task}")()
         return made if isinstance(made, list) else [made]
 
@@ -50,7 +53,7 @@ class Tones:
         return Utterance(name, path, **what)
 
     def _splits(self, make: Callable[[str, int], Utterance]) -> dict[str, Any]:
-        return {split: make_cuts([make(split, n) for n in range(count)]) for split, count in SIZES.items()}
+        return {split: make_cuts([make(split, n) for n in range(count)]) for split, count in self.sizes.items()}
 
     def _text(self, words: int = 3) -> str:
         return " ".join("".join(self.rng.choice(list(PITCHES), self.rng.integers(2, 4))) for _ in range(words))

@@ -34,7 +34,7 @@ def _warp(x_TD: Tensor, window: int) -> Tensor:
     frames 0 … 39 become 43 frames and frames 40 … 99 become 57.
     """
     T = len(x_TD)
-    if 2 * window >= T:
+    if window == 0 or 2 * window >= T:
         return x_TD
     centre = int(torch.randint(window, T - window, ()))
     moved = int(torch.randint(centre - window, centre + window, ())) + 1
@@ -49,6 +49,8 @@ def _resize(x_TD: Tensor, size: int) -> Tensor:
 
 def _masks(rows: int, length: int, masks: int, width: int) -> Tensor:
     """True where hidden (rows, length): `masks` stretches per row, each shorter than `width`."""
+    if masks == 0 or width == 0:
+        return torch.zeros(rows, length, dtype=torch.bool)
     widths_BM = torch.randint(0, width, (rows, masks))
     starts_BM = torch.randint(0, max(1, length - int(widths_BM.max())), (rows, masks))
     places_L = torch.arange(length)

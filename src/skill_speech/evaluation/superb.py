@@ -126,7 +126,7 @@ def evaluate(
             outcome = run_task(upstream, folds[task], configs[task], cache=states, scratch=scratch, seed=seed)
             header = _header(upstream, task, folds[task], configs[task], synthetic)
             write_json(folder / name / f"{task}.json", header | {"settings": wanted, "started": started} | outcome)
-    return _finish(folder, compare)
+    return _finish(folder, list(sources), compare)
 
 
 def _sources(models: Sequence[str]) -> dict[str, str]:
@@ -238,8 +238,10 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _finish(folder: Path, compare: str | None) -> Evaluation:
-    results = read_results(folder)
+def _finish(folder: Path, names: Sequence[str], compare: str | None) -> Evaluation:
+    found = read_results(folder)
+    # In the order in which they were named, and behind them what was there before.
+    results = {name: found[name] for name in (*names, *(name for name in found if name not in names))}
     table = make_table(results, compare)
     write_table(folder, table)
     for name, tasks in results.items():

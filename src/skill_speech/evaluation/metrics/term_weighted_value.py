@@ -40,5 +40,6 @@ def _largest_sum(scores: NDArray[np.float64], worth: NDArray[np.float64]) -> flo
     """The largest sum of `worth` over all pairs with a score of at least some threshold."""
     order = np.argsort(-scores, kind="stable")
     sums = np.cumsum(worth[order])
-    last = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]
+    scores = scores[order]
+    last = np.r_[np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1]
     return float(max(0.0, sums[last].max()))
