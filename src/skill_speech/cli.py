@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
+from jsonargparse import ActionYesNo, ArgumentParser
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -37,20 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from jsonargparse import ArgumentParser
-
     from . import __version__
 
-    parser = ArgumentParser(
-        prog="skill-speech",
-        description="Make self-supervised speech encoders small.",
-        version=__version__,
+    parser = _Parser(
+        prog="skill-speech", description="Make self-supervised speech encoders small.", version=__version__
     )
     commands = parser.add_subcommands(metavar="COMMAND")
     # Only the command that is asked for is imported: --help should not wait for torch.
     asked = next((word for word in arguments if not word.startswith("-")), None)
     for name, help_text in EXAMPLES.items():
-        commands.add_subcommand(name, _parser(name) if name == asked else ArgumentParser(), help=help_text)
+        commands.add_subcommand(name, _parser(name) if name == asked else _Parser(), help=help_text)
     parsed = parser.parse_args(list(arguments))
     name = parsed.subcommand
     values = parser.instantiate_classes(parsed)[name].as_dict()
@@ -66,11 +64,37 @@ def _with_underscores(word: str) -> str:
     return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
-def _parser(name: str) -> Any:
-    from jsonargparse import ActionYesNo, ArgumentParser
+class _Parser(ArgumentParser):
+    """A parser whose errors are ours: one line that names the setting, what it is, and what it can be."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise InputError."""
+        raise InputError(f"{_in_one_line(message)}; see skill-speech {self._command()}--help")
+
+    def _command(self) -> str:
+        return self.prog.rpartition("] ")[2] + " " if "] " in self.prog else ""
+
+
+def _in_one_line(message: str) -> str:
+    """What jsonargparse says over several lines in types of Python."""
+    message = re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", message.strip().rstrip("."))
+    message = re.sub(r"\b(?:prepare|analyze|compress|evaluate|profile)\.(\w+)", r"--\1", message)
+    wanted = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\])", message)
+    given = re.search(r"(?:Got|Given) value: (.*)", message)
+    if wanted and given:
+        names = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+        kinds = [names.get(kind, kind) if kind else literal.replace("'", "") for kind, literal in wanted]
+        key = message.partition(":")[0]
+        return f"{key} is {given[1].strip()}; it must be {' or '.join(kind for kind in kinds if kind != 'NoneType')}"
+    return " ".join(message.split())
+
+
+def _parser(name: str) -> Any:
     function, _ = _command(name)
-    parser = ArgumentParser(description=EXAMPLES[name])
+    parser = _Parser(description=EXAMPLES[name])
     if name in ("analyze", "compress", "evaluate"):
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     if name == "evaluate":
@@ -145,7 +169,10 @@ def _show_result(result: Any) -> int:
 
 
 def _log_to_terminal() -> None:
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
+    console = Console(stderr=True)
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:  # elsewhere a line stays a line
+        handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     logger = logging.getLogger("skill_speech")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)

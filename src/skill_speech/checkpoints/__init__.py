@@ -31,6 +31,8 @@ def load_encoder(source: str | os.PathLike[str], *, revision: str | None = None,
         if path.name not in ("model.safetensors", "pytorch_model.bin", "config.json"):
             raise InputError(f"{path}: not a known checkpoint; give a folder with config.json and model.safetensors")
         path = path.parent
+    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or os.fspath(source).startswith((".", "~"))):
+        raise InputError(f"{source}: no such file or folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{path}: no config.json there; give a folder that Transformers or skill-speech wrote")
     if path.is_dir() and is_native(path):

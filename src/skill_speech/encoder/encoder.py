@@ -132,13 +132,14 @@ class Encoder(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, each of them whole or not at all."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         temporary = folder / ".model.safetensors.tmp"
-        save_file(weights, temporary, metadata={"format": "pt"})
+        # Not `save_file`, whose files only their owner can read.
+        temporary.write_bytes(save(weights, metadata={"format": "pt"}))
         os.replace(temporary, folder / "model.safetensors")
         values = {"model_type": "skill-speech", **self.config.to_dict()}
         temporary = folder / ".config.json.tmp"
