@@ -320,12 +320,11 @@ BROKEN_LINES = [
     ),
     ("asv", "voxceleb1_test_v2.txt", "1 id10270", "7 id10270", r"line 1 is not `LABEL SPEAKER/VIDEO"),
     ("asv", "voxceleb1_test_v2.txt", " id10271/1zcIwhmdeo4/00001.wav", "", r"line 2 is not `LABEL SPEAKER/VIDEO"),
-    ("sd", "dev/segments", " 3.71", "", r"segments: line 1 is not `SEGMENT RECORDING START END`"),
-    ("sd", "dev/segments", "3.71", "late", r"segments: line 1 is not `SEGMENT RECORDING START END`"),
-    ("sd", "dev/segments", "3.71", "0.36", r"segments: line 1: a turn from 0\.37 to 0\.36 s"),
-    ("sd", "dev/segments", "1.54", "1.74", r"dev: segments and rttm name different turns of 3536-"),
-    ("sd", "dev/rttm", "\t1673\t", "\t61\t", r"dev: segments and rttm name different turns of 3536-"),
-    ("sd", "dev/utt2spk", "_003710 3536", "_003711 3536", r"segments: line 1: 3536\S+ has no speaker in \S+utt2spk"),
+    ("sd", "dev/rttm", "\t3.34\t", "\t", r"rttm: line 1 is not `SPEAKER RECORDING CHANNEL START DURATION"),
+    ("sd", "dev/rttm", "\t0.38\t", "\tlate\t", r"rttm: line 2 is not `SPEAKER RECORDING CHANNEL START DURATION"),
+    ("sd", "dev/rttm", "SPEAKER", "LEXEME", r"rttm: line 1 is not `SPEAKER RECORDING CHANNEL START DURATION"),
+    ("sd", "dev/rttm", "\t3.34\t", "\t0\t", r"rttm: line 1: a turn of 0 s at 0\.37 s"),
+    ("sd", "dev/rttm", "\t3536-", "\t3537-", r"rttm: 3537-\S+ is not in wav\.scp"),
     ("sd", "test/wav.scp", ".wav\n", ".wav -t wav - |\n", r"wav\.scp: line 1: a command instead of a file"),
     (
         "er",
@@ -386,13 +385,32 @@ def test_labels_of_a_test_set_must_be_trained_on(tmp_path: Path) -> None:
 
 def test_third_speaker_of_a_mixture_is_refused(tmp_path: Path) -> None:
     folder = by_hand.librimix(tmp_path)
-    name = "3536-8226-0026_1673-143397-0009"
-    by_hand.text(
-        folder / "dev" / "segments", "".join(f"{name}_{number} {name} {number}.0 {number}.5\n" for number in range(3))
-    )
-    by_hand.text(folder / "dev" / "utt2spk", "".join(f"{name}_{number} speaker{number}\n" for number in range(3)))
-    with pytest.raises(InputError, match=r"segments: line 3: a third speaker in 3536-\S+: SUPERB's mixtures have 2"):
+    rttm = folder / "dev" / "rttm"
+    rttm.write_text(rttm.read_text() + rttm.read_text().splitlines()[0].replace("\t3536\t", "\t61\t"))
+    with pytest.raises(InputError, match=r"rttm: line 3: a third speaker in 3536-\S+: SUPERB's mixtures have 2"):
         read_task("sd", folder)
+
+
+def test_mixture_without_turns_is_refused(tmp_path: Path) -> None:
+    folder = by_hand.librimix(tmp_path)
+    scp = folder / "dev" / "wav.scp"
+    scp.write_text(scp.read_text() + "other " + scp.read_text().split()[1])
+    with pytest.raises(InputError, match=r"wav\.scp: line 2: other has no turn in \S+rttm"):
+        read_task("sd", folder)
+
+
+def test_sd_keeps_turns_apart_that_share_their_times(tmp_path: Path) -> None:
+    # Two speakers may begin and end together: one name in `segments`, and one speaker in `utt2spk`.
+    folder = by_hand.librimix(tmp_path)
+    name = "3536-8226-0026_1673-143397-0009"
+    by_hand.text(folder / "train" / "segments", f"{name}_000370_003710 {name} 0.37 3.71\n" * 2)
+    by_hand.text(folder / "train" / "utt2spk", f"{name}_000370_003710 3536\n{name}_000370_003710 1673\n")
+    by_hand.text(
+        folder / "train" / "rttm",
+        "".join(f"SPEAKER\t{name}\t1\t0.37\t3.34\t<NA>\t<NA>\t{speaker}\t<NA>\n" for speaker in (3536, 1673)),
+    )
+    (cut,) = read_task("sd", folder)[0].splits["train"]
+    assert [turn.speaker for turn in cut.supervisions] == ["3536", "1673"]
 
 
 def test_turn_beyond_its_recording_is_refused(tmp_path: Path) -> None:
@@ -416,17 +434,17 @@ def test_utterance_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
         ("asr", "dev-clean/84/1240/84-1240.trans.txt"),
         ("ks", "speech_commands_v0.01/testing_list.txt"),
         ("qbe", "scoring/language_key_eval.lst"),
-        ("sd", "train/utt2spk"),
+        ("sd", "train/wav.scp"),
         ("sf", "all.iob.snips.txt"),
     ],
 )
 def test_line_that_is_there_twice_is_refused(tmp_path: Path, task: str, name: str) -> None:
     folder = WRITERS[task](tmp_path)
     content = (folder / name).read_text()
-    (folder / name).write_text(content + content.splitlines()[1] + "\n")
-    last = len(content.splitlines()) + 1
+    (folder / name).write_text(content + content.splitlines()[-1] + "\n")
+    last = len(content.splitlines())
     with pytest.raises(
-        InputError, match=rf"{Path(name).name}: line {last}: \S+ is already in line 2 of \S+{Path(name).name}"
+        InputError, match=rf"{Path(name).name}: line {last + 1}: \S+ is already in line {last} of \S+{Path(name).name}"
     ):
         read_task(task, folder)
 

@@ -64,9 +64,9 @@ def read_lexicon(folder: Path) -> dict[str, list[str]]:
 
 def _utterances(folder: Path) -> Iterator[Utterance]:
     """The utterances of a subset, in order of their ids."""
-    lines = (line for path in sorted(folder.glob("*/*/*.trans.txt")) for line in read_lines(path))
+    lines = (line for path in sorted(folder.glob("*/*/[!.]*.trans.txt")) for line in read_lines(path))
     transcribed = index(lines, lambda line: line.path.parent / f"{line.text.split()[0]}.flac")
-    audio = set(folder.glob("*/*/*.flac"))
+    audio = set(folder.glob("*/*/[!.]*.flac"))
     for path in sorted(audio - transcribed.keys()):
         speaker, chapter = path.parent.parent.name, path.parent.name
         raise InputError(f"{path}: {speaker}-{chapter}.trans.txt has no transcript of it: complete the corpus")
