@@ -19,6 +19,8 @@ from skill_speech.evaluation.states import HiddenStates
 from skill_speech.evaluation.upstream import open_upstream
 from tests.evaluation_data import Tones
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = ("frames", "mean", "seconds")
 
 

@@ -27,20 +27,14 @@ from tests import corpora_by_hand
 from tests.test_figures import overlapping
 from tests.transformers_models import TINY, VARIANTS, build, save
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAST = {
     "asr": {"hidden_size": 16, "projection_size": 16, "batch_size": 4},
     "sf": {"hidden_size": 16, "projection_size": 16, "batch_size": 4},
     "sd": {"hidden_size": 16, "accumulate": 1},
     "asv": {"projection_size": 16, "pooled_size": 16, "accumulate": 1},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +156,7 @@ def test_without_the_cache_the_result_is_the_same(corpora, models, tmp_path):
         (["fbank", "--tasks", "ks", "--settings", '{"ks": {"stps": 3}}'], "unknown setting 'stps'"),
         (["fbank", "--tasks", "ks", "--settings", '{"ks": {"steps": "many"}}'], "steps is 'many'"),
         (["fbank", "--tasks", "ks", "--settings", '{"pr": {"steps": 3}}'], "settings for pr"),
-        (["no/such/model", "--tasks", "ks"], "no model there"),
+        (["no/such/model", "--tasks", "ks"], "no/such/model: no such file"),
         (["fbank", "x=fbank", "fbank", "--tasks", "ks"], "would both be called fbank"),
         (["hidden_states=fbank", "--tasks", "ks"], "give another name"),
         (["fbank", "--tasks", "ks", "--device", "abacus"], "abacus"),

@@ -20,6 +20,8 @@ from skill_speech.evaluation.training import choose, predict, train
 from skill_speech.evaluation.upstream import open_upstream
 from tests.evaluation_data import SIZES, Tones
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {
     "pr": {"projection_size": 16},
     "asr": {"projection_size": 16, "hidden_size": 8, "batch_size": 4},
@@ -31,15 +33,6 @@ SMALL = {
     "er": {"projection_size": 16, "accumulate": 2},
     "ic": {"projection_size": 16},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine two threads wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,9 @@ def _run(arguments: Sequence[str]) -> int:
         commands.add_subcommand(name, _parser(name) if name == asked else _Parser(), help=help_text)
     parsed = parser.parse_args(list(arguments))
     name = parsed.subcommand
-    values = parser.instantiate_classes(parsed)[name].as_dict()
+    # jsonargparse 4.49 has a new name for it and warns of the old one.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    values = instantiate(parsed)[name].as_dict()
     values.pop("config", None)
     _log_to_terminal()
     function, show = _command(name)
