@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,14 @@ def planned_corpora(tmp_path_factory: pytest.TempPathFactory) -> SyntheticCorpor
 def synthetic_corpora(planned_corpora: SyntheticCorpora) -> Path:
     """The folder that `evaluate --data` takes."""
     return planned_corpora.root
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for torch: of small models two wait for each other longer than they work."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .data import prepare
     from .encoder import Encoder, EncoderConfig
     from .errors import InputError
+    from .evaluation import Evaluation, evaluate
     from .exporting import export, register
     from .profiling import profile
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Encoder": "encoder",
     "EncoderConfig": "encoder",
+    "Evaluation": "evaluation",
     "InputError": "errors",
     "analyze": "compression",
     "compress": "compression",
     "import_encoder": "checkpoints",
     "export": "exporting",
+    "evaluate": "evaluation",
     "load_encoder": "checkpoints",
     "prepare": "data",
     "profile": "profiling",
@@ -34,10 +37,12 @@ _HOMES = {
 __all__ = [
     "Encoder",
     "EncoderConfig",
+    "Evaluation",
     "InputError",
     "__version__",
     "analyze",
     "compress",
+    "evaluate",
     "export",
     "import_encoder",
     "load_encoder",

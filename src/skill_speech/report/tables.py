@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..profiling import Profile, short_name
@@ -13,7 +14,11 @@ from ..pruning import human
 if TYPE_CHECKING:
     from ..checkpoints import ImportResult
     from ..compression import CompressionResult
+    from ..evaluation.results import Table as EvaluationTable
     from ..exporting import Measurement
+
+
+_SIDE_BY_SIDE = 5  # models
 
 
 def profile_table(profiles: Sequence[Profile]) -> Table:
@@ -106,3 +111,18 @@ def measurement_table(measurements: Sequence[Measurement]) -> Table:
             f"{form.difference:.1e}" if form is not first else "",
         )
     return table
+
+
+def evaluation_table(table: EvaluationTable) -> Table:
+    """Models and their scores on SUPERB's tasks, with what has to be known of them below."""
+    heading, lines = table.cells()
+    if len(lines) <= _SIDE_BY_SIDE:  # a column per model fits on every terminal
+        rows = list(zip(heading, *lines, strict=True))
+        heading, lines = list(rows[0]), [list(row) for row in rows[1:]]
+    notes = [*table.notes, *(f"[{number}] {source}" for number, source in enumerate(table.sources(), start=1))]
+    shown = Table(title=escape(table.title), caption=escape("\n".join(notes)), caption_justify="left")
+    for number, name in enumerate(heading):
+        shown.add_column(escape(name), justify="left" if number == 0 else "right", overflow="fold")
+    for cells in lines:
+        shown.add_row(*map(escape, cells))
+    return shown
