@@ -170,7 +170,8 @@ def _words(text: str, events: list[tuple[float, str | int]], seconds: float) -> 
     A number of several words has several such events within its digits; they stay one word.
     """
     words: list[Word] = []
-    place, spoken = 0, []
+    place = 0
+    spoken: list[tuple[float, str]] = []
     for time, what in (*events, (seconds, PAUSE)):
         token_place = text.rfind(" ", 0, what + 1) + 1 if isinstance(what, int) else place
         if spoken and (token_place != place or what == PAUSE):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 from scipy.signal import butter, fftconvolve, sosfilt
 
 Audio = npt.NDArray[np.float32]
@@ -62,7 +63,7 @@ def random_channel(rng: random.Random) -> Channel:
     )
 
 
-def rms(audio_T: Audio) -> float:
+def rms(audio_T: npt.NDArray[np.floating]) -> float:
     """Root mean square; tiny instead of zero."""
     return float(np.sqrt(np.mean(np.square(audio_T, dtype=np.float64)) + 1e-12))
 
@@ -74,16 +75,18 @@ def at_level(audio_T: Audio, gain_db: float) -> Audio:
 
 def coloured_noise(length: int, colour: float, sample_rate: int, rng: np.random.Generator) -> Audio:
     """Noise of root mean square 1 whose power falls with frequency to the power of `colour`, above 50 Hz."""
-    spectrum = np.fft.rfft(rng.standard_normal(length))
-    frequency = np.maximum(np.fft.rfftfreq(length, 1 / sample_rate), 50.0)
-    noise_T = np.fft.irfft(spectrum * frequency ** (-colour / 2), length)
+    size = next_fast_len(length, real=True)
+    spectrum = rfft(rng.standard_normal(size, dtype=np.float32))
+    frequency = np.maximum(rfftfreq(size, 1 / sample_rate), 50.0).astype(np.float32)
+    noise_T = irfft(spectrum * frequency ** (-colour / 2), size)[:length]
     return (noise_T / rms(noise_T)).astype(np.float32)
 
 
 def _tilt(audio_T: Audio, tilt_db: float, sample_rate: int) -> Audio:
-    octaves = np.log2(np.clip(np.fft.rfftfreq(len(audio_T), 1 / sample_rate), 200, 4_000) / 200)
+    size = next_fast_len(len(audio_T), real=True)
+    octaves = np.log2(np.clip(rfftfreq(size, 1 / sample_rate), 200, 4_000) / 200)
     gain = 10 ** (tilt_db / 20 * octaves / np.log2(4_000 / 200))
-    return np.fft.irfft(np.fft.rfft(audio_T) * gain, len(audio_T)).astype(np.float32)
+    return irfft(rfft(audio_T, size) * gain.astype(np.float32), size)[: len(audio_T)].astype(np.float32)
 
 
 def _reverberate(audio_T: Audio, seconds: float, sample_rate: int, rng: np.random.Generator) -> Audio:

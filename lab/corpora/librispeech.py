@@ -33,7 +33,8 @@ def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
     key = f"librispeech/{seed}"
     speakers = iter(cast(sum(count for count, _ in subsets.values()), key, accents=[ACCENT]))
     sentences = Sentences(key)
-    clips, vocabulary = [], set()
+    clips: list[Clip] = []
+    vocabulary: set[str] = set()
     lines = [";ID  |SEX| SUBSET           |MINUTES| NAME"]
     for subset, (count, utterances) in subsets.items():
         for speaker in [next(speakers) for _ in range(count)]:

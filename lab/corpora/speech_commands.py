@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from lab.corpora.channel import random_channel
@@ -60,18 +61,17 @@ def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
     folder, clips = root / TRAINING, []
     lists: dict[str, list[str]] = {"training": [], "validation": [], "testing": []}
     for split, persons in people.items():
-        for person in persons:
-            for word in words:
-                for take in range(sizes.takes):
-                    name = f"{word}/{person.name}_nohash_{take}.wav"
-                    lists[split].append(name)
-                    clips.append(_clip(folder / name, word, person, f"{key}/{name}"))
+        for person, word, take in product(persons, words, range(sizes.takes)):
+            name = f"{word}/{person.name}_nohash_{take}.wav"
+            lists[split].append(name)
+            clips.append(_clip(folder / name, word, person, f"{key}/{name}"))
     clips += _test_clips(root / TEST, sizes, people["testing"], key)
     noises = [
         Noise(folder / NOISE / f"{name}.wav", sizes.noise_seconds, colour, hum, -6.0, f"{key}/{name}")
         for name, (colour, hum) in list(NOISES.items())[: sizes.noises]
     ]
-    workers.do(TRAINING, [*clips, *noises, *_silence(root / TEST, sizes, key)])
+    jobs: list[Clip | Noise] = [*clips, *noises, *_silence(root / TEST, sizes, key)]
+    workers.do(TRAINING, jobs)
     for split in ("validation", "testing"):
         write_lines(folder / f"{split}_list.txt", lists[split])
     return [folder, root / TEST]

@@ -23,10 +23,9 @@ def cast(
         rates: slowest and fastest, in words per minute.
     """
     rng = random.Random(f"cast/{key}")
-    timbres = {
-        sex: rng.sample(pairs, len(pairs))
-        for sex, pairs in ((sex, [(a, v) for a in accents for v in VARIANTS[sex]]) for sex in "FM")
-    }
+    timbres = {sex: [(accent, variant) for accent in accents for variant in VARIANTS[sex]] for sex in "FM"}
+    for pairs in timbres.values():
+        rng.shuffle(pairs)
     speakers = []
     for number in range(count):
         sex = "FM"[number % 2]

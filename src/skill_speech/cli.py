@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -18,13 +18,16 @@ EXAMPLES = {
     "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
     "analyze": "measure how similar a teacher's layers are, and group them",
     "compress": "make a small encoder of a large one; the same command goes on where it stopped",
+    "import": "make a folder that every command takes out of a file of DPHuBERT, fairseq, TorchAudio and others",
+    "export": "write a model for Transformers, ONNX, torch.export, TorchAudio or s3prl",
+    "evaluate": "train and score heads on frozen models: SUPERB's ten tasks",
     "profile": "parameters, MACs, speed and memory of a model",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
         return _run(arguments)
     except InputError as error:
@@ -50,11 +53,19 @@ def _run(arguments: Sequence[str]) -> int:
         commands.add_subcommand(name, _parser(name) if name == asked else _Parser(), help=help_text)
     parsed = parser.parse_args(list(arguments))
     name = parsed.subcommand
-    values = parser.instantiate_classes(parsed)[name].as_dict()
+    # jsonargparse 4.49 has a new name for it and warns of the old one.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    values = instantiate(parsed)[name].as_dict()
     values.pop("config", None)
     _log_to_terminal()
     function, show = _command(name)
     return show(function(**values))
+
+
+def _with_underscores(word: str) -> str:
+    """`--cache-gb=50` as `--cache_gb=50`: options are the functions' arguments, typed either way."""
+    option, equals, value = word.partition("=")
+    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
 class _Parser(ArgumentParser):
@@ -74,7 +85,7 @@ class _Parser(ArgumentParser):
 def _in_one_line(message: str) -> str:
     """What jsonargparse says over several lines in types of Python."""
     message = re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", message.strip().rstrip("."))
-    message = re.sub(r"\b(?:prepare|analyze|compress|profile)\.(\w+)", r"--\1", message)
+    message = re.sub(rf"\b(?:{'|'.join(EXAMPLES)})\.(\w+)", r"--\1", message)
     wanted = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\])", message)
     given = re.search(r"(?:Got|Given) value: (.*)", message)
     if wanted and given:
@@ -88,9 +99,14 @@ def _in_one_line(message: str) -> str:
 def _parser(name: str) -> Any:
     function, _ = _command(name)
     parser = _Parser(description=EXAMPLES[name])
-    if name in ("analyze", "compress"):
+    if name in ("analyze", "compress", "evaluate"):
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    positional = {"prepare": "source", "profile": "model"}.get(name)
+    if name == "evaluate":
+        parser.add_argument("models", type=str, nargs="+", help="[NAME=]SOURCE, or fbank for log-mel filterbanks")
+        parser.add_argument("--cache", action=ActionYesNo(no_prefix="no_"), default=True, help="keep hidden states")
+        parser.add_function_arguments(function, as_group=False, skip={"models", "cache"})
+        return parser
+    positional = {"prepare": "source", "import": "source", "profile": "model", "export": "model"}.get(name)
     if positional:
         parser.add_argument(positional, type=str, help="see the first line")
     parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
@@ -102,10 +118,22 @@ def _command(name: str) -> tuple[Callable[..., Any], Callable[[Any], int]]:
         from .data import prepare
 
         return prepare, _show_cuts
+    if name == "import":
+        from .checkpoints import import_encoder
+
+        return import_encoder, _show_import
     if name == "profile":
         from .profiling import profile
 
         return profile, _show_profiles
+    if name == "export":
+        from .exporting import export
+
+        return export, _show_export
+    if name == "evaluate":
+        from .evaluation import evaluate
+
+        return evaluate, _show_evaluation
     from .compression import analyze, compress
 
     return (analyze, _show_clusters) if name == "analyze" else (compress, _show_result)
@@ -119,6 +147,15 @@ def _show_cuts(cuts: Any) -> int:
     return 0
 
 
+def _show_import(result: Any) -> int:
+    from .report.tables import import_table
+
+    console = Console()
+    console.print(import_table(result))
+    console.print(f"encoder: {result.folder}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def _show_clusters(clusters: Any) -> int:
     for number, group in enumerate(clusters.groups, start=1):
         print(f"cluster {number}: {', '.join(f'h_{layer}' for layer in group)}")
@@ -129,6 +166,26 @@ def _show_profiles(profiles: Sequence[Any]) -> int:
     from .report.tables import profile_table
 
     Console().print(profile_table(profiles))
+    return 0
+
+
+def _show_export(export: Any) -> int:
+    from .report.tables import measurement_table
+
+    console = Console()
+    if export.measurements:
+        console.print(measurement_table(export.measurements))
+    where = export.folder if export.address is None else f"{export.folder}, {export.address}"
+    console.print(f"{export.format}: {where}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _show_evaluation(evaluation: Any) -> int:
+    from .report.tables import evaluation_table
+
+    console = Console()
+    console.print(evaluation_table(evaluation.table))
+    console.print(f"{evaluation.folder / 'table.md'}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +89,22 @@ def refuse_changes(path: Path, settings: dict[str, Any]) -> None:
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         raise InputError(f"{path}: cannot be read; choose another --output") from None
-    old, new = _flat(before if isinstance(before, dict) else {}), _flat(settings)
-    changed = [
-        f"{key} (was {old.get(key)}, now {new.get(key)})"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and key not in FREE_KEYS
-    ]
+    changed = differences(before if isinstance(before, dict) else {}, settings, free=FREE_KEYS)
     if changed:
         raise InputError(
             f"{path.parent}: made with other settings: {'; '.join(changed)}. Choose another --output, or give the same "
             "settings to go on"
         )
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> list[str]:
+    """What differs between two nested dictionaries of settings, one text per key that is not `free`."""
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{key} (was {old.get(key)}, now {new.get(key)})"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and key not in free
+    ]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

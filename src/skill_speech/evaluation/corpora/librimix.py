@@ -1,5 +1,8 @@
 """Libri2Mix (arXiv 2005.11262) for sd: mixtures of two speakers, in the Kaldi folders that s3prl prepares.
 
+The turns are those of `rttm`, which scoring compares with. s3prl trains on `segments` and `utt2spk`, which are made of
+the same turns but name them by their times alone: in one mixture of the training set two turns share a name there.
+
 A path in wav.scp that is not absolute is relative to the folder of its wav.scp. A command (`sox … |`), which Kaldi
 allows there, is refused: nothing from a file is run.
 """
@@ -9,22 +12,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import InputError
-from .lines import Line, read_lines
+from .lines import Line, index, read_lines
 from .task_data import TaskData
-from .utterances import Turn, Utterance, make_cuts, require_some
+from .utterances import Turn, Utterance, make_cuts
 
 SPLITS = ("train", "dev", "test")
-FILES = ("wav.scp", "segments", "utt2spk", "rttm")
+FILES = ("wav.scp", "rttm")
 SPEAKERS = 2
-SAME_SECONDS = 0.01
-"""By so much may the times of rttm and segments differ: they are the same numbers, printed twice."""
 
 SCP_FORM = "RECORDING PATH"
-SEGMENT_FORM = "SEGMENT RECORDING START END"
-SPEAKER_FORM = "SEGMENT SPEAKER"
 RTTM_FORM = "SPEAKER RECORDING CHANNEL START DURATION <NA> <NA> SPEAKER …"
 
-LAYOUT = f"LibriMix as Kaldi folders: train/, dev/ and test/, in each {', '.join(FILES)}"
+LAYOUT = f"LibriMix as Kaldi folders: train/, dev/ and test/, in each {' and '.join(FILES)}"
 
 
 def is_librimix(folder: Path) -> bool:
@@ -33,72 +32,43 @@ def is_librimix(folder: Path) -> bool:
 
 
 def read_mixtures(folder: Path) -> TaskData:
-    """sd: one supervision per turn (start, duration, speaker) on the cut of its mixture."""
+    """sd: one supervision per turn (start, duration, speaker) on the cut of its mixture, in order of time."""
     return TaskData("sd", {split: make_cuts(_mixtures(folder / split)) for split in SPLITS})
 
 
 def _mixtures(folder: Path) -> list[Utterance]:
-    turns = _segments(folder)
-    _require_same(folder, turns, _rttm(folder))
+    turns = _turns(folder / "rttm")
+    recordings = index(read_lines(folder / "wav.scp"), lambda line: line.text.split()[0])
+    for recording in turns.keys() - recordings.keys():
+        raise InputError(f"{folder / 'rttm'}: {recording} is not in wav.scp: complete the corpus")
     listed = []
-    for line in read_lines(folder / "wav.scp"):
-        recording, path = line.fields(SCP_FORM, rest=True)
+    for recording, line in recordings.items():
+        _, path = line.fields(SCP_FORM, rest=True)
         if path.rstrip().endswith("|"):
             raise InputError(f"{line}: a command instead of a file: write the audio to a file and name it")
         if recording not in turns:
-            raise InputError(f"{line}: {recording} has no turn in {folder / 'segments'}: complete the corpus")
-        listed.append(Utterance(recording, folder / path.strip(), line, turns=tuple(turns[recording])))
-    for recording in turns.keys() - {utterance.id for utterance in listed}:
-        raise InputError(f"{folder / 'segments'}: {recording} is not in wav.scp: complete the corpus")
-    return require_some(listed, folder / "wav.scp", "recordings")
+            raise InputError(f"{line}: {recording} has no turn in {folder / 'rttm'}: complete the corpus")
+        in_time = sorted(turns[recording], key=lambda turn: turn.start)
+        listed.append(Utterance(recording, folder / path.strip(), line, turns=tuple(in_time)))
+    return listed
 
 
-def _segments(folder: Path) -> dict[str, list[Turn]]:
-    """Recording to its turns, in order of time."""
-    speakers = dict(line.fields(SPEAKER_FORM) for line in read_lines(folder / "utt2spk"))
+def _turns(path: Path) -> dict[str, list[Turn]]:
+    """Recording to its turns."""
     turns: dict[str, list[Turn]] = {}
-    for line in read_lines(folder / "segments"):
-        segment, recording, *times = line.fields(SEGMENT_FORM)
-        if segment not in speakers:
-            raise InputError(f"{line}: {segment} has no speaker in {folder / 'utt2spk'}: complete the corpus")
-        start, end = (line.number_in(time, SEGMENT_FORM) for time in times)
-        turn = _turn(line, speakers[segment], start, end)
-        turns.setdefault(recording, []).append(turn)
-        if len({turn.speaker for turn in turns[recording]}) > SPEAKERS:
-            raise InputError(f"{line}: a third speaker in {recording}: SUPERB's mixtures have {SPEAKERS}")
-    return {recording: sorted(listed, key=lambda turn: turn.start) for recording, listed in turns.items()}
-
-
-def _rttm(folder: Path) -> dict[str, list[Turn]]:
-    """The same from rttm, which is what scoring tools compare with."""
-    turns: dict[str, list[Turn]] = {}
-    for line in read_lines(folder / "rttm"):
+    for line in read_lines(path):
         fields = line.text.split()
         if fields[0] != "SPEAKER" or len(fields) < len(RTTM_FORM.split()) - 1:
             raise line.malformed(RTTM_FORM)
         start, duration = (line.number_in(field, RTTM_FORM) for field in fields[3:5])
-        turns.setdefault(fields[1], []).append(_turn(line, fields[7], start, start + duration))
+        of_recording = turns.setdefault(fields[1], [])
+        of_recording.append(_turn(line, fields[7], start, duration))
+        if len({turn.speaker for turn in of_recording}) > SPEAKERS:
+            raise InputError(f"{line}: a third speaker in {fields[1]}: SUPERB's mixtures have {SPEAKERS}")
     return turns
 
 
-def _turn(line: Line, speaker: str, start: float, end: float) -> Turn:
-    if not 0 <= start < end:
-        raise InputError(f"{line}: a turn from {start:g} to {end:g} s: restore the corpus' own file")
-    return Turn(speaker, start, end)
-
-
-def _require_same(folder: Path, segments: dict[str, list[Turn]], rttm: dict[str, list[Turn]]) -> None:
-    for recording in sorted(segments.keys() | rttm.keys()):
-        # By speaker first: of one speaker no two turns start together, whatever the rounding.
-        one, other = (sorted(turns.get(recording, []), key=_speaker_and_start) for turns in (segments, rttm))
-        if len(one) != len(other) or not all(map(_same, one, other)):
-            raise InputError(f"{folder}: segments and rttm name different turns of {recording}: prepare it again")
-
-
-def _speaker_and_start(turn: Turn) -> tuple[str, float]:
-    return turn.speaker, turn.start
-
-
-def _same(one: Turn, other: Turn) -> bool:
-    apart = max(abs(one.start - other.start), abs(one.end - other.end))
-    return one.speaker == other.speaker and apart < SAME_SECONDS
+def _turn(line: Line, speaker: str, start: float, duration: float) -> Turn:
+    if start < 0 or duration <= 0:
+        raise InputError(f"{line}: a turn of {duration:g} s at {start:g} s: restore the corpus' own file")
+    return Turn(speaker, start, start + duration)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import InputError
-from .lines import Line, read_lines
+from .lines import Line, index, read_lines
 from .task_data import TaskData
 from .utterances import Utterance, make_cuts, require_some
 
@@ -64,11 +64,9 @@ def read_lexicon(folder: Path) -> dict[str, list[str]]:
 
 def _utterances(folder: Path) -> Iterator[Utterance]:
     """The utterances of a subset, in order of their ids."""
-    transcribed: dict[Path, Line] = {}
-    for path in sorted(folder.glob("*/*/*.trans.txt")):
-        for line in read_lines(path):
-            transcribed[path.parent / f"{line.text.split()[0]}.flac"] = line
-    audio = set(folder.glob("*/*/*.flac"))
+    lines = (line for path in sorted(folder.glob("*/*/[!.]*.trans.txt")) for line in read_lines(path))
+    transcribed = index(lines, lambda line: line.path.parent / f"{line.text.split()[0]}.flac")
+    audio = set(folder.glob("*/*/[!.]*.flac"))
     for path in sorted(audio - transcribed.keys()):
         speaker, chapter = path.parent.parent.name, path.parent.name
         raise InputError(f"{path}: {speaker}-{chapter}.trans.txt has no transcript of it: complete the corpus")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ...errors import InputError
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,16 @@ def read_lines(path: Path) -> list[Line]:
     if not lines:
         raise InputError(f"{path}: empty: restore the corpus' own file")
     return lines
+
+
+def index(lines: Iterable[Line], key: Callable[[Line], Key]) -> dict[Key, Line]:
+    """The lines by their keys.
+
+    Raises InputError for two lines of the same key.
+    """
+    indexed: dict[Key, Line] = {}
+    for line in lines:
+        first = indexed.setdefault(key(line), line)
+        if first is not line:
+            raise InputError(f"{line}: {key(line)} is already in line {first.number} of {first.path}: keep one of them")
+    return indexed

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import InputError
-from .lines import Line, read_lines
+from .lines import Line, index, read_lines
 from .task_data import TaskData
 from .utterances import Utterance, make_cuts, require_some
 
@@ -71,7 +71,7 @@ def _ground_truth(folder: Path, name: str) -> Path:
 def _listed(folder: Path, path: Path) -> dict[str, Utterance]:
     """Id to utterance; the paths of the list start with a folder that stands for the database's own."""
     listed = {}
-    for line in read_lines(path):
+    for line in index(read_lines(path), lambda line: line.text.split()[0]).values():
         name, language = line.fields(KEY_FORM)
         _, _, below = name.partition("/")
         if not below:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import InputError
-from .lines import Line, read_lines
+from .lines import Line, index, read_lines
 from .task_data import TaskData
 from .utterances import Utterance, make_cuts, require_some
 
@@ -37,7 +37,7 @@ def read_slots(folder: Path) -> TaskData:
     and "&" is "AND".
     """
     slots = [line.text.strip() for line in read_lines(folder / SLOTS)]
-    transcripts = {line.text.split(" ", 1)[0]: line for line in read_lines(folder / TRANSCRIPTS)}
+    transcripts = index(read_lines(folder / TRANSCRIPTS), lambda line: line.text.split(" ", 1)[0])
     splits = {split: list(_utterances(folder, split, transcripts, set(slots))) for split in SPEAKERS}
     for split, utterances in splits.items():
         require_some(utterances, folder / FOLDERS[split], f"*.wav of {', '.join(SPEAKERS[split])}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...data.audio import read_header
 from ...errors import InputError
-from .lines import Line, read_lines
+from .lines import Line, index, read_lines
 from .task_data import TaskData
 from .utterances import Utterance, make_cuts, require_seen, require_some
 
@@ -55,9 +55,11 @@ def read_keywords(folder: Path) -> TaskData:
 
 
 def _train_and_validation(folder: Path) -> tuple[list[Utterance], list[Utterance]]:
-    validation = {folder / line.text.strip(): line for line in read_lines(folder / VALIDATION_LIST)}
-    testing = {folder / line.text.strip(): line for line in read_lines(folder / TESTING_LIST)}
-    paths = {path for path in folder.glob("*/*.wav") if path.parent.name != NOISE}
+    validation, testing = (
+        index(read_lines(folder / name), lambda line: folder / line.text.strip())
+        for name in (VALIDATION_LIST, TESTING_LIST)
+    )
+    paths = {path for path in folder.glob("[!.]*/[!.]*.wav") if path.parent.name != NOISE}
     training = [_spoken(folder, path, None) for path in sorted(paths - validation.keys() - testing.keys())]
     return training, [_spoken(folder, path, line) for path, line in sorted(validation.items())]
 
@@ -75,7 +77,7 @@ def _spoken(folder: Path, path: Path, line: Line | None) -> Utterance:
 
 
 def _noise(folder: Path) -> Iterator[Utterance]:
-    for path in sorted((folder / NOISE).glob("*.wav")):
+    for path in sorted((folder / NOISE).glob("[!.]*.wav")):
         header = read_header(path)
         for number in range(int(header.samples / header.sample_rate / NOISE_SECONDS)):
             name = f"{path.relative_to(folder.parent).with_suffix('').as_posix()}-{number:03}"
@@ -84,7 +86,7 @@ def _noise(folder: Path) -> Iterator[Utterance]:
 
 
 def _test(folder: Path) -> Iterator[Utterance]:
-    for path in sorted(folder.glob("*/*.wav")):
+    for path in sorted(folder.glob("[!.]*/[!.]*.wav")):
         label = path.parent.name
         if label not in CLASSES:
             raise InputError(f"{path}: {label} is none of the classes {', '.join(CLASSES)}: remove the folder")

@@ -101,7 +101,7 @@ def _utterance(folder: Path, homes: dict[str, Path], name: str, line: Line, form
 
 
 def _training(folder: Path) -> Iterator[Utterance]:
-    for path in sorted((folder / "dev" / "wav").glob("*/*/*.wav")):
+    for path in sorted((folder / "dev" / "wav").glob("*/*/[!.]*.wav")):
         yield _at(path, None)
 
 
