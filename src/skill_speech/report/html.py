@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -77,8 +78,8 @@ def write_page(runs: Sequence[Evidence]) -> str:
 <main>
 {write_sections(runs)}
 </main>
-<footer>Made by skill-speech {escape(__version__)} from the files of the run{"s" * several}. Numbers appear where a picture is
-pointed at, and in the tables below it.</footer>
+<footer>Made by skill-speech {escape(__version__)} from the files of the run{"s" * several}. Numbers appear where a
+picture is pointed at, and in the table below it.</footer>
 </div>
 </body>
 </html>
@@ -95,8 +96,6 @@ def _refuse_other_files(path: Path) -> None:
 
 def _told_apart(runs: Sequence[Evidence]) -> list[Evidence]:
     """Runs whose folders have the same name get a number."""
-    from dataclasses import replace
-
     names = [run.name for run in runs]
     return [
         replace(run, name=f"{run.name} ({names[: place + 1].count(run.name)})") if names.count(run.name) > 1 else run

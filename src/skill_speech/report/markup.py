@@ -25,6 +25,7 @@ def table(
     rows: Sequence[Sequence[str]],
     *,
     caption: str = "",
+    name: str = "",
     numbers: bool = True,
     marked: Sequence[int] = (),
 ) -> str:
@@ -33,7 +34,8 @@ def table(
     Args:
         heading: of the columns; the first names the rows.
         rows: cells, the first one names the row.
-        caption: what the table is.
+        caption: what the table is, shown above it.
+        name: the same for those who cannot see it, where there is no caption.
         numbers: cells are numbers; otherwise words, which may be long.
         marked: rows that stand out.
     """
@@ -50,7 +52,9 @@ def table(
     title = f"<caption>{markup(caption)}</caption>" if caption else ""
     inner = f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     # Reached by keyboard, because what scrolls has to be.
-    return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption or "table")}">{inner}</div>'
+    return (
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption or name or "table")}">{inner}</div>'
+    )
 
 
 def details(summary: str, inside: str) -> str:

@@ -1,7 +1,7 @@
-"""The pictures of the HTML report, as SVG: they scale, show their numbers when pointed at, and say in words what they show.
+"""The pictures of the HTML report, as SVG: they scale, show numbers when pointed at, and say in words what they show.
 
-Colours that depend on light and dark are classes of page.css; those of a heat map are the same in both. All are 480 units
-wide, so that a unit is about a pixel in a column of text and two thirds of one on a phone.
+Colours that depend on light and dark are classes of page.css; those of a heat map are the same in both. All are 480
+units wide, so that a unit is about a pixel in a column of text and two thirds of one on a phone.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ def similarity_picture(cka_LL: NDArray[np.float64], clusters: LayerClusters) -> 
         box = element("rect", x=x, y=y, width=cell + 0.3, height=cell + 0.3, fill=colour)
         if L <= PRINTED_UP_TO:
             said = f"{value:.2f}".replace("-0.00", "0.00")
-            place = {"text_anchor": "middle", "dominant_baseline": "central", "class_": "value"}
-            box += text(x + cell / 2, y + cell / 2, said, fill=readable_on(colour), **place)
+            box += _inside(x + cell / 2, y + cell / 2, said, colour)
         parts.append(element("g", hover(words), box))
     for number, group in enumerate(clusters.groups):
         runs = runs_of([layers.index(layer) for layer in group])
@@ -107,7 +106,7 @@ def dendrogram_picture(clusters: LayerClusters) -> str:
     L = len(layers)
     number_of = {layers.index(layer): number for number, group in enumerate(clusters.groups) for layer in group}
     order, merges = tree_layout(linkage)
-    steps = round_steps(0, max([*linkage[:, 2].tolist(), clusters.threshold, 1e-9]), 5)
+    steps = round_steps(0, max([*linkage[:, 2].tolist(), clusters.threshold, 1e-9]))
     left, right, top, bottom = 46.0, 10.0, 18.0, 236.0
 
     def at(place: float) -> float:
@@ -204,9 +203,9 @@ def lines_picture(
     """
     values = [y for one in series for _, y in one.points]
     low, high = bounds or (min(values), max(values))
-    steps = round_steps(low, high, 5)
+    steps = round_steps(low, high)
     last = max(x for one in series for x, _ in one.points)
-    ticks = [tick for tick in round_steps(0, last, 5) if tick <= last * 1.0001] or [0.0]
+    ticks = [tick for tick in round_steps(0, last, 6) if tick <= last * 1.0001] or [0.0]
     left, right, top, bottom = 52.0, 14.0, 12.0, 206.0
 
     def across(x: float) -> float:
@@ -267,20 +266,21 @@ def layer_weights_picture(model: str, weights: Mapping[str, Sequence[float]]) ->
     highest = max(float(values_KL[mixed].max()), 2 / L) if mixed else 1.0
     parts = []
     for row, task in enumerate(weights):
-        middle = (row + 0.5) * high
-        parts.append(text(left - 8, middle, task.upper(), text_anchor="end", dominant_baseline="central"))
+        name = {"text_anchor": "end", "dominant_baseline": "central"}
+        parts.append(text(left - 8, (row + 0.5) * high, task.upper(), **name))
         for column in range(L):
             value = float(values_KL[row, column])
-            colour = _viridis(1 - min(1.0, value / highest))
-            words = f"{task.upper()}, {state_name(column)}: weight {value:.3f}"
+            corner = {"x": left + column * cell, "y": row * high, "width": cell + 0.3, "height": high - 2}
             if row in single:
-                words = f"{task.upper()}, {state_name(column)}: {'the one state it reads' if value else 'not read'}"
-            box = element("rect", x=left + column * cell, y=row * high, width=cell + 0.3, height=high - 2, fill=colour)
-            if L <= PRINTED_UP_TO:
-                said = f"{value:.2f}".removeprefix("0") if row not in single else "best" if value else ""
-                place = {"text_anchor": "middle", "dominant_baseline": "central", "class_": "value"}
-                box += text(left + (column + 0.5) * cell, middle - 1, said, fill=readable_on(colour), **place)
-            parts.append(element("g", hover(words), box))
+                words = "the one state it reads" if value else "not read"
+                box = element("rect", class_="kept" if value else "gone", **corner)
+            else:
+                words, colour = f"weight {value:.3f}", _viridis(1 - min(1.0, value / highest))
+                box = element("rect", fill=colour, **corner)
+                if L <= PRINTED_UP_TO:
+                    said = f"{value:.2f}".removeprefix("0")
+                    box += _inside(left + (column + 0.5) * cell, (row + 0.5) * high - 1, said, colour)
+            parts.append(element("g", hover(f"{task.upper()}, {state_name(column)}: {words}"), box))
     for column in range(L):
         if _labelled(column, L):
             said = "in" if column == 0 else str(column)
@@ -313,11 +313,17 @@ def _labelled(row: int, count: int) -> bool:
     return count <= 16 or row % 2 == 0
 
 
+def _inside(x: float, y: float, words: str, colour: str) -> str:
+    """A value in a cell of a heat map."""
+    place = {"text_anchor": "middle", "dominant_baseline": "central", "class_": "value"}
+    return text(x, y, words, fill=readable_on(colour), **place)
+
+
 def _outline(
     left: float, top: float, cell: float, rows: tuple[int, int], columns: tuple[int, int], colour: str
 ) -> list[str]:
     """A block of a cluster, inside its cells so that neighbours do not cover each other, on a white casing."""
-    box = {
+    box: dict[str, str | float] = {
         "x": left + columns[0] * cell + 2,
         "y": top + rows[0] * cell + 2,
         "width": (columns[1] - columns[0] + 1) * cell - 4,
@@ -325,7 +331,7 @@ def _outline(
         "fill": "none",
         "pointer_events": "none",
     }
-    dashes = {} if rows == columns else {"stroke_dasharray": "6 4"}
+    dashes: dict[str, str | float] = {} if rows == columns else {"stroke_dasharray": "6 4"}
     return [
         element("rect", stroke="#ffffff", stroke_width=4, **box),
         element("rect", stroke=colour, stroke_width=2.4, **box, **dashes),

@@ -6,8 +6,13 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..evaluation.published import COLUMNS
 from ..profiling import Profile
 from ..pruning import human
+from ..similarity import LayerClusters
 from .evidence import STAGES, Evidence, Scores
 from .markup import Markup, details, figure, panels, paragraph, section, table
 from .pictures import (
@@ -16,7 +21,6 @@ from .pictures import (
     budget_picture,
     cluster_class,
     dendrogram_picture,
-    describe_groups,
     heads_picture,
     layer_weights_picture,
     lines_picture,
@@ -25,20 +29,6 @@ from .pictures import (
     survivors_picture,
 )
 
-# The measures of evaluate's table by their names there, and which way is better.
-MEASURES = {
-    "PR": "PR PER ↓",
-    "ASR": "ASR WER ↓",
-    "KS": "KS Acc ↑",
-    "QbE": "QbE MTWV ↑",
-    "SID": "SID Acc ↑",
-    "ASV": "ASV EER ↓",
-    "SD": "SD DER ↓",
-    "ER": "ER Acc ↑",
-    "IC": "IC Acc ↑",
-    "SF_F1": "SF F1 ↑",
-    "SF_CER": "SF CER ↓",
-}
 # Points of expected sparsity below the target from which a reader should know.
 SPARSITY_TOLERANCE = 0.02
 
@@ -87,7 +77,8 @@ def _stats(run: Evidence) -> str:
         (
             "Speed",
             f"{run.speedup:.1f}×",
-            f"real-time factor {student.real_time_factor:.4f}, teacher {teacher.real_time_factor:.4f}; {_timed(student)}",
+            f"real-time factor {student.real_time_factor:.4f}, teacher {teacher.real_time_factor:.4f}; "
+            f"{_timed(student)}",
         ),
         ("Distillation loss", _loss(run.outcome["loss"]), _loss_note(run)),
     ]
@@ -144,94 +135,99 @@ def _comparison(runs: Sequence[Evidence]) -> str:
 
 def _scores_of(run: Evidence) -> str:
     if run.scores is None:
-        return paragraph("No task was evaluated: RUN/evaluation has no table.json.", "absent")
+        return paragraph("Not evaluated: there is no RUN/evaluation/table.json.", "absent")
     scores = run.scores
-    measures = list(dict.fromkeys(name for row in scores.rows for name in row["scores"]))
-    measures.sort(key=lambda name: list(MEASURES).index(name) if name in MEASURES else len(MEASURES))
+    columns = [column for column in COLUMNS if any(column.name in row["scores"] for row in scores.rows)]
     rows = [["parameters", *(human(row["parameters"]) if row["parameters"] else "none" for row in scores.rows)]]
-    rows += [
-        [MEASURES.get(name, name), *(_number(row["scores"].get(name)) for row in scores.rows)] for name in measures
-    ]
+    rows += [[column.title, *(_number(row["scores"].get(column.name)) for row in scores.rows)] for column in columns]
     if any(row.get("superb_s") is not None for row in scores.rows):
         rows.append(["superb_s ↑", *(_number(row.get("superb_s"), 0) for row in scores.rows)])
     sources = list(dict.fromkeys(row["source"] for row in scores.rows if row.get("source")))
     heading = ["", *(_model_heading(row, run, sources) for row in scores.rows)]
+    roles = [_role(row, run) for row in scores.rows]
+    if "student" in roles and "teacher" in roles:
+        student, teacher = (scores.rows[roles.index(role)]["scores"] for role in ("student", "teacher"))
+        heading.append("student − teacher")
+        change = {
+            column.title: f"{student[column.name] - teacher[column.name]:+.2f}"
+            for column in columns
+            if column.name in student and column.name in teacher
+        }
+        rows = [[*cells, change.get(cells[0], "")] for cells in rows]
     notes = [*scores.notes, *(f"[{number}] {source}" for number, source in enumerate(sources, 1))]
-    return table(heading, rows, caption=scores.title) + "".join(paragraph(note, "note") for note in notes)
+    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    title = f'<p class="title">{escape(scores.title)}</p>'
+    return f'<div class="scores">{title}{table(heading, rows, name="scores")}<ul class="notes">{said}</ul></div>'
+
+
+def _role(row: dict[str, Any], run: Evidence) -> str:
+    """What a model is to the run, which its number of parameters gives away."""
+    roles = {run.teacher.total_parameters: "teacher", run.student.total_parameters: "student"}
+    return "" if row.get("source") else roles.get(row["parameters"], "")
 
 
 def _model_heading(row: dict[str, Any], run: Evidence, sources: Sequence[str]) -> str:
-    """The model's name, and what it is to the run, which its number of parameters gives away."""
-    role = {run.student.total_parameters: " (student)", run.teacher.total_parameters: " (teacher)"}
     if row.get("source"):
         return f"{row['model']} [{sources.index(row['source']) + 1}]"
-    return f"{row['model']}{role.get(row['parameters'], '')}"
+    role = _role(row, run)
+    return f"{row['model']} ({role})" if role and role != row["model"] else str(row["model"])
 
 
 def _similarity(runs: Sequence[Evidence]) -> str:
     def write(run: Evidence) -> str:
         if run.cka_LL is None or run.clusters is None:
-            return _no_analysis(run)
-        layers = run.clusters.layers
-        names = [f"h_{layer}" for layer in layers]
-        rows = [
-            [name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, run.cka_LL.tolist(), strict=True)
-        ]
-        numbers = details("The map as a table", table(["", *names], rows, caption="linear CKA"))
-        caption = (
-            "Layers from the first to the last. A full border is a run of neighbouring layers of a cluster; a dashed one "
-            "joins the runs of a cluster that has several."
-        )
-        groups = run.clusters
-        legend = [
-            [
-                Markup(f'<span class="badge {cluster_class(number)}">{number + 1}</span>'),
-                ", ".join(f"h_{layer}" for layer in group),
-                f"{mean:.3f}",
-                f"h_{medoid}",
-            ]
-            for number, (group, mean, medoid) in enumerate(
-                zip(groups.groups, groups.mean_cka, groups.medoids, strict=True)
-            )
-        ]
-        listed = table(["cluster", "layers", "mean CKA", "medoid"], legend, caption=groups.reason, numbers=False)
-        picture = figure("", similarity_picture(run.cka_LL, groups), caption, numbers)
-        return panels([picture, listed]) if len(runs) == 1 else picture + listed
+            method = run.settings["method"]
+            return paragraph(f"The method {method} does not look at similarity: this run has no analysis.", "absent")
+        heat = _map_figure(run.cka_LL, run.clusters)
+        return panels([heat, _tree_figure(run.clusters) + _clusters(run.clusters)])
 
     return _per_run(runs, write)
 
 
-def _no_analysis(run: Evidence) -> str:
-    method = run.settings["method"]
-    return paragraph(f"The method {method} does not look at similarity: this run has no analysis.", "absent")
+def _map_figure(cka_LL: NDArray[np.float64], groups: LayerClusters) -> str:
+    names = [f"h_{layer}" for layer in groups.layers]
+    rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, cka_LL.tolist(), strict=True)]
+    numbers = details("The map as a table", table(["", *names], rows, caption="linear CKA"))
+    caption = (
+        "Linear CKA of the teacher's layers, from the first to the last. A full border is a run of neighbouring "
+        "layers of a cluster; a dashed one joins the runs of a cluster that has several."
+    )
+    return figure("Similarity", similarity_picture(cka_LL, groups), caption, numbers)
 
 
-def _dendrogram(runs: Sequence[Evidence]) -> str:
-    def write(run: Evidence) -> str:
-        groups = run.clusters
-        if groups is None:
-            return _no_analysis(run)
-        L = len(groups.layers)
-        members = {row: f"h_{layer}" for row, layer in enumerate(groups.layers)}
-        rows = []
-        for number, (one, other, height, _) in enumerate(groups.linkage.tolist()):
-            members[L + number] = f"{members[int(one)]}, {members[int(other)]}"
-            below = "below" if number < L - len(groups.groups) else "above"
-            rows.append([str(number + 1), members[int(one)], members[int(other)], f"{height:.4f}", below])
-        heading = ["merge", "one group", "other group", "1 − CKA", "the cut"]
-        numbers = details("The merges as a table", table(heading, rows, caption=_linkage(run), numbers=False))
-        caption = (
-            f"Distance at which groups of layers merge, {_linkage(run)}. The dashed line, at {groups.threshold:.3f}, cuts "
-            f"the tree into {len(groups.groups)} cluster{'s' if len(groups.groups) > 1 else ''}."
-        )
-        return figure("", dendrogram_picture(groups), caption, numbers)
-
-    return _per_run(runs, write)
+def _tree_figure(groups: LayerClusters) -> str:
+    L, K = len(groups.layers), len(groups.groups)
+    members = {row: f"h_{layer}" for row, layer in enumerate(groups.layers)}
+    rows = []
+    for number, (one, other, height, _) in enumerate(groups.linkage.tolist()):
+        members[L + number] = f"{members[int(one)]}, {members[int(other)]}"
+        below = "below" if number < L - K else "above"
+        rows.append([str(number + 1), members[int(one)], members[int(other)], f"{height:.4f}", below])
+    heading = ["merge", "one group", "other group", "1 − CKA", "the cut"]
+    numbers = details("The merges as a table", table(heading, rows, caption=_linkage(groups), numbers=False))
+    caption = (
+        f"Distance 1 − CKA at which groups of layers merge, {_linkage(groups)}. The dashed line, at "
+        f"{groups.threshold:.3f}, cuts the tree into {K} cluster{'s' if K > 1 else ''}."
+    )
+    return figure("Dendrogram", dendrogram_picture(groups), caption, numbers)
 
 
-def _linkage(run: Evidence) -> str:
-    assert run.clusters is not None
-    return f"{run.clusters.method} linkage" + (", neighbours only" if run.clusters.contiguous else "")
+def _clusters(groups: LayerClusters) -> str:
+    rows = [
+        [
+            Markup(f'<span class="badge {cluster_class(number)}">{number + 1}</span>'),
+            ", ".join(f"h_{layer}" for layer in group),
+            f"{mean:.3f}",
+            f"h_{medoid}",
+        ]
+        for number, (group, mean, medoid) in enumerate(zip(groups.groups, groups.mean_cka, groups.medoids, strict=True))
+    ]
+    listed = table(["cluster", "layers", "mean CKA", "medoid"], rows, name="clusters", numbers=False)
+    return listed + paragraph(f"{groups.reason[:1].upper()}{groups.reason[1:]}.", "note")
+
+
+def _linkage(groups: LayerClusters) -> str:
+    return f"{groups.method} linkage" + (", neighbours only" if groups.contiguous else "")
 
 
 def _survivors(runs: Sequence[Evidence]) -> str:
@@ -254,7 +250,7 @@ def _survivors(runs: Sequence[Evidence]) -> str:
         units = _counts("Feed-forward units", "feed-forward units", before.units, after.units, numbering)
         numbered = "Convolutions from the waveform on."
         channels = _counts("Convolution channels", "channels", before.channels, after.channels, numbered)
-        return panels([heads, units, channels]) if len(runs) == 1 else _stacked(heads, units, channels)
+        return panels([heads, units, channels])
 
     return _per_run(runs, write)
 
@@ -269,56 +265,60 @@ def _counts(title: str, what: str, before: Sequence[int], after: Sequence[int], 
     return figure(title, survivors_picture(what, before, after), caption, numbers)
 
 
-def _sparsity(runs: Sequence[Evidence]) -> str:
-    def write(run: Evidence) -> str:
-        logged = [row for row in run.metrics["stage1"] if "sparsity_expected" in _short(row)]
-        if not logged:
-            return paragraph("This run started behind stage 1, which is where units are pruned.", "absent")
-        rows = [_short(row) for row in logged]
-        expected = [(row["step"], row["sparsity_expected"]) for row in rows]
-        target = [(row["step"], row["sparsity_target"]) for row in rows]
-        last = rows[-1]
-        label = (
-            f"Expected sparsity over the steps of stage 1, from {expected[0][1]:.1%} to {expected[-1][1]:.1%}; its target "
-            f"rises from {target[0][1]:.1%} to {target[-1][1]:.1%}."
-        )
-        picture = lines_picture(
-            label,
-            [Series("target", "aim", target), Series("expected", "main", expected)],
-            bounds=(min(0.0, *(y for _, y in expected)), max(y for _, y in [*expected, *target])),
-            percent=True,
-        )
-        caption = (
-            f"At step {last['step']:g} expected {last['sparsity_expected']:.2%}, target {last['sparsity_target']:.2%}."
-        )
-        names = [name for name in ("sparsity_expected", "sparsity_target", "lambda1", "lambda2") if name in last]
-        cells = [[f"{row['step']:g}", *(f"{row[name]:.4f}" for name in names)] for row in rows]
-        numbers = details("Sparsity and multipliers as a table", table(["step", *names], cells))
-        legend = _legend([("expected", "main"), ("target", "aim")])
-        gap = last["sparsity_target"] - last["sparsity_expected"]
-        warning = ""
-        if gap > SPARSITY_TOLERANCE:
-            warning = paragraph(
-                f"Stage 1 ended {100 * gap:.1f} points short of its target, and surgery removed units that training had "
-                "not let go of. More steps or a higher gate_learning_rate close the gap.",
-                "warning",
-            )
-        return warning + figure("", picture, caption, numbers, legend)
-
-    return _per_run(runs, write)
-
-
-def _losses(runs: Sequence[Evidence]) -> str:
-    curves = {stage: [_loss_points(run, stage) for run in runs] for stage in STAGES}
-    values = [y for lists in curves.values() for lines in lists for points in lines for _, y in points]
+def _training(runs: Sequence[Evidence]) -> str:
+    values = [y for run in runs for stage in STAGES for line in _loss_points(run, stage) for _, y in line]
     # One scale for all, so that stages and runs can be compared by eye.
     bounds = (min(values), max(values)) if values else (0.0, 1.0)
 
     def write(run: Evidence) -> str:
-        drawn = [_loss_figure(run, stage, bounds) for stage in STAGES]
-        return panels(drawn) if len(runs) == 1 else _stacked(*drawn)
+        losses = [_loss_figure(run, stage, bounds) for stage in STAGES]
+        return _short_of_target(run) + panels([_sparsity_figure(run), *losses])
 
     return _per_run(runs, write)
+
+
+def _sparsity_points(run: Evidence) -> list[dict[str, float]]:
+    """Rows of stage 1 with the sparsity, without the names of their parts."""
+    rows = [{name.rpartition("/")[2]: value for name, value in row.items()} for row in run.metrics["stage1"]]
+    return [row for row in rows if "sparsity_expected" in row and "sparsity_target" in row]
+
+
+def _short_of_target(run: Evidence) -> str:
+    """A warning where training did not follow the target."""
+    rows = _sparsity_points(run)
+    gap = rows[-1]["sparsity_target"] - rows[-1]["sparsity_expected"] if rows else 0.0
+    if gap <= SPARSITY_TOLERANCE:
+        return ""
+    return paragraph(
+        f"Stage 1 ended {100 * gap:.1f} points short of its target, and surgery removed units that training had not "
+        "let go of. More steps or a higher gate_learning_rate close the gap.",
+        "warning",
+    )
+
+
+def _sparsity_figure(run: Evidence) -> str:
+    rows = _sparsity_points(run)
+    if not rows:
+        return paragraph("This run started behind stage 1, in which units are pruned.", "absent")
+    expected = [(row["step"], row["sparsity_expected"]) for row in rows]
+    target = [(row["step"], row["sparsity_target"]) for row in rows]
+    label = (
+        f"Expected sparsity over the steps of stage 1, from {expected[0][1]:.1%} to {expected[-1][1]:.1%}; its target "
+        f"rises from {target[0][1]:.1%} to {target[-1][1]:.1%}."
+    )
+    lines = [Series("target", "aim", target), Series("expected", "main", expected)]
+    heights = [y for line in lines for _, y in line.points]
+    last = rows[-1]
+    caption = (
+        f"At step {last['step']:g} of stage 1 expected {last['sparsity_expected']:.2%}, target "
+        f"{last['sparsity_target']:.2%}, of the quantity that the budget limits."
+    )
+    names = [name for name in ("sparsity_expected", "sparsity_target", "lambda1", "lambda2") if name in last]
+    cells = [[f"{row['step']:g}", *(f"{row[name]:.4f}" for name in names)] for row in rows]
+    numbers = details("Sparsity and multipliers as a table", table(["step", *names], cells))
+    legend = _legend([("expected", "main"), ("target", "aim")])
+    picture = lines_picture(label, lines, bounds=(min(0.0, *heights), max(heights)), percent=True)
+    return figure("Sparsity, expected against target", picture, caption, numbers, legend)
 
 
 def _loss_points(run: Evidence, stage: str) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
@@ -331,10 +331,10 @@ def _loss_points(run: Evidence, stage: str) -> tuple[list[tuple[float, float]], 
 
 
 def _loss_figure(run: Evidence, stage: str, bounds: tuple[float, float]) -> str:
-    title = stage.replace("stage", "Stage ")
+    title = f"Loss in stage {STAGES.index(stage) + 1}"
     training, held_out = _loss_points(run, stage)
     if not training:
-        return paragraph(f"{title}: this run started behind it.", "absent")
+        return paragraph(f"This run started behind {stage}.", "absent")
     series = [Series("training", "second" if held_out else "main", training)]
     label = f"{title}, distillation loss on training batches from {training[0][1]:.4f} to {training[-1][1]:.4f}"
     legend = [("training batches", series[0].kind)]
@@ -376,7 +376,7 @@ def _budget(runs: Sequence[Evidence]) -> str:
             caption = f"{human(left)} of {human(whole)} {what}."
             legend = _legend([("teacher", "before"), ("student", "after")])
             parts.append(figure(title, budget_picture(what, bars, words), caption, numbers, legend))
-        return panels(parts) if len(runs) == 1 else _stacked(*parts)
+        return panels(parts)
 
     return _per_run(runs, write)
 
@@ -387,7 +387,7 @@ def _layer_weights(runs: Sequence[Evidence]) -> str:
         if scores is None or not scores.layer_weights:
             return paragraph("No task was evaluated: nothing is known of the layers that tasks read.", "absent")
         drawn = [_weights_figure(model, weights, scores) for model, weights in scores.layer_weights.items()]
-        return panels(drawn) if len(runs) == 1 else _stacked(*drawn)
+        return panels(drawn)
 
     return _per_run(runs, write)
 
@@ -405,8 +405,8 @@ def _weights_figure(model: str, weights: dict[str, list[float]], scores: Scores)
 
 
 def _task_order(task: str) -> tuple[int, str]:
-    names = [name.partition("_")[0].lower() for name in MEASURES]
-    return (names.index(task) if task in names else len(names), task)
+    tasks = [column.task for column in COLUMNS]
+    return (tasks.index(task) if task in tasks else len(tasks), task)
 
 
 def _configuration(runs: Sequence[Evidence]) -> str:
@@ -425,8 +425,9 @@ def _configuration(runs: Sequence[Evidence]) -> str:
     for group, members in groups.items():
         cells = [[key.rpartition(".")[2], *rows[key]] for key in members]
         marked = [number for number, (_, *values) in enumerate(cells) if len(set(values)) > 1]
-        heading = [group or "run", *(run.name if len(runs) > 1 else "" for run in runs)]
-        blocks.append(f"<div>{table(heading, cells, caption=group or 'general', numbers=False, marked=marked)}</div>")
+        heading = ["", *(run.name if len(runs) > 1 else "" for run in runs)]
+        listed = table(heading, cells, caption=group or "the run", numbers=False, marked=marked)
+        blocks.append(f"<div>{listed}</div>")
     every = f'<div class="settings">{"".join(blocks)}</div>' if len(runs) == 1 else "".join(blocks)
     parts.append(every if len(runs) == 1 else details("All settings", every))
     return "".join(parts)
@@ -456,10 +457,6 @@ def _environment_of(run: Evidence) -> dict[str, str]:
     return values
 
 
-def _stacked(*parts: str) -> str:
-    return f'<div class="panels">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
-
-
 def _legend(entries: Sequence[tuple[str, str]]) -> str:
     """Names beside a sample of their line or bar."""
     parts = []
@@ -471,11 +468,6 @@ def _legend(entries: Sequence[tuple[str, str]]) -> str:
     return f'<ul class="legend">{"".join(parts)}</ul>'
 
 
-def _short(row: dict[str, float]) -> dict[str, float]:
-    """A row of metrics.csv without the names of its parts."""
-    return {name.rpartition("/")[2]: value for name, value in row.items()}
-
-
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -484,13 +476,14 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _said(value: Any) -> str:
+    """A setting as it is written in YAML, but for none."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return (
-        {None: "–", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, float)
-        else f"{value:g}"
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _same(runs: Sequence[Evidence], key: str) -> bool:
@@ -527,11 +520,9 @@ def _duration(seconds: float) -> str:
 
 SECTIONS = (
     Section("outcome", "Outcome", _outcome),
-    Section("similarity", "Similarity of the teacher's layers", _similarity),
-    Section("dendrogram", "Clusters and the cut", _dendrogram),
-    Section("survivors", "What survives", _survivors),
-    Section("sparsity", "Sparsity, expected and asked for", _sparsity),
-    Section("losses", "Losses", _losses),
+    Section("similarity", "Layers and their clusters", _similarity),
+    Section("survivors", "Survivors per layer", _survivors),
+    Section("training", "Sparsity and losses", _training),
     Section("budget", "Budget by component", _budget),
     Section("layer-weights", "Layers that tasks read", _layer_weights),
     Section("configuration", "Configuration", _configuration),

@@ -35,7 +35,7 @@ def picture(width: float, height: float, label: str, parts: Iterable[str], kind:
     )
 
 
-def round_steps(low: float, high: float, about: int = 5) -> list[float]:
+def round_steps(low: float, high: float, about: int = 7) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, about so many of them."""
     span = max(high - low, 1e-9 * max(1.0, abs(high)), 1e-12)
     rough = span / max(1, about - 1)
