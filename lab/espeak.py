@@ -1,4 +1,4 @@
-"""espeak-ng through ctypes: text in, samples and timed phonemes out.
+"""espeak-ng through ctypes: text in, samples, timed words and timed phonemes out.
 
 The library comes in the wheel espeakng-loader, so nothing has to be installed on the machine. It keeps global state:
 one process speaks one utterance at a time, and work is spread over processes.
@@ -6,6 +6,7 @@ one process speaks one utterance at a time, and work is spread over processes.
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import re
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ SYNCHRONOUS = 2
 PHONEME_EVENTS = 0x0001
 DONT_EXIT = 0x8000
 RATE, PITCH, RANGE = 1, 3, 4
-END_OF_LIST, PHONEME = 0, 7
+END_OF_LIST, WORD, PHONEME = 0, 1, 7
 UTF8 = 1
 STRESS_MARKS = "',=_:|%"
+PAUSE = "_"
 # Accents write variants of a phoneme with these behind its name: @2, a#, r-, t[. One inventory serves all accents.
 VARIANT = re.compile(r"(?<=.)[#\-\[2]+$")
 
@@ -65,32 +67,52 @@ class Voice:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word as it was spoken: what stands between two spaces of the text, when (seconds), and its phonemes."""
+
+    text: str
+    start: float
+    end: float
+    phonemes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Spoken:
-    """An utterance: int16 samples (T,) at `sample_rate`, and (seconds, phoneme) where each phoneme starts."""
+    """An utterance.
+
+    Attributes:
+        samples_T: int16.
+        sample_rate: Hz.
+        phonemes: (seconds, phoneme) where each phoneme starts.
+        words: in order, without the pauses between them. Two that espeak-ng speaks as one ("of the") are one.
+    """
 
     samples_T: npt.NDArray[np.int16]
     sample_rate: int
     phonemes: tuple[tuple[float, str], ...]
+    words: tuple[Word, ...]
 
 
 class Espeak:
-    """The library, initialised once per process; see `espeak()`."""
+    """The library, loaded once per utterance; see `espeak()`.
+
+    Voices with flutter, breath or noise go on where the utterance before left them, even through the library's own
+    `espeak_Initialize`. Unloading the library and setting both of its random seeds forgets everything, so that an
+    utterance is a function of its text and voice, to the sample. It takes 6 ms.
+    """
 
     def __init__(self) -> None:
         try:
             import espeakng_loader
         except ImportError:
             raise SystemExit("synthetic speech needs the lab's packages: pip install 'skill-speech[lab]'") from None
-        self._library: Any = ctypes.CDLL(espeakng_loader.get_library_path())
-        data = espeakng_loader.get_data_path().encode()
-        self.sample_rate = int(self._library.espeak_Initialize(SYNCHRONOUS, 0, data, PHONEME_EVENTS | DONT_EXIT))
-        if self.sample_rate <= 0:
-            raise SystemExit("espeak-ng cannot be initialised: its data folder is missing from espeakng-loader")
-        self._chunks: list[npt.NDArray[np.int16]] = []
-        self._events: list[tuple[float, str]] = []
+        self._path = espeakng_loader.get_library_path()
+        self._data = espeakng_loader.get_data_path().encode()
+        self._library: Any = None
         self._callback = _Callback(self._receive)  # kept, or it would be collected while C still calls it
-        self._library.espeak_SetSynthCallback(self._callback)
-        self._voice: Voice | None = None
+        self._chunks: list[npt.NDArray[np.int16]] = []
+        self._events: list[tuple[float, str | int]] = []
+        self._load()
 
     def speak(self, text: str, voice: Voice) -> Spoken:
         """Speak a sentence.
@@ -98,30 +120,68 @@ class Espeak:
         Raises:
             ValueError: espeak-ng has no such voice.
         """
-        if voice != self._voice:
-            if self._library.espeak_SetVoiceByName(f"{voice.accent}+{voice.variant}".encode()):
-                raise ValueError(f"espeak-ng has no voice {voice.accent}+{voice.variant}")
-            for parameter, value in ((RATE, voice.rate), (PITCH, voice.pitch), (RANGE, voice.pitch_range)):
-                self._library.espeak_SetParameter(parameter, value, 0)
-            self._voice = voice
+        self._load()
+        if self._library.espeak_SetVoiceByName(f"{voice.accent}+{voice.variant}".encode()):
+            raise ValueError(f"espeak-ng has no voice {voice.accent}+{voice.variant}")
+        for parameter, value in ((RATE, voice.rate), (PITCH, voice.pitch), (RANGE, voice.pitch_range)):
+            self._library.espeak_SetParameter(parameter, value, 0)
         self._chunks, self._events = [], []
         encoded = text.encode()
         self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, UTF8, None, None)
         samples_T = np.concatenate(self._chunks) if self._chunks else np.zeros(0, np.int16)
-        return Spoken(samples_T, self.sample_rate, tuple(self._events))
+        phonemes = tuple((time, what) for time, what in self._events if isinstance(what, str) and what != PAUSE)
+        words = _words(text, self._events, len(samples_T) / self.sample_rate)
+        return Spoken(samples_T, self.sample_rate, phonemes, words)
+
+    def _load(self) -> None:
+        if self._library is not None:
+            self._library.espeak_Terminate()
+            _ctypes.dlclose(self._library._handle)
+        self._library = ctypes.CDLL(self._path)
+        self.sample_rate = int(self._library.espeak_Initialize(SYNCHRONOUS, 0, self._data, PHONEME_EVENTS | DONT_EXIT))
+        if self.sample_rate <= 0:
+            raise SystemExit("espeak-ng cannot be initialised: its data folder is missing from espeakng-loader")
+        self._library.espeak_SetSynthCallback(self._callback)
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        ctypes.CDLL(None).srand(1)
 
     def _receive(self, wave: Any, count: int, events: Any) -> int:
         if count > 0 and wave:
             self._chunks.append(np.ctypeslib.as_array(wave, (count,)).copy())
         index = 0
         while events[index].type != END_OF_LIST:
-            event = events[index]
-            if event.type == PHONEME:
-                name = VARIANT.sub("", event.id.string.decode("utf-8", "replace").strip(STRESS_MARKS))
-                if name:  # pauses and bare stress marks have no name
-                    self._events.append((event.audio_position / 1000, name))
+            self._hear(events[index])
             index += 1
         return 0
+
+    def _hear(self, event: Any) -> None:
+        if event.type == WORD:
+            self._events.append((event.audio_position / 1000, event.text_position - 1))
+        elif event.type == PHONEME:
+            mark = event.id.string.decode("utf-8", "replace")
+            name = VARIANT.sub("", mark.strip(STRESS_MARKS))
+            if name or mark.startswith(PAUSE):  # and not a bare stress mark
+                self._events.append((event.audio_position / 1000, name or PAUSE))
+
+
+def _words(text: str, events: list[tuple[float, str | int]], seconds: float) -> tuple[Word, ...]:
+    """Words from the events: an integer is the place in the text where a word starts, PAUSE is a pause.
+
+    A number of several words has several such events within its digits; they stay one word.
+    """
+    words: list[Word] = []
+    place = 0
+    spoken: list[tuple[float, str]] = []
+    for time, what in (*events, (seconds, PAUSE)):
+        token_place = text.rfind(" ", 0, what + 1) + 1 if isinstance(what, int) else place
+        if spoken and (token_place != place or what == PAUSE):
+            token = text[place:].split(maxsplit=1)[0]
+            words.append(Word(token, spoken[0][0], time, tuple(phoneme for _, phoneme in spoken)))
+            spoken = []
+        place = token_place
+        if isinstance(what, str) and what != PAUSE:
+            spoken.append((time, what))
+    return tuple(words)
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lab.corpus import Utterance, read_corpus
@@ -361,7 +361,7 @@ def save_half(encoder: Encoder, folder: Path) -> None:
     path = folder / "model.safetensors"
     halves = {name: tensor.half() for name, tensor in load_file(path).items()}
     with atomic_write(path) as temporary:
-        save_file(halves, temporary, metadata={"format": "pt"})
+        temporary.write_bytes(save(halves, metadata={"format": "pt"}))
 
 
 def _units(

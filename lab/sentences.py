@@ -74,13 +74,14 @@ def plural(noun: str) -> str:
 
 def random_sentence(rng: random.Random) -> str:
     """A sentence of one to three clauses, mostly 2 to 12 seconds long when spoken, without punctuation inside words."""
-    clauses = [_clause(rng)]
+    clauses = [random_clause(rng)]
     for _ in range(rng.choice((0, 1, 1, 1, 2, 2))):
-        clauses.append(f"{rng.choice(CONJUNCTIONS)} {_clause(rng)}")
+        clauses.append(f"{rng.choice(CONJUNCTIONS)} {random_clause(rng)}")
     return " ".join(clauses)
 
 
-def _clause(rng: random.Random) -> str:
+def random_clause(rng: random.Random) -> str:
+    """A sentence of one clause, about two seconds long when spoken."""
     kind = rng.random()
     if kind < 0.06:
         return f"it was the {rng.choice(('first', 'third', 'fifth', 'ninth', 'tenth'))} of {rng.choice(MONTHS)}"

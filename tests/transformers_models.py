@@ -17,6 +17,7 @@ TINY: dict[str, Any] = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
 }
+LARGE_SHAPE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 LARGE_STYLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,22 +42,13 @@ FULL: dict[str, tuple[str, dict[str, Any]]] = {
     "wav2vec2-base": ("Wav2Vec2", {}),
     "unispeech-sat-base": ("UniSpeechSat", {}),
     "data2vec-audio-base": ("Data2VecAudio", {}),
-    "hubert-large": (
-        "Hubert",
-        LARGE_STYLE
-        | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-    ),
-    "wavlm-large": (
-        "WavLM",
-        LARGE_STYLE
-        | {
-            "conv_bias": False,
-            "hidden_size": 1024,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "intermediate_size": 4096,
-        },
-    ),
+    "unispeech-base": ("UniSpeech", {}),
+    "hubert-large": ("Hubert", LARGE_STYLE | LARGE_SHAPE),
+    "wavlm-large": ("WavLM", LARGE_STYLE | LARGE_SHAPE | {"conv_bias": False}),
+    "wav2vec2-large": ("Wav2Vec2", LARGE_SHAPE),
+    "wav2vec2-large-lv60": ("Wav2Vec2", LARGE_STYLE | LARGE_SHAPE),
+    "unispeech-sat-large": ("UniSpeechSat", LARGE_STYLE | LARGE_SHAPE),
+    "data2vec-audio-large": ("Data2VecAudio", LARGE_SHAPE),
 }
 
 

@@ -13,32 +13,42 @@ if TYPE_CHECKING:
     from .data import prepare
     from .encoder import Encoder, EncoderConfig
     from .errors import InputError
+    from .evaluation import Evaluation, evaluate
+    from .exporting import export, register
     from .profiling import profile
 
 # Where each public name lives: imported when first asked for, so that `import skill_speech` does not import torch.
 _HOMES = {
     "Encoder": "encoder",
     "EncoderConfig": "encoder",
+    "Evaluation": "evaluation",
     "InputError": "errors",
     "analyze": "compression",
     "compress": "compression",
     "import_encoder": "checkpoints",
+    "export": "exporting",
+    "evaluate": "evaluation",
     "load_encoder": "checkpoints",
     "prepare": "data",
     "profile": "profiling",
+    "register": "exporting",
 }
 
 __all__ = [
     "Encoder",
     "EncoderConfig",
+    "Evaluation",
     "InputError",
     "__version__",
     "analyze",
     "compress",
+    "evaluate",
+    "export",
     "import_encoder",
     "load_encoder",
     "prepare",
     "profile",
+    "register",
 ]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
+from jsonargparse import ActionYesNo, ArgumentParser
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -17,13 +19,15 @@ EXAMPLES = {
     "analyze": "measure how similar a teacher's layers are, and group them",
     "compress": "make a small encoder of a large one; the same command goes on where it stopped",
     "import": "make a folder that every command takes out of a file of DPHuBERT, fairseq, TorchAudio and others",
+    "export": "write a model for Transformers, ONNX, torch.export, TorchAudio or s3prl",
+    "evaluate": "train and score heads on frozen models: SUPERB's ten tasks",
     "profile": "parameters, MACs, speed and memory of a model",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
         return _run(arguments)
     except InputError as error:
@@ -37,37 +41,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from jsonargparse import ArgumentParser
-
     from . import __version__
 
-    parser = ArgumentParser(
-        prog="skill-speech",
-        description="Make self-supervised speech encoders small.",
-        version=__version__,
+    parser = _Parser(
+        prog="skill-speech", description="Make self-supervised speech encoders small.", version=__version__
     )
     commands = parser.add_subcommands(metavar="COMMAND")
     # Only the command that is asked for is imported: --help should not wait for torch.
     asked = next((word for word in arguments if not word.startswith("-")), None)
     for name, help_text in EXAMPLES.items():
-        commands.add_subcommand(name, _parser(name) if name == asked else ArgumentParser(), help=help_text)
+        commands.add_subcommand(name, _parser(name) if name == asked else _Parser(), help=help_text)
     parsed = parser.parse_args(list(arguments))
     name = parsed.subcommand
-    values = parser.instantiate_classes(parsed)[name].as_dict()
+    # jsonargparse 4.49 has a new name for it and warns of the old one.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    values = instantiate(parsed)[name].as_dict()
     values.pop("config", None)
     _log_to_terminal()
     function, show = _command(name)
     return show(function(**values))
 
 
-def _parser(name: str) -> Any:
-    from jsonargparse import ArgumentParser
+def _with_underscores(word: str) -> str:
+    """`--cache-gb=50` as `--cache_gb=50`: options are the functions' arguments, typed either way."""
+    option, equals, value = word.partition("=")
+    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are ours: one line that names the setting, what it is, and what it can be."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise InputError."""
+        raise InputError(f"{_in_one_line(message)}; see skill-speech {self._command()}--help")
+
+    def _command(self) -> str:
+        return self.prog.rpartition("] ")[2] + " " if "] " in self.prog else ""
+
+
+def _in_one_line(message: str) -> str:
+    """What jsonargparse says over several lines in types of Python."""
+    message = re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", message.strip().rstrip("."))
+    message = re.sub(rf"\b(?:{'|'.join(EXAMPLES)})\.(\w+)", r"--\1", message)
+    wanted = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\])", message)
+    given = re.search(r"(?:Got|Given) value: (.*)", message)
+    if wanted and given:
+        names = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+        kinds = [names.get(kind, kind) if kind else literal.replace("'", "") for kind, literal in wanted]
+        key = message.partition(":")[0]
+        return f"{key} is {given[1].strip()}; it must be {' or '.join(kind for kind in kinds if kind != 'NoneType')}"
+    return " ".join(message.split())
+
+
+def _parser(name: str) -> Any:
     function, _ = _command(name)
-    parser = ArgumentParser(description=EXAMPLES[name])
-    if name in ("analyze", "compress"):
+    parser = _Parser(description=EXAMPLES[name])
+    if name in ("analyze", "compress", "evaluate"):
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    positional = {"prepare": "source", "import": "source", "profile": "model"}.get(name)
+    if name == "evaluate":
+        parser.add_argument("models", type=str, nargs="+", help="[NAME=]SOURCE, or fbank for log-mel filterbanks")
+        parser.add_argument("--cache", action=ActionYesNo(no_prefix="no_"), default=True, help="keep hidden states")
+        parser.add_function_arguments(function, as_group=False, skip={"models", "cache"})
+        return parser
+    positional = {"prepare": "source", "import": "source", "profile": "model", "export": "model"}.get(name)
     if positional:
         parser.add_argument(positional, type=str, help="see the first line")
     parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
@@ -87,6 +126,14 @@ def _command(name: str) -> tuple[Callable[..., Any], Callable[[Any], int]]:
         from .profiling import profile
 
         return profile, _show_profiles
+    if name == "export":
+        from .exporting import export
+
+        return export, _show_export
+    if name == "evaluate":
+        from .evaluation import evaluate
+
+        return evaluate, _show_evaluation
     from .compression import analyze, compress
 
     return (analyze, _show_clusters) if name == "analyze" else (compress, _show_result)
@@ -122,6 +169,26 @@ def _show_profiles(profiles: Sequence[Any]) -> int:
     return 0
 
 
+def _show_export(export: Any) -> int:
+    from .report.tables import measurement_table
+
+    console = Console()
+    if export.measurements:
+        console.print(measurement_table(export.measurements))
+    where = export.folder if export.address is None else f"{export.folder}, {export.address}"
+    console.print(f"{export.format}: {where}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _show_evaluation(evaluation: Any) -> int:
+    from .report.tables import evaluation_table
+
+    console = Console()
+    console.print(evaluation_table(evaluation.table))
+    console.print(f"{evaluation.folder / 'table.md'}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def _show_result(result: Any) -> int:
     from .report.tables import result_table
 
@@ -134,7 +201,10 @@ def _show_result(result: Any) -> int:
 
 
 def _log_to_terminal() -> None:
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
+    console = Console(stderr=True)
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:  # elsewhere a line stays a line
+        handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     logger = logging.getLogger("skill_speech")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)

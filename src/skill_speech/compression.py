@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lhotse import CutSet
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .checkpoints import load_encoder
 from .checkpoints.native import read_json
@@ -25,13 +25,21 @@ from .distillation import Distillation, DistillationLoss, LossConfig, Method, St
 from .distillation.training import Precision, run_stage
 from .encoder import Encoder, EncoderConfig
 from .errors import InputError
-from .files import write_json
+from .files import atomic_write, write_json
 from .profiling import Profile, measure, peak_memory
 from .progress import Meter
 from .pruning import Budget, Lagrangian, attach_gates, fix_gates, human, prune
 from .report.model_card import write_model_card
-from .run_folder import RunFolder
-from .similarity import LayerClusters, cluster_layers, estimate_cka, load_analysis, save_analysis
+from .run_folder import RunFolder, refuse_changes, write_settings
+from .similarity import (
+    LayerClusters,
+    LayerScales,
+    cluster_layers,
+    estimate_cka,
+    load_analysis,
+    load_scales,
+    save_analysis,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +47,8 @@ PrunedUnits = Literal["channels", "heads", "units"]
 ALL_UNITS: tuple[PrunedUnits, ...] = ("channels", "heads", "units")
 STAGE1 = StageConfig()
 STAGE2 = StageConfig(steps=25_000, learning_rate=1e-4, warmup_steps=5_000)
+# The file that a finished stage writes last, of the stages that another run can start behind.
+MARKS = {"analysis": "clusters.json", "stage1": "result.json", "surgery": "result.json"}
 
 
 @dataclass(frozen=True)
@@ -109,8 +119,31 @@ def analyze(
     Raises:
         InputError: bad teacher, data or number of clusters.
     """
+    settings = _analysis_settings(teacher, revision, clusters, analysis, seed)
+    folder = Path(output) / "analysis"
+    if (folder / "clusters.json").exists():
+        refuse_changes(folder / "config.yaml", settings)
+        logger.info("%s is finished: nothing to do", folder)
+        return load_analysis(folder)[1]
     encoder = load_encoder(teacher, revision=revision)
-    return _analyze(encoder, open_cuts(data), Path(output), clusters, analysis, seed, workers)
+    _check_clusters(clusters, encoder.config, analysis)
+    cuts = open_cuts(data)
+    write_settings(folder / "config.yaml", settings)
+    return _analyze(encoder, cuts, folder, clusters, analysis, seed, workers)
+
+
+def _analysis_settings(
+    teacher: str, revision: str | None, clusters: int | Literal["auto"], config: AnalysisConfig, seed: int
+) -> dict[str, Any]:
+    """What an analysis depends on besides the data, of which any sample does."""
+    values = {"teacher": teacher, "revision": revision, "clusters": clusters, "analysis": config, "seed": seed}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _check_clusters(clusters: int | Literal["auto"], teacher: EncoderConfig, config: AnalysisConfig) -> None:
+    count = teacher.num_layers + int(config.include_features)
+    if isinstance(clusters, int) and not 1 <= clusters <= count:
+        raise InputError(f"clusters is {clusters}; this teacher has {count} layers to group: choose 1 to {count}")
 
 
 def _analyze(
@@ -122,12 +155,10 @@ def _analyze(
     seed: int,
     workers: int,
 ) -> LayerClusters:
-    count = encoder.config.num_layers + int(config.include_features)
-    if isinstance(clusters, int) and not 1 <= clusters <= count:
-        raise InputError(f"clusters is {clusters}; this teacher has {count} layers to group: choose 1 to {count}")
     batches = evaluation_batches(
         cuts, batch_seconds=config.batch_seconds, limit_seconds=config.calibration_seconds, seed=seed
     )
+    scales = LayerScales()
     with Meter("analysis", len(batches)) as meter:
         cka_LL = estimate_cka(
             encoder,
@@ -135,6 +166,8 @@ def _analyze(
             estimator=config.estimator,
             batch_frames=config.batch_frames,
             include_features=config.include_features,
+            seed=seed,
+            scales=scales,
             progress=meter.advance,
         )
     groups = cluster_layers(
@@ -145,7 +178,8 @@ def _analyze(
         first_layer=0 if config.include_features else 1,
     )
     logger.info("%s", groups.reason)
-    save_analysis(folder / "analysis", cka_LL, groups)
+    save_analysis(folder, cka_LL, groups, scales.compute())
+    logger.info("written: %s/similarity.svg, dendrogram.svg, clusters.json, cka.npy, linkage.npy", folder)
     return groups
 
 
@@ -164,6 +198,7 @@ def compress(
     stage2: StageConfig = STAGE2,
     loss: LossConfig = LossConfig(),
     share_projections: bool = False,
+    scale_layers: bool | None = None,
     pruned_units: tuple[PrunedUnits, ...] = ALL_UNITS,
     validation_data: str | None = None,
     validation_seconds: float = 300.0,
@@ -192,6 +227,8 @@ def compress(
         stage2: distillation of the pruned student.
         loss: weights of the distance between student and teacher.
         share_projections: one projection for all targets without layer 0 instead of one per target.
+        scale_layers: bring the layers to one scale before averaging them; by default for pre-norm teachers, whose
+            later layers would drown the others, and the methods that use the clusters.
         pruned_units: what may be removed.
         validation_data: speech to log the loss on; by default a part of `data` is held out.
         validation_seconds: how much is held out.
@@ -215,14 +252,15 @@ def compress(
     if run.status().get("finished"):
         logger.info("%s is finished: nothing to do", run.path)
         return _read_result(run, already_done=True)
-    if start_from is not None:
-        _take_over(Path(start_from), run.path)
-
+    _check_stages(stage1, stage2)
     model = load_encoder(teacher, revision=revision)
     torch.manual_seed(seed)
     gated = attach_gates(_copy(model, model.config, stage1.student_dropout), pruned_units)
     budget = Budget.of(model.config, sparsity=sparsity, parameters=params, macs=macs)
     budget.check(gated)
+    scaled = needs_clusters(method) and model.config.pre_norm if scale_layers is None else scale_layers
+    if needs_clusters(method) or scaled:
+        _check_clusters(clusters, model.config, analysis)
     cuts, validation = open_cuts(data), None
     if validation_data is not None:
         validation = open_cuts(validation_data)
@@ -230,14 +268,25 @@ def compress(
         cuts, validation = split_cuts(cuts, validation_seconds=validation_seconds, seed=seed)
         validation = validation if any(True for _ in validation) else None
 
+    if start_from is not None:
+        _check_source(Path(start_from))
+    # Everything that can be wrong with the settings has been looked at: from here on the folder is this run's.
+    run.start()
+    if start_from is not None:
+        _take_over(Path(start_from), run.path)
     groups = None
-    if needs_clusters(method):
-        if not (run / "analysis/clusters.json").exists():
+    if needs_clusters(method) or scaled:
+        analysis_settings = _analysis_settings(teacher, revision, clusters, analysis, seed)
+        if (run / "analysis/clusters.json").exists():
+            refuse_changes(run / "analysis/config.yaml", analysis_settings)
+        else:
             run.report("analysis")
-            _analyze(model, cuts, run.path, clusters, analysis, seed, workers)
+            write_settings(run / "analysis/config.yaml", analysis_settings)
+            _analyze(model, cuts, run / "analysis", clusters, analysis, seed, workers)
         _, groups = load_analysis(run / "analysis")
     targets = make_targets(method, model.config.num_layers, groups, share_projections=share_projections)
-    distance = DistillationLoss(targets, model.config.hidden_size, loss)
+    scales = load_scales(run / "analysis").tolist() if scaled else None
+    distance = DistillationLoss(targets, model.config.hidden_size, loss, scales)
 
     def train(name: str, student: Encoder, stage: StageConfig, lagrangian: Lagrangian | None) -> None:
         """One stage from its start or its last checkpoint to its end; its student is then in RUN/NAME/student."""
@@ -312,16 +361,20 @@ def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> Compr
     final = Encoder(student.config.replace(**kept))
     final.load_state_dict(student.state_dict())
     final.eval().save_pretrained(run / "model")
-    stages = {name: read_json(run / name / "result.json") for name in ("stage1", "stage2")}
+    # A run that started behind stage 1 has none.
+    done = [name for name in ("stage1", "stage2") if (run / name / "result.json").exists()]
+    stages = {name: read_json(run / name / "result.json") for name in done}
+    clustered = needs_clusters(settings["method"])
     outcome = {
         "teacher": asdict(measure(teacher, str(settings["teacher"]))),
         "student": asdict(measure(final, str(run / "model"))),
         "loss_after_surgery": stages["stage2"]["validation_at_start"].get("distillation"),
         "loss": stages["stage2"]["validation"].get("distillation"),
+        "clusters": [list(group) for group in load_analysis(run / "analysis")[1].groups] if clustered else None,
         "stages": stages,
     }
     write_json(run / "result.json", outcome)
-    write_model_card(run / "model" / "README.md", settings, outcome)
+    write_model_card(run / "model" / "README.md", settings, outcome, final.config)
     run.report("finished", finished=True)
     return _read_result(run, already_done=False)
 
@@ -355,9 +408,8 @@ def _copy(encoder: Encoder, dropout: EncoderConfig, keep_dropout: bool) -> Encod
 
 def _save(encoder: Encoder, distance: DistillationLoss, folder: Path) -> None:
     encoder.save_pretrained(folder)
-    temporary = folder / ".projections.safetensors.tmp"
-    save_file({name: tensor.contiguous() for name, tensor in distance.state_dict().items()}, temporary)
-    temporary.replace(folder / "projections.safetensors")
+    with atomic_write(folder / "projections.safetensors") as temporary:
+        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in distance.state_dict().items()}))
 
 
 def _load(encoder: Encoder, distance: DistillationLoss, folder: Path) -> None:
@@ -365,13 +417,31 @@ def _load(encoder: Encoder, distance: DistillationLoss, folder: Path) -> None:
     fill(distance, read_weights(folder / "projections.safetensors"), str(folder))
 
 
+def _check_stages(stage1: StageConfig, stage2: StageConfig) -> None:
+    """See that the settings of the stages make sense."""
+    for name, stage in (("stage1", stage1), ("stage2", stage2)):
+        for key in ("steps", "learning_rate", "batch_seconds", "accumulate", "gate_learning_rate"):
+            if not getattr(stage, key) > 0:
+                raise InputError(f"{name}.{key} is {getattr(stage, key):g}; it must be positive")
+        ramps = ("warmup_steps", "sparsity_steps") if name == "stage1" else ("warmup_steps",)
+        for key in ramps:
+            if not 0 <= getattr(stage, key) <= stage.steps:
+                raise InputError(
+                    f"{name}.{key} is {getattr(stage, key)}; it must lie between 0 and {name}.steps, {stage.steps}: "
+                    f"give {'all of them' if name == 'stage1' else 'both'}, as the recipes do"
+                )
+
+
+def _check_source(source: Path) -> None:
+    """See that a run can start behind the stage in that folder."""
+    if source.name not in MARKS or not (source / MARKS[source.name]).exists():
+        raise InputError(f"{source}: not a finished stage; give RUN/analysis, RUN/stage1 or RUN/surgery of another run")
+
+
 def _take_over(source: Path, target: Path) -> None:
     """Copy a finished stage of another run, and the analysis that it was made with, unless they are there already."""
-    marks = {"analysis": "clusters.json", "stage1": "result.json", "surgery": "result.json"}
-    if source.name not in marks or not (source / marks[source.name]).exists():
-        raise InputError(f"{source}: not a finished stage; give RUN/analysis, RUN/stage1 or RUN/surgery of another run")
     for name in dict.fromkeys(("analysis", source.name)):
-        if (source.parent / name).is_dir() and not (target / name / marks[name]).exists():
+        if (source.parent / name).is_dir() and not (target / name / MARKS[name]).exists():
             shutil.copytree(source.parent / name, target / name, dirs_exist_ok=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,38 @@ import yaml
 from .errors import InputError
 from .files import atomic_write, write_json
 
+# What a first step by itself leaves: `compress` goes on from the analysis that `analyze` made in the same folder.
+MAY_BE_THERE = ("analysis",)
 # Settings that change how a run is carried out but not what comes of it: they may differ when it goes on.
 FREE_KEYS = ("output", "workers", "checkpoint_every", "start_from")
 
 
 class RunFolder:
-    """The folder of one compression run; opening it checks that it is the same run.
+    """The folder of one compression run.
+
+    Opening it writes nothing and checks that it is the same run; `start` writes its settings. Between the two lies the
+    checking of the settings, so that a mistake in them does not leave a folder behind that refuses the corrected call.
 
     Raises:
         InputError: the folder holds a run with other settings (the keys that differ are named), or something else.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
-        self.path = Path(path)
-        config = self.path / "config.yaml"
-        if config.exists():
-            _refuse_changes(config, settings)
-        elif self.path.exists() and any(self.path.iterdir()):
+        self.path, self.settings = Path(path), settings
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: a file; --output is a folder")
+        if (self.path / "config.yaml").exists():
+            refuse_changes(self.path / "config.yaml", settings)
+        elif self.path.exists() and any(name.name not in MAY_BE_THERE for name in self.path.iterdir()):
             raise InputError(f"{self.path}: not empty and not a run of ours; choose another --output")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with atomic_write(config) as temporary:
-                temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another --output") from None
+
+    def start(self) -> None:
+        """Make the folder and write config.yaml.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        write_settings(self.path / "config.yaml", self.settings)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -57,22 +66,45 @@ class RunFolder:
         write_json(self.path / "status.json", values | {"updated": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
-def _refuse_changes(path: Path, settings: dict[str, Any]) -> None:
+def write_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write settings as YAML, atomically.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another --output") from None
+
+
+def refuse_changes(path: Path, settings: dict[str, Any]) -> None:
+    """See that the settings in a file are these, but for those that may differ.
+
+    Raises:
+        InputError: they are not (names the keys that differ), or the file cannot be read.
+    """
     try:
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         raise InputError(f"{path}: cannot be read; choose another --output") from None
-    old, new = _flat(before if isinstance(before, dict) else {}), _flat(settings)
-    changed = [
-        f"{key} (was {old.get(key)}, now {new.get(key)})"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and key not in FREE_KEYS
-    ]
+    changed = differences(before if isinstance(before, dict) else {}, settings, free=FREE_KEYS)
     if changed:
         raise InputError(
-            f"{path.parent}: holds a run with other settings: {'; '.join(changed)}. Choose another --output, or give "
-            "the same settings to go on"
+            f"{path.parent}: made with other settings: {'; '.join(changed)}. Choose another --output, or give the same "
+            "settings to go on"
         )
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> list[str]:
+    """What differs between two nested dictionaries of settings, one text per key that is not `free`."""
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{key} (was {old.get(key)}, now {new.get(key)})"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and key not in free
+    ]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,6 +66,8 @@ def read_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
         if path.name not in IN_FOLDER or not (path.parent / "config.json").is_file():
             return load_file(path)
         path = path.parent
+    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or os.fspath(source).startswith((".", "~"))):
+        raise InputError(f"{source}: no such file or folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{path}: no config.json there; give a folder that Transformers or skill-speech wrote")
     if path.is_dir() and is_native(path):

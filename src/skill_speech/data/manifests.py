@@ -208,8 +208,8 @@ def _existing(source: str | Path) -> Path:
 
 def _cut_files(path: Path, tally: _Tally, jobs: int) -> Iterator[Cut]:
     files = list_folder(path) if path.is_dir() else list_tsv(path)
-    headers = _in_threads(_try_header, (file.path for file in files), jobs)
-    for file, header in _with_progress(zip(files, headers, strict=True), len(files)):
+    headers = in_threads(try_header, (file.path for file in files), jobs)
+    for file, header in with_progress(zip(files, headers, strict=True), len(files)):
         if isinstance(header, BadAudio):
             tally.bad.append(str(header))
         elif file.samples is not None and file.samples != header.samples:
@@ -220,15 +220,20 @@ def _cut_files(path: Path, tally: _Tally, jobs: int) -> Iterator[Cut]:
             yield cut
 
 
-def _file_to_cut(file: AudioFile, header: AudioHeader) -> MonoCut | MultiCut:
+def whole_file(path: str | Path, file_id: str, header: AudioHeader) -> MonoCut | MultiCut:
+    """A cut of a whole audio file, counted in samples of 16 kHz."""
     recording = Recording(
-        id=file.id,
-        sources=[AudioSource(type="file", channels=list(range(header.channels)), source=os.path.abspath(file.path))],
+        id=file_id,
+        sources=[AudioSource(type="file", channels=list(range(header.channels)), source=os.path.abspath(path))],
         sampling_rate=header.sample_rate,
         num_samples=header.samples,
         duration=header.samples / header.sample_rate,
     )
-    cut = at_16khz(recording.to_cut())
+    return at_16khz(recording.to_cut())
+
+
+def _file_to_cut(file: AudioFile, header: AudioHeader) -> MonoCut | MultiCut:
+    cut = whole_file(file.path, file.id, header)
     if file.text is not None:
         supervision = SupervisionSegment(
             id=file.id,
@@ -243,7 +248,8 @@ def _file_to_cut(file: AudioFile, header: AudioHeader) -> MonoCut | MultiCut:
     return cut
 
 
-def _try_header(path: str) -> AudioHeader | BadAudio:
+def try_header(path: str) -> AudioHeader | BadAudio:
+    """The header, or what is wrong with the file."""
     try:
         return read_header(path)
     except BadAudio as error:
@@ -251,7 +257,7 @@ def _try_header(path: str) -> AudioHeader | BadAudio:
 
 
 def _check_manifest(path: Path, tally: _Tally, jobs: int) -> Iterator[Cut]:
-    for cut, error in _in_threads(_check_cut, map(at_16khz, _ManifestReader(path)), jobs):
+    for cut, error in in_threads(_check_cut, map(at_16khz, _ManifestReader(path)), jobs):
         if error is None:
             tally.add(cut, converted=is_resampled(cut))
             yield cut
@@ -263,13 +269,13 @@ def _check_cut(cut: Cut) -> tuple[Cut, BadAudio | None]:
     if isinstance(cut, DataCut) and cut.has_recording:
         for source in cut.recording.sources:
             if source.type == "file":
-                header = _try_header(source.source)
+                header = try_header(source.source)
                 if isinstance(header, BadAudio):
                     return cut, header
     return cut, None
 
 
-def _in_threads(function: Callable[[In], Out], items: Iterable[In], jobs: int) -> Iterator[Out]:
+def in_threads(function: Callable[[In], Out], items: Iterable[In], jobs: int) -> Iterator[Out]:
     """An ordered map that holds a thousand items at a time, however many there are."""
     remaining = iter(items)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
@@ -277,7 +283,7 @@ def _in_threads(function: Callable[[In], Out], items: Iterable[In], jobs: int) -
             yield from pool.map(function, some)
 
 
-def _with_progress(items: Iterable[In], total: int) -> Iterable[In]:
+def with_progress(items: Iterable[In], total: int) -> Iterable[In]:
     """A bar with the remaining time, on a terminal only."""
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -35,11 +35,25 @@ class DistillationLoss(nn.Module):
 
     One linear projection P per number in `Target.projection`, initialised to the identity. Every target weighs the
     same, whether it averages one layer or six.
+
+    Args:
+        targets: what to match.
+        hidden_size: width D of the layers.
+        config: weights of the terms.
+        scales: what the states of each layer h_0 … h_L are divided by, on both sides, before they are averaged; None
+            for the states as they are. See `skill_speech.similarity.LayerScales` for why.
     """
 
-    def __init__(self, targets: Sequence[Target], hidden_size: int, config: LossConfig | None = None) -> None:
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        hidden_size: int,
+        config: LossConfig | None = None,
+        scales: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.targets, self.config = tuple(targets), config or LossConfig()
+        self.scales = None if scales is None else tuple(float(scale) for scale in scales)
         count = 1 + max(target.projection for target in self.targets)
         self.projections = nn.ModuleList(_identity(hidden_size) for _ in range(count))
 
@@ -55,8 +69,8 @@ class DistillationLoss(nn.Module):
         terms: dict[str, list[Tensor]] = {"l1": [], "l2": [], "cosine": []}
         for target in self.targets:
             projection = self.projections[target.projection]
-            predicted_BTD = projection(mean_of(student, target.student)).float()
-            wanted_BTD = mean_of(teacher, target.teacher).float()
+            predicted_BTD = projection(mean_of(student, target.student, self.scales)).float()
+            wanted_BTD = mean_of(teacher, target.teacher, self.scales).float()
             if self.config.l1:
                 terms["l1"].append(_frame_mean((predicted_BTD - wanted_BTD).abs().mean(-1), valid_BT))
             if self.config.l2:
@@ -77,11 +91,12 @@ def _identity(width: int) -> nn.Linear:
     return projection
 
 
-def mean_of(states: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
-    """Mean of some layers' states (B, T, D)."""
-    total = states[layers[0]]
-    for layer in layers[1:]:
-        total = total + states[layer]
+def mean_of(states: Sequence[Tensor], layers: Sequence[int], scales: Sequence[float] | None = None) -> Tensor:
+    """Mean of some layers' states (B, T, D), each divided by its scale where there are scales."""
+    chosen = [states[layer] if scales is None else states[layer] / scales[layer] for layer in layers]
+    total = chosen[0]
+    for state_BTD in chosen[1:]:
+        total = total + state_BTD
     return total / len(layers) if len(layers) > 1 else total
 
 

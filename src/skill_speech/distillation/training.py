@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import pickle
 import time
 import warnings
 from argparse import Namespace
@@ -62,7 +63,7 @@ def run_stage(
         set before the first update and after the last.
 
     Raises:
-        InputError: the loss is not finite; the disk is full; a checkpoint is damaged.
+        InputError: the loss is not finite; the disk is full; all checkpoints are damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -79,7 +80,7 @@ def run_stage(
     )
     watch = _Watch(name, module, on_step)
     csv_log = CsvLogger(folder / "metrics.csv")
-    last, at_start = folder / "checkpoints" / "last.ckpt", folder / "validation_at_start.json"
+    last, at_start = _newest_checkpoint(folder / "checkpoints"), folder / "validation_at_start.json"
     with warnings.catch_warnings():
         _silence_lightning()
         trainer = lightning.Trainer(
@@ -114,17 +115,11 @@ def run_stage(
         try:
             if not at_start.exists():
                 write_json(at_start, validate())
-            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
             means = validate()
         except OSError as error:
             if error.errno == 28:
                 raise InputError(f"{folder}: the disk is full; make room and run the same command again") from None
-            raise
-        except (RuntimeError, EOFError, KeyError) as error:
-            if last.exists() and "PytorchStreamReader" in str(error):
-                raise InputError(
-                    f"{last}: damaged checkpoint; delete it to start the stage from an older one"
-                ) from None
             raise
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -135,6 +130,26 @@ def run_stage(
         "validation_at_start": json.loads(at_start.read_text(encoding="utf-8")),
         "validation": means,
     }
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that can be read, or None where there is none; damaged ones are named.
+
+    Raises:
+        InputError: there are checkpoints, all of them damaged.
+    """
+    found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in found:
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # What a truncated archive is to torch depends on where it ends.
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            logger.warning("%s: damaged checkpoint (%s); trying an older one", path, type(error).__name__)
+        else:
+            return path
+    if found:
+        raise InputError(f"{folder}: every checkpoint is damaged; delete the folder to start the stage anew")
+    return None
 
 
 class CsvLogger(Logger):

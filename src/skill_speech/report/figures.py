@@ -1,11 +1,11 @@
-"""The two figures of a similarity analysis: heat map and dendrogram, with the same colour for the same cluster.
+"""Figures: the similarity of layers, their clusters in the same colours, and the layers that tasks read.
 
 Drawn with matplotlib's object-oriented interface: nothing global, no window, safe in any process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -154,6 +154,51 @@ def dendrogram(clusters: LayerClusters, title: str = "Clusters of layers") -> Fi
     axes.grid(axis="y", color="#e7e9ec", linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     axes.set_title(title, fontsize=14, color=_INK, pad=12)
+    return figure
+
+
+def layer_weight_map(
+    weights: Mapping[str, Sequence[float]], title: str, subtitle: str = "", single: Collection[str] = ()
+) -> Figure:
+    """Which hidden states the heads of some tasks read: one row per task, darker for more weight.
+
+    Args:
+        weights: task → weight of every hidden state, which sum to 1.
+        title: written above.
+        subtitle: below it, smaller.
+        single: the tasks that read one hidden state alone, which is marked as the best one.
+    """
+    weights_KL = np.asarray(list(weights.values()), dtype=np.float64)
+    best = {row: int(weights_KL[row].argmax()) for row, task in enumerate(weights) if task in single}
+    weights_KL[list(best)] = np.nan
+    K, L = weights_KL.shape
+    # Even weights should look like the middle of the scale.
+    highest = 1.0 if len(best) == K else max(float(np.nanmax(weights_KL)), 2 / L)
+    size = _name_size(L)
+    figure = _figure(max(6.0, 2.2 + 0.5 * L), 1.9 + 0.42 * K)
+    axes = figure.add_subplot()
+    image = axes.imshow(weights_KL, cmap="viridis_r", vmin=0.0, vmax=highest, aspect="auto")
+    for row, column in np.ndindex(K, L):
+        value = weights_KL[row, column]
+        if L <= _PRINTED_UP_TO and np.isfinite(value):
+            colour = "white" if value > 0.5 * highest else _INK
+            text = f"{value:.2f}".removeprefix("0")
+            axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=colour)
+    for row, column in best.items():
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=_INK, linewidth=0))
+        axes.text(column, row, "best", ha="center", va="center", fontsize=min(8.5, size), color="white")
+    axes.set_xticks(range(L), ["input", *(f"h_{layer}" for layer in range(1, L))], fontsize=size)
+    if L > 16:
+        axes.tick_params(axis="x", rotation=90)
+    axes.set_yticks(range(K), [task.upper() for task in weights], fontsize=11)
+    axes.tick_params(length=0, pad=3)
+    axes.spines[:].set_visible(False)
+    figure.suptitle(title, fontsize=13, color=_INK)
+    axes.set_title(subtitle, fontsize=9, color=_INK, pad=8)
+    bar = figure.colorbar(image, ax=axes, aspect=24, pad=0.02)
+    bar.set_label("weight", fontsize=11, color=_INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=10, length=3, color=_TRUNK)
     return figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..profiling import Profile, short_name
@@ -13,6 +14,11 @@ from ..pruning import human
 if TYPE_CHECKING:
     from ..checkpoints import ImportResult
     from ..compression import CompressionResult
+    from ..evaluation.results import Table as EvaluationTable
+    from ..exporting import Measurement
+
+
+_SIDE_BY_SIDE = 5  # models
 
 
 def profile_table(profiles: Sequence[Profile]) -> Table:
@@ -88,3 +94,35 @@ def result_table(result: CompressionResult) -> Table:
         table.add_row("distillation loss after surgery", "", f"{result.loss_after_surgery:.4f}", "")
         table.add_row("distillation loss at the end", "", f"{result.loss:.4f}", "")
     return table
+
+
+def measurement_table(measurements: Sequence[Measurement]) -> Table:
+    """Forms of one model under each other, with their size and speed relative to the first."""
+    first = measurements[0]
+    table = Table(title="one utterance of 10 s of noise")
+    for name in ("", "size", "real-time factor", "speed", "largest difference"):
+        table.add_column(name, justify="right" if name else "left")
+    for form in measurements:
+        table.add_row(
+            form.name,
+            f"{form.size / 1e6:.1f} MB",
+            f"{form.real_time_factor:.4f}",
+            f"{first.real_time_factor / form.real_time_factor:.1f}x",
+            f"{form.difference:.1e}" if form is not first else "",
+        )
+    return table
+
+
+def evaluation_table(table: EvaluationTable) -> Table:
+    """Models and their scores on SUPERB's tasks, with what has to be known of them below."""
+    heading, lines = table.cells()
+    if len(lines) <= _SIDE_BY_SIDE:  # a column per model fits on every terminal
+        rows = list(zip(heading, *lines, strict=True))
+        heading, lines = list(rows[0]), [list(row) for row in rows[1:]]
+    notes = [*table.notes, *(f"[{number}] {source}" for number, source in enumerate(table.sources(), start=1))]
+    shown = Table(title=escape(table.title), caption=escape("\n".join(notes)), caption_justify="left")
+    for number, name in enumerate(heading):
+        shown.add_column(escape(name), justify="left" if number == 0 else "right", overflow="fold")
+    for cells in lines:
+        shown.add_row(*map(escape, cells))
+    return shown

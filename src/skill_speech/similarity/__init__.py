@@ -1,17 +1,20 @@
 """How similar an encoder's layers are (linear CKA) and which of them belong together."""
 
-from .analysis import load_analysis, save_analysis
+from .analysis import load_analysis, load_scales, save_analysis
 from .cka import ExactCKA, MinibatchCKA, estimate_cka, unbiased_hsic
 from .clusters import LayerClusters, cluster_layers, equal_partition, medoid
+from .scales import LayerScales
 
 __all__ = [
     "ExactCKA",
     "LayerClusters",
+    "LayerScales",
     "MinibatchCKA",
     "cluster_layers",
     "equal_partition",
     "estimate_cka",
     "load_analysis",
+    "load_scales",
     "medoid",
     "save_analysis",
     "unbiased_hsic",

@@ -14,8 +14,10 @@ from ..files import atomic_write, write_json
 from .clusters import LayerClusters
 
 
-def save_analysis(folder: str | os.PathLike[str], cka_LL: ArrayLike, clusters: LayerClusters) -> None:
-    """Write cka.npy, linkage.npy, similarity.svg/.png, dendrogram.svg/.png and, last, clusters.json.
+def save_analysis(
+    folder: str | os.PathLike[str], cka_LL: ArrayLike, clusters: LayerClusters, scales_L: ArrayLike | None = None
+) -> None:
+    """Write cka.npy, linkage.npy, scales.npy, similarity.svg/.png, dendrogram.svg/.png and, last, clusters.json.
 
     Each file is written whole or not at all; where clusters.json is, the others are.
     """
@@ -24,7 +26,10 @@ def save_analysis(folder: str | os.PathLike[str], cka_LL: ArrayLike, clusters: L
 
     folder = Path(folder)
     cka_LL = np.asarray(cka_LL, dtype=np.float64)
-    for name, matrix in (("cka.npy", cka_LL), ("linkage.npy", clusters.linkage)):
+    arrays = [("cka.npy", cka_LL), ("linkage.npy", clusters.linkage)]
+    if scales_L is not None:
+        arrays.append(("scales.npy", np.asarray(scales_L, dtype=np.float64)))
+    for name, matrix in arrays:
         with atomic_write(folder / name) as temporary:
             np.save(temporary, matrix)
     for name, figure in (("similarity", similarity_map(cka_LL, clusters)), ("dendrogram", dendrogram(clusters))):
@@ -48,3 +53,17 @@ def load_analysis(folder: str | os.PathLike[str]) -> tuple[NDArray[np.float64], 
         raise InputError(f"{folder}: no analysis here ({Path(error.filename).name} is missing); run analyze") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: the analysis cannot be read ({error}); delete it and run analyze") from error
+
+
+def load_scales(folder: str | os.PathLike[str]) -> NDArray[np.float64]:
+    """The spread of the layers h_0 … h_L that `save_analysis` wrote.
+
+    Raises:
+        InputError: it is not there, or it cannot be read.
+    """
+    path = Path(folder) / "scales.npy"
+    try:
+        scales_L: NDArray[np.float64] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: the layers' scales cannot be read ({error}); delete {folder} and analyze") from error
+    return scales_L

@@ -18,6 +18,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from ..data import AudioBatch
     from ..encoder import Encoder
+    from .scales import LayerScales
 
 Estimator = Literal["minibatch", "exact"]
 
@@ -231,6 +232,7 @@ def estimate_cka(
     batch_frames: int = 1024,
     include_features: bool = True,
     seed: int = 0,
+    scales: LayerScales | None = None,
     progress: Callable[[], object] | None = None,
 ) -> Tensor:
     """CKA between all layers h_0 … h_L of an encoder over some speech, padding excluded.
@@ -242,6 +244,7 @@ def estimate_cka(
         batch_frames: frames per minibatch of the minibatch estimator.
         include_features: h_0 takes part.
         seed: of the minibatch estimator's shuffling.
+        scales: takes in h_0 … h_L in the same pass.
         progress: called after every batch.
 
     Returns:
@@ -266,6 +269,8 @@ def estimate_cka(
             for batch in batches:
                 out = encoder(batch.waveforms_BT.to(device), batch.lengths_B.to(device))
                 cka.update(out.layers[first_layer:], out.lengths_B)
+                if scales is not None:
+                    scales.update(out.layers, out.lengths_B)
                 if progress is not None:
                     progress()
     finally:

@@ -1,0 +1,1 @@
+"""Speed and memory, side by side with the ways of others: python -m benchmarks.NAME."""

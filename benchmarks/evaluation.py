@@ -1,0 +1,169 @@
+"""Training heads from the cache of hidden states against encoding at every step, as s3prl does, in one run.
+
+python -m benchmarks.evaluation [--quick] --json FILE
+
+The teacher has the shape of HuBERT Base (12 layers, 94.7 M parameters) and random weights, the utterances are noise:
+neither changes how long anything takes. Both ways do the same updates on the same batches, with the protocol's batch
+sizes and heads, and have the same losses. The time of the cached way has the one pass in it that encodes everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from skill_speech import __version__
+from skill_speech.encoder import Encoder, hubert_config
+from skill_speech.evaluation.cache import StateCache
+from skill_speech.evaluation.corpora import TaskData
+from skill_speech.evaluation.corpora.utterances import Utterance, make_cuts
+from skill_speech.evaluation.protocol import PROTOCOL, TrainingConfig
+from skill_speech.evaluation.run import hidden_states
+from skill_speech.evaluation.tasks import make_task
+from skill_speech.evaluation.training import train
+from skill_speech.evaluation.upstream import Upstream, open_upstream
+from skill_speech.files import write_json
+
+GOAL = 5.0
+"""Times as fast, for a teacher of 12 layers."""
+
+EPOCHS = 12
+"""Passes over the training data; the protocol has more in every task (112 in pr)."""
+
+RATE = 16_000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="short utterances, few of them: about two minutes")
+    parser.add_argument("--json", type=Path, required=True, help="where to write the result")
+    options = parser.parse_args(arguments)
+    before = os.getloadavg()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.manual_seed(0)
+        Encoder(hubert_config()).save_pretrained(folder / "teacher")
+        teacher = open_upstream(str(folder / "teacher"), torch.device("cpu"))
+        seconds, batches = (1.5, 1) if options.quick else (8.0, 2)
+        comparisons = [
+            compare("pr", "phonemes by CTC", teacher, folder, seconds, batches),
+            compare("ks", "keywords", teacher, folder, 1.0, batches),
+        ]
+    machine = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": before,
+        "load_after": os.getloadavg(),
+        "platform": platform.platform(),
+    }
+    versions = {"skill-speech": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    command = shlex.join(["python", "-m", "benchmarks.evaluation", *(arguments or sys.argv[1:])])
+    write_json(options.json, {"machine": machine, "versions": versions, "command": command, "comparisons": comparisons})
+    Console().print(_table(comparisons))
+    return 0
+
+
+def compare(task_name: str, what: str, teacher: Upstream, folder: Path, seconds: float, batches: int) -> dict[str, Any]:
+    """One task trained in both ways on `batches` batches of utterances, EPOCHS times over."""
+    config = PROTOCOL[task_name]
+    assert isinstance(config, TrainingConfig)
+    count = config.batch_size * batches
+    steps = max(1, EPOCHS * batches // config.accumulate)
+    if task_name == "pr":
+        # A window starts at every utterance: an epoch is as many batches as utterances, so count the updates.
+        steps = max(1, EPOCHS * count // (config.batch_size * config.accumulate))
+    config = replace(config, steps=steps, eval_every=steps)
+    task = make_task(noise(task_name, folder / task_name, count, seconds), config, teacher.hop)
+    teacher.encode([torch.zeros(RATE)])  # lets torch set itself up
+
+    started = time.perf_counter()
+    states = hidden_states(teacher, task, StateCache(folder / "cache", teacher.fingerprint, 1e12))
+    for split in ("train", "dev"):
+        states[split].fill(f"{task_name} {split}")
+    encoded = time.perf_counter()
+    (cached,) = train(task, states, seed=0, name=f"{task_name}, cache")
+    ended = time.perf_counter()
+    (bare,) = train(task, hidden_states(teacher, task, None), seed=0, name=f"{task_name}, encoding")
+    uncached = time.perf_counter() - ended
+    ratio = uncached / (ended - started)
+    return {
+        "name": f"{task_name}: {what}",
+        "ratio": ratio,
+        "goal": GOAL,
+        "met": ratio >= GOAL,
+        "updates": steps,
+        "hours_of_speech": count * seconds / 3600,
+        "seconds_encode_at_every_step": uncached,
+        "seconds_cache": ended - started,
+        "seconds_cache_encoding": encoded - started,
+        "ratio_of_an_update": uncached / (ended - encoded),
+        "largest_difference_of_losses": float(np.abs(np.subtract(cached.losses, bare.losses)).max()),
+    }
+
+
+def noise(task: str, folder: Path, count: int, seconds: float) -> TaskData:
+    """So many utterances to train on, a quarter of them for dev, of noise with labels that mean nothing."""
+    generator = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    labels = [f"label{number}" for number in range(12)]
+
+    def utterance(name: str, number: int) -> Utterance:
+        path = folder / f"{name}.wav"
+        # Lengths differ as those of sentences do, between two thirds and all of it.
+        samples = round(seconds * RATE * (1 if task == "ks" else generator.uniform(2 / 3, 1)))
+        soundfile.write(path, 0.1 * generator.standard_normal(samples), RATE)
+        said = [labels[place] for place in generator.integers(0, 12, round(8 * seconds))]
+        return Utterance(name, path, custom={"label": labels[number % 12], "phonemes": said})
+
+    splits = {
+        split: make_cuts([utterance(f"{split}-{number}", number) for number in range(size)])
+        for split, size in (("train", count), ("dev", max(1, count // 4)))
+    }
+    return TaskData(task, splits, labels)
+
+
+def _table(comparisons: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="training a head on a frozen 12-layer teacher")
+    for name in ("", "updates", "every step", "cache", "of it encoding", "faster", "goal", "an update alone"):
+        table.add_column(name, justify="left" if not name else "right")
+    for one in comparisons:
+        table.add_row(
+            one["name"],
+            str(one["updates"]),
+            f"{one['seconds_encode_at_every_step']:.1f} s",
+            f"{one['seconds_cache']:.1f} s",
+            f"{one['seconds_cache_encoding']:.1f} s",
+            f"{one['ratio']:.1f}x",
+            f"{one['goal']:g}x",
+            f"{one['ratio_of_an_update']:.0f}x",
+        )
+    return table
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Slot filling (Lai et al. 2021, arXiv 2010.13105): which slots were heard, and what was in them.
+
+A sentence is a text in which the words of a slot stand between its marks: `PLAY B-artist MILES DAVIS E-artist NOW`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+from .edits import character_error_rate
+
+_SLOT = re.compile(r"B-(\S+) (.+?) E-\1")
+_MARK = re.compile(r"B-\S+ | E-\S+")
+
+
+def slot_type_f1(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """F1 of the set of slot types in each sentence, averaged over sentences; 100 where neither has a slot."""
+    scores = []
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        wanted, heard = set(_slots(reference)), set(_slots(hypothesis))
+        # 2PR / (P + R) with P = common / heard and R = common / wanted.
+        scores.append(2 * len(wanted & heard) / (len(wanted) + len(heard)) if wanted or heard else 1.0)
+    return 100 * sum(scores) / len(scores)
+
+
+def slot_value_cer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Character error rate of the values of all slots in the references together.
+
+    A value is compared with the nearest one, by CER, that the hypothesis has in a slot of this type, and with nothing
+    where it has none. A slot too many in a hypothesis costs nothing.
+    """
+    wanted, heard = [], []
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        candidates = _slots(hypothesis)
+        for slot, values in _slots(reference).items():
+            for value in values:
+                wanted.append(value)
+                heard.append(min(candidates.get(slot, [""]), key=lambda other: character_error_rate([value], [other])))
+    return character_error_rate(wanted, heard) if wanted else 0.0
+
+
+def _slots(sentence: str) -> dict[str, list[str]]:
+    """Slot type → its values, in order; marks of other slots within a value are left out."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for slot, value in _SLOT.findall(re.sub(" +", " ", sentence)):
+        found[slot].append(_MARK.sub("", value))
+    return dict(found)

@@ -1,0 +1,155 @@
+"""The table of an evaluation: our rows, and published ones beside them where that may be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_write, write_json
+from ..pruning import human
+from .corpora import TASKS
+from .published import COLUMNS, Column, published_rows, superb_s
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model.
+
+    Attributes:
+        model: its name.
+        parameters: how many it has.
+        scores: measures by the names of COLUMNS.
+        superb_s: its score, where all tasks ran on the real corpora.
+        source: of a published row; "" for our own.
+    """
+
+    model: str
+    parameters: int
+    scores: dict[str, float]
+    superb_s: float | None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows and how they read.
+
+    Attributes:
+        title: says what it is, and of synthetic corpora that they are.
+        rows: our models first.
+        notes: what a reader has to know, one line each.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The measures that one of our rows has."""
+        return tuple(
+            column for column in COLUMNS if any(column.name in row.scores for row in self.rows if not row.source)
+        )
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Heading and rows as text; sources are numbered, and the notes end with them."""
+        sources = self.sources()
+        scored = any(row.superb_s is not None for row in self.rows)
+        heading = ["model", "params", *(column.title for column in self.columns)]
+        if scored:
+            heading.append("superb_s ↑")
+        lines = []
+        for row in self.rows:
+            name = f"{row.model} [{sources.index(row.source) + 1}]" if row.source else row.model
+            values = [_number(row.scores.get(column.name)) for column in self.columns]
+            score = [f"{row.superb_s:.0f}" if row.superb_s is not None else ""] if scored else []
+            lines.append([name, human(row.parameters) if row.parameters else "0", *values, *score])
+        return heading, lines
+
+    def sources(self) -> list[str]:
+        """Where the published rows are from."""
+        return list(dict.fromkeys(row.source for row in self.rows if row.source))
+
+
+def make_table(results: Mapping[str, Mapping[str, dict[str, Any]]], compare: str | None) -> Table:
+    """The table of some results: model → task → contents of its JSON.
+
+    Published rows are added when `compare` says so; the caller has seen to it that no result is synthetic then.
+    """
+    synthetic = next((one["synthetic"] for tasks in results.values() for one in tasks.values() if one["synthetic"]), "")
+    rows = [_row(model, tasks, bool(synthetic)) for model, tasks in results.items()]
+    if compare == "published":
+        rows += [_published_row(values) for values in published_rows()]
+    deviations = _deviations(results)
+    title = f"SYNTHETIC, not SUPERB: {synthetic}" if synthetic else "SUPERB"
+    if deviations and not synthetic:
+        title += ", with settings that are not its protocol"
+    notes = ["In percent; MTWV times 100.", *deviations]
+    if synthetic:
+        notes.insert(0, "Made of synthetic speech: no number here can be compared with a published one.")
+    return Table(title, tuple(rows), tuple(notes))
+
+
+def write_table(folder: Path, table: Table) -> None:
+    """Write table.md and table.json."""
+    heading, lines = table.cells()
+    text = [f"# {table.title}", "", _line(heading), _line(["---", *["---:"] * (len(heading) - 1)])]
+    text += [_line(cells) for cells in lines]
+    text += ["", *(f"{note}  " for note in table.notes)]
+    text += [f"[{number}] {source}  " for number, source in enumerate(table.sources(), start=1)]
+    with atomic_write(folder / "table.md") as temporary:
+        temporary.write_text("\n".join(text) + "\n", encoding="utf-8")
+    write_json(folder / "table.json", asdict(table))
+
+
+def read_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """All results in an output folder: model → task → contents of its JSON."""
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*/*.json")):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values.get("kind") == RESULT:
+            results.setdefault(values["model"], {})[values["task"]] = values
+    return results
+
+
+RESULT = "skill-speech evaluation"
+"""What a result's JSON says of its kind."""
+
+
+def _row(model: str, tasks: Mapping[str, dict[str, Any]], synthetic: bool) -> Row:
+    scores = {column.name: tasks[column.task]["metrics"][column.measure] for column in COLUMNS if column.task in tasks}
+    parameters = next(iter(tasks.values()))["parameters"]
+    return Row(model, parameters, scores, None if synthetic else superb_s(scores))
+
+
+def _published_row(values: Mapping[str, Any]) -> Row:
+    scores = {column.name: values[column.name] for column in COLUMNS if column.name in values}
+    return Row(values["model"], round(values["params"] * 1e6), scores, superb_s(scores), values["source"])
+
+
+def _deviations(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
+    """What was not done as the protocol says."""
+    tasks_of: dict[str, list[str]] = {}
+    for task in TASKS:
+        one = next((tasks[task] for tasks in results.values() if task in tasks), None)  # rows are made alike
+        if one and one["not_the_protocol"]:
+            said = ", ".join(f"{name} {_short(value)}" for name, value in one["not_the_protocol"].items())
+            tasks_of.setdefault(said, []).append(task)
+    return [f"Not the protocol in {', '.join(tasks)}: {said}." for said, tasks in tasks_of.items()]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "/".join(map(_short, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,266 @@
+"""The public function: any encoders on SUPERB's tasks, with s3prl's protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .. import __version__
+from ..checkpoints.native import read_json
+from ..errors import InputError
+from ..files import write_json
+from ..report.figures import layer_weight_map, save_figure
+from ..run_folder import differences
+from .cache import StateCache
+from .corpora import TaskData, find_corpora, missing_reason, read_task, synthetic_mark
+from .protocol import TaskConfig, changes_of, known_tasks, task_config
+from .results import RESULT, Table, make_table, read_results, write_table
+from .run import fingerprint_of, measures_of, run_task
+from .upstream import Upstream, open_upstream, split_name
+
+logger = logging.getLogger(__name__)
+
+CACHE_FOLDER = "hidden_states"
+
+NEEDED = {"pr": "jiwer", "asr": "jiwer", "sf": "jiwer", "sd": "pyannote.metrics"}
+"""Packages that only the metrics of some tasks need."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of an evaluation.
+
+    Attributes:
+        folder: with MODEL/TASK.json, MODEL/layer_weights.svg and .png, table.md and table.json.
+        table: of everything in it.
+        results: model → task → contents of its JSON.
+    """
+
+    folder: Path
+    table: Table
+    results: dict[str, dict[str, dict[str, Any]]]
+
+
+def evaluate(
+    models: Sequence[str],
+    data: str,
+    output: str,
+    *,
+    tasks: str = "all",
+    compare: Literal["published"] | None = None,
+    learning_rates: list[float] | None = None,
+    steps: int | None = None,
+    settings: dict[str, dict[str, Any]] | None = None,
+    cache: bool = True,
+    cache_gb: float = 100.0,
+    device: str | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Train and score heads on the frozen hidden states of some encoders; what is done already is not done again.
+
+    Args:
+        models: each [NAME=]SOURCE, where SOURCE is what `load_encoder` takes, or "fbank" for log-mel filterbanks.
+        data: the folder of corpora; each task's is found by its layout.
+        output: where the results go.
+        tasks: "all", or a comma-separated list of pr, asr, ks, qbe, sid, asv, sd, er, ic, sf. With "all", tasks without
+            a corpus are named and left out.
+        compare: "published" puts published results beside ours.
+        learning_rates: to try, the best one on dev counts; by default the protocol's one.
+        steps: updates of every head, by default the protocol's; a head is then looked at ten times on the way.
+        settings: changes of the protocol by task and field, such as {"asr": {"hidden_size": 256}}.
+        cache: keep hidden states on disk, in OUTPUT/hidden_states, instead of encoding at every step.
+        cache_gb: the most that they may take, in gigabytes; what has no room is encoded at every step.
+        device: where to compute, by default an accelerator if there is one.
+        seed: of everything random.
+
+    Raises:
+        InputError: bad models, data or settings; results of other settings in the output folder; published rows
+            asked for beside synthetic data.
+    """
+    asked, sources = known_tasks(tasks), _sources(models)
+    _refuse_unknown(settings or {}, asked)
+    folds = _read_tasks(Path(data), asked, strict=tasks.strip().lower() != "all")
+    _require_packages(list(folds))
+    synthetic = synthetic_mark(data) or next((part[0].synthetic for part in folds.values() if part[0].synthetic), "")
+    if compare and synthetic:
+        raise InputError(f"{data}: synthetic ({synthetic}): no published row stands beside it; leave --compare out")
+    configs = {
+        task: task_config(
+            task,
+            steps=steps,
+            learning_rates=tuple(learning_rates) if learning_rates else None,
+            settings=(settings or {}).get(task),
+        )
+        for task in folds
+    }
+    folder = _open_folder(Path(output), synthetic)
+    prints = {task: fingerprint_of(part) for task, part in folds.items()}
+
+    def plan(upstream: Upstream) -> dict[str, dict[str, Any]]:
+        """The tasks that are still to be done, each with what makes its result the same result."""
+        wanted = {task: _settings(upstream, config, prints[task], seed) for task, config in configs.items()}
+        return {task: one for task, one in wanted.items() if not _is_done(folder, upstream.name, task, one)}
+
+    # What is wrong with the last model should be said before hours are spent on the first one.
+    for model in sources.values():
+        plan(open_upstream(model, torch.device("cpu")))
+    for name, model in sources.items():
+        upstream = open_upstream(model, _device(device))
+        states = StateCache(folder / CACHE_FOLDER, upstream.fingerprint, cache_gb * 1e9) if cache else None
+        todo = plan(upstream)
+        logger.info("%s: %s", name, ", ".join(todo) or "all is done already")
+        for task, wanted in todo.items():
+            started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            scratch = folder / name / f".{task}-{_digest(wanted)}-"
+            outcome = run_task(upstream, folds[task], configs[task], cache=states, scratch=scratch, seed=seed)
+            header = _header(upstream, task, folds[task], configs[task], synthetic)
+            write_json(folder / name / f"{task}.json", header | {"settings": wanted, "started": started} | outcome)
+    return _finish(folder, list(sources), compare)
+
+
+def _sources(models: Sequence[str]) -> dict[str, str]:
+    """Name → what the user gave."""
+    if isinstance(models, str):
+        models = [models]
+    if not models:
+        raise InputError("no model to evaluate: give one or more, or fbank")
+    sources: dict[str, str] = {}
+    for model in models:
+        name, _ = split_name(model)
+        if name == CACHE_FOLDER:
+            raise InputError(f"{model}: {name} is where hidden states are kept: give another name, as in one={model}")
+        if name in sources:
+            raise InputError(f"{sources[name]} and {model} would both be called {name}: give names, as in one={model}")
+        sources[name] = model
+    return sources
+
+
+def _refuse_unknown(settings: Mapping[str, Any], asked: Sequence[str]) -> None:
+    unknown = sorted(set(settings) - set(asked))
+    if unknown:
+        raise InputError(f"settings for {', '.join(unknown)}, which is not among the tasks: {', '.join(asked)}")
+
+
+def _read_tasks(data: Path, asked: Sequence[str], strict: bool) -> dict[str, list[TaskData]]:
+    found = find_corpora(data)
+    missing = [missing_reason(data, task) for task in asked if task not in found]
+    if missing and (strict or len(missing) == len(asked)):
+        raise InputError(missing[0] if strict else f"{data}: no corpus of any task there; {missing[0]}")
+    for reason in missing:
+        logger.warning("left out, %s", reason)
+    return {task: read_task(task, found[task]) for task in asked if task in found}
+
+
+def _require_packages(tasks: Sequence[str]) -> None:
+    for task in tasks:
+        package = NEEDED.get(task)
+        if package and find_spec(package.partition(".")[0]) is None:
+            raise InputError(f"{task} is scored by {package}: pip install 'skill-speech[evaluation]'")
+
+
+def _open_folder(folder: Path, synthetic: str) -> Path:
+    """The output folder, of results on real corpora or on synthetic ones."""
+    mark = folder / "evaluation.json"
+    mine = {"kind": RESULT, "synthetic": synthetic}
+    if mark.exists():
+        changed = differences(read_json(mark), mine)
+        if changed:
+            raise InputError(f"{folder}: holds results of other data: {'; '.join(changed)}. Choose another --output")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: not empty and not an evaluation; choose another --output")
+    try:
+        write_json(mark, mine)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
+    return folder
+
+
+def _settings(upstream: Upstream, config: TaskConfig, data: str, seed: int) -> dict[str, Any]:
+    """What makes a result the same result, as JSON gives it back."""
+    values = {"model": upstream.fingerprint, "data": data, "seed": seed} | dataclasses.asdict(config)
+    return dict(json.loads(json.dumps(values)))
+
+
+def _is_done(folder: Path, name: str, task: str, wanted: dict[str, Any]) -> bool:
+    """Whether a result is there already.
+
+    Raises InputError, naming what differs, if it is there with other settings, or another model's: rows of one table
+    are made alike.
+    """
+    for path in sorted(folder.glob(f"*/{task}.json")):
+        own = path.parent.name == name
+        changed = differences(read_json(path).get("settings", {}), wanted, free=() if own else ("model",))
+        if changed:
+            raise InputError(
+                f"{path}: made with other settings: {'; '.join(changed)}. Give the same settings, or choose another "
+                "--output"
+            )
+    return (folder / name / f"{task}.json").exists()
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _header(
+    upstream: Upstream, task: str, folds: Sequence[TaskData], config: TaskConfig, synthetic: str
+) -> dict[str, Any]:
+    source = Path(upstream.source)
+    return {
+        "kind": RESULT,
+        "task": task,
+        "model": upstream.name,
+        "source": source.name if source.is_absolute() else upstream.source,
+        "parameters": upstream.parameters,
+        "synthetic": synthetic,
+        "measures": list(measures_of(task)),
+        "not_the_protocol": {key: _listed(value) for key, value in changes_of(task, config).items()},
+        "utterances": {split: len(cuts) for split, cuts in folds[0].splits.items()},
+        "hours": {split: round(sum(cut.duration for cut in cuts) / 3600, 4) for split, cuts in folds[0].splits.items()},
+        "versions": {"skill-speech": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "device": str(upstream.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _finish(folder: Path, names: Sequence[str], compare: str | None) -> Evaluation:
+    found = read_results(folder)
+    # In the order in which they were named, and behind them what was there before.
+    results = {name: found[name] for name in (*names, *(name for name in found if name not in names))}
+    table = make_table(results, compare)
+    write_table(folder, table)
+    for name, tasks in results.items():
+        states = len(next(iter(tasks.values()))["layer_weights"])
+        if states > 1:
+            weights = {task: tasks[task]["layer_weights"] for task in known_tasks("all") if task in tasks}
+            title = f"Hidden states that each task reads: {name}"
+            figure = layer_weight_map(weights, title, table.title, single=("qbe",))
+            for suffix in ("svg", "png"):
+                save_figure(figure, folder / name / f"layer_weights.{suffix}")
+    return Evaluation(folder, table, results)
+
+
+def _device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r}: {str(error).splitlines()[0]}; leave --device out") from None
+    return chosen

@@ -1,0 +1,122 @@
+"""The command line: the functions of the library, errors in one line, exit status 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from skill_speech import Encoder
+from skill_speech.cli import main
+from skill_speech.encoder import hubert_config
+
+STAGES = "--stage1.steps 2 --stage1.warmup_steps 1 --stage1.sparsity_steps 1 --stage1.batch_seconds 5 "
+STAGES += "--stage2.steps 2 --stage2.warmup_steps 1 --stage2.batch_seconds 5 --analysis.batch_frames 64"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a tiny teacher and a folder of audio."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = hubert_config(hidden_size=32, num_heads=2, units=64, channels=16, depth=3, positional_kernel=8)
+    Encoder(config.replace(positional_groups=4)).save_pretrained("teacher")
+    Path("audio").mkdir()
+    for number in range(8):
+        soundfile.write(f"audio/{number}.flac", 0.1 * np.random.default_rng(number).standard_normal(48_000), 16_000)
+    return tmp_path
+
+
+def said(capsys: pytest.CaptureFixture[str], command: str, status: int = 0) -> str:
+    assert main(command.split()) == status
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def complaint(capsys: pytest.CaptureFixture[str], command: str) -> str:
+    [line] = said(capsys, command, status=2).strip().splitlines()
+    assert line.startswith("skill-speech: ")
+    return line
+
+
+def test_from_audio_to_student_and_profile(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "8 cuts, 0.01 h" in said(capsys, "prepare audio --output cuts.jsonl.gz")
+    assert "cluster 1: h_0" in said(
+        capsys,
+        "analyze --teacher teacher --data cuts.jsonl.gz --output analysis --clusters auto --analysis.batch_frames 64",
+    )
+    command = f"compress --teacher teacher --data cuts.jsonl.gz --output run --params 0.5 --clusters 2 {STAGES}"
+    text = said(capsys, command)
+    for word in ("stage1", "surgery", "stage2", "teacher", "student", "parameters", "MACs", "faster", "run/model"):
+        assert word in text
+    assert "nothing to do" in said(capsys, command)
+    text = said(capsys, "profile run/model --compare teacher --seconds 1")
+    for word in ("front end", "attention", "feed-forward", "real-time factor", "peak memory", "MiB"):
+        assert word in text
+
+
+def test_a_recipe_is_a_file_of_the_same_settings(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("recipe.yaml").write_text("teacher: teacher\nmethod: dphubert\nsparsity: 0.5\nstage1: {steps: 2}\n")
+    text = said(capsys, f"compress --config recipe.yaml --data audio --output run {STAGES}")
+    assert "run/model" in text
+    assert "method: dphubert" in Path("run/config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("", ["expected", "prepare,analyze,compress"]),
+        ("frobnicate", ["frobnicate", "'compress'"]),
+        ("compress", ["--teacher", "--data", "--output", "required"]),
+        ("compress --teacher t --data d --output o --method magic", ["method is magic", "dphubert"]),
+        ("compress --teacher t --data d --output o --clusters many", ["clusters is many", "a whole number or auto"]),
+        ("compress --teacher t --data d --output o --sparsity much", ["sparsity is much", "a number"]),
+        ("compress --teacher t --data d --output o --stage1.step 3", ["--stage1.step"]),
+        ("compress --config nowhere.yaml", ["nowhere.yaml"]),
+        ("compress --config unknown.yaml", ["methodd"]),
+        ("compress --config broken.yaml", ["line 1"]),
+        ("compress --teacher ./nowhere --data audio --output o", ["./nowhere: no such file or folder"]),
+        ("compress --teacher teacher --data nowhere --output o", ["nowhere: no such file or folder"]),
+        ("compress --teacher teacher --data empty --output o", ["empty: no audio in this folder"]),
+        ("compress --teacher teacher --data audio --output o --clusters 9", ["choose 1 to 4"]),
+        ("compress --teacher teacher --data audio --output o --sparsity 2", ["sparsity is 2", "between 0 and 1"]),
+        ("compress --teacher teacher --data audio --output o --params 9G", ["params is '9G'", "has only"]),
+        ("profile nowhere/at/all", ["nowhere/at/all: no such file or folder"]),
+        ("profile teacher --seconds 0.001", ["seconds is 0.001"]),
+        ("prepare audio --output cuts.txt", [".jsonl"]),
+    ],
+)
+def test_mistakes_are_one_line(here: Path, capsys: pytest.CaptureFixture[str], command: str, words: list[str]) -> None:
+    Path("empty").mkdir()
+    Path("unknown.yaml").write_text("teacher: t\nmethodd: skill\n")
+    Path("broken.yaml").write_text("teacher: [t\n")
+    line = complaint(capsys, command)
+    for word in words:
+        assert word in line
+    assert not Path("o").exists()
+
+
+def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["compress", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("--stage1.sparsity_steps", "default: 5000", "--macs", "--analysis.linkage", "--scale_layers"):
+        assert word in text
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, skill_speech; skill_speech.InputError; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_encoder_needs_torch_and_nothing_else() -> None:
+    code = "import sys, skill_speech.encoder as e; " + "; ".join(
+        f"assert {name!r} not in sys.modules, {name!r}" for name in ("lightning", "transformers", "lhotse", "scipy")
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

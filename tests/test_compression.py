@@ -1,0 +1,321 @@
+"""The recipe from a teacher and a folder of audio to a student: what it writes, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from skill_speech import Encoder, InputError, analyze, compress, load_encoder
+from skill_speech.compression import AnalysisConfig
+from skill_speech.distillation import METHODS, StageConfig, training
+from skill_speech.encoder import hubert_config, wavlm_config
+from skill_speech.pruning import Widths, count_parameters
+
+SMALL = {"hidden_size": 48, "num_heads": 4, "units": 96, "channels": 24, "depth": 4}
+SMALL |= {"positional_kernel": 16, "positional_groups": 4}
+QUICK: dict[str, Any] = {
+    "clusters": 2,
+    "analysis": AnalysisConfig(calibration_seconds=12, batch_seconds=6, batch_frames=64),
+    "stage1": StageConfig(steps=6, warmup_steps=2, sparsity_steps=3, batch_seconds=5),
+    "stage2": StageConfig(steps=6, warmup_steps=2, batch_seconds=5, learning_rate=1e-4),
+    "validation_seconds": 5.0,
+    "validate_every": 3,
+    "checkpoint_every": 2,
+    "precision": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("teacher") / "wavlm-tiny"
+    Encoder(wavlm_config(**SMALL)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two minutes of modulated noise in files of 2 to 4 s."""
+    folder, rng = tmp_path_factory.mktemp("speech"), np.random.default_rng(0)
+    for number in range(40):
+        samples = int(rng.integers(32_000, 64_000))
+        envelope = np.sin(np.arange(samples) / rng.uniform(500, 3_000))
+        soundfile.write(folder / f"{number:02}.wav", 0.1 * envelope * rng.standard_normal(samples), 16_000)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(teacher: str, speech: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    return folder
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def refused(*arguments: Any, **settings: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        compress(*arguments, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_run_folder_has_what_the_design_promises(finished: Path) -> None:
+    for name in (
+        "config.yaml",
+        "status.json",
+        "analysis/cka.npy",
+        "analysis/linkage.npy",
+        "analysis/scales.npy",
+        "analysis/clusters.json",
+        "analysis/similarity.svg",
+        "analysis/similarity.png",
+        "analysis/dendrogram.svg",
+        "analysis/dendrogram.png",
+        "stage1/metrics.csv",
+        "stage1/checkpoints/last.ckpt",
+        "stage2/metrics.csv",
+        "model/config.json",
+        "model/model.safetensors",
+        "model/README.md",
+    ):
+        assert (finished / name).stat().st_size, name
+    assert list((finished / "stage1").glob("events.*"))
+    status = json.loads((finished / "status.json").read_text())
+    assert status["finished"]
+    settings = yaml.safe_load((finished / "config.yaml").read_text())
+    assert settings["stage1"]["gate_learning_rate"] == 0.02  # defaults included
+    assert not list(finished.rglob("*.tmp"))
+
+
+def test_the_student_has_the_size_asked_for(finished: Path, teacher: str) -> None:
+    whole, student = load_encoder(teacher).num_parameters(), load_encoder(finished / "model")
+    config = student.config
+    assert student.num_parameters() == count_parameters(config, Widths.of(config))
+    # Within 1 % of the target, and never above.
+    assert 0.99 * 0.4 * whole <= student.num_parameters() <= 0.4 * whole
+    assert config.num_layers == SMALL["depth"]
+    assert config.hidden_dropout == load_encoder(teacher).config.hidden_dropout
+
+
+def test_every_loss_term_and_multiplier_is_logged(finished: Path) -> None:
+    with (finished / "stage1/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == sorted({int(row["step"]) for row in rows})
+    terms = "distillation l1 cosine penalty sparsity_expected sparsity_target lambda1 lambda2 gradient_norm".split()
+    for term in [*terms, "audio_seconds_per_second"]:
+        assert any(row[f"train/{term}"] for row in rows), term
+    assert any(row["validation/distillation"] for row in rows)
+    last = rows[-1] if rows[-1]["train/sparsity_target"] else rows[-2]
+    assert float(last["train/sparsity_target"]) == pytest.approx(0.6)
+    with (finished / "stage2/metrics.csv").open() as file:
+        assert not any("lambda" in name for name in next(csv.reader(file)))
+
+
+def test_a_second_identical_call_does_nothing_and_says_so(
+    finished: Path, teacher: str, speech: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    with caplog.at_level("INFO", "skill_speech"):
+        assert compress(teacher, speech, str(finished), sparsity=0.6, **QUICK).already_done
+    assert "nothing to do" in caplog.text
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+
+
+def test_a_changed_setting_is_refused_by_name(finished: Path, teacher: str, speech: str) -> None:
+    changed = QUICK | {"clusters": 3, "stage2": StageConfig(steps=7, warmup_steps=2, batch_seconds=5)}
+    message = refused(teacher, speech, str(finished), sparsity=0.6, **changed)
+    assert "clusters (was 2, now 3)" in message
+    assert "stage2.steps (was 6, now 7)" in message
+    assert "stage1" not in message
+
+
+def test_how_a_run_is_carried_out_may_change(finished: Path, teacher: str, speech: str) -> None:
+    changed = QUICK | {"checkpoint_every": 5, "workers": 1}
+    assert compress(teacher, speech, str(finished), sparsity=0.6, **changed).already_done
+
+
+@pytest.mark.parametrize(("stage", "step"), [("stage1", 3), ("stage1", 5), ("stage2", 1), ("stage2", 5)])
+def test_an_interrupted_run_goes_on_to_the_same_student(
+    finished: Path, teacher: str, speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, step: int
+) -> None:
+    original = training._Watch.on_train_batch_end
+
+    def stop(self: Any, trainer: Any, *arguments: Any) -> None:
+        original(self, trainer, *arguments)
+        if self.name == stage and trainer.global_step == step:
+            raise SystemExit("killed")
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Watch, "on_train_batch_end", stop)
+        with pytest.raises(SystemExit):
+            compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["stage"], status["finished"]) == (stage, False)
+    assert not (folder / "model").exists()
+    result = compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    assert not result.already_done
+    assert same(weights(folder), weights(finished))
+    with (folder / stage / "metrics.csv").open() as one, (finished / stage / "metrics.csv").open() as other:
+        logged = [[row["step"], row["train/l1"]] for row in csv.DictReader(one)]
+        assert logged == [[row["step"], row["train/l1"]] for row in csv.DictReader(other)]
+
+
+@pytest.mark.parametrize("stage", ["analysis", "stage1", "surgery"])
+def test_a_stage_starts_from_its_input_alone(
+    finished: Path, teacher: str, speech: str, tmp_path: Path, stage: str
+) -> None:
+    compress(teacher, speech, str(tmp_path / "run"), sparsity=0.6, start_from=str(finished / stage), **QUICK)
+    assert same(weights(tmp_path / "run"), weights(finished))
+    assert (tmp_path / "run/stage1/checkpoints").exists() == (stage != "surgery")
+
+
+def test_what_is_no_finished_stage_is_refused(finished: Path, teacher: str, speech: str, tmp_path: Path) -> None:
+    for source in (finished / "model", tmp_path / "nowhere/stage1"):
+        message = refused(teacher, speech, str(tmp_path / "run"), start_from=str(source), **QUICK)
+        assert "not a finished stage" in message
+        assert not (tmp_path / "run").exists()
+
+
+def test_compress_goes_on_from_an_analysis_in_the_same_folder(teacher: str, speech: str, tmp_path: Path) -> None:
+    groups = analyze(teacher, speech, str(tmp_path / "run"), clusters=2, analysis=QUICK["analysis"])
+    stamp = (tmp_path / "run/analysis/cka.npy").stat().st_mtime_ns
+    assert analyze(teacher, speech, str(tmp_path / "run"), clusters=2, analysis=QUICK["analysis"]) == groups
+    with pytest.raises(InputError, match=r"clusters \(was 2, now 3\)"):
+        analyze(teacher, speech, str(tmp_path / "run"), clusters=3, analysis=QUICK["analysis"])
+    assert "clusters (was 2, now 3)" in refused(teacher, speech, str(tmp_path / "run"), **QUICK | {"clusters": 3})
+
+    (tmp_path / "run/config.yaml").unlink(missing_ok=True)
+    compress(teacher, speech, str(tmp_path / "run"), sparsity=0.6, **QUICK)
+    assert (tmp_path / "run/analysis/cka.npy").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs(teacher: str, speech: str, tmp_path: Path, method: Any) -> None:
+    short = StageConfig(steps=2, warmup_steps=1, sparsity_steps=1, batch_seconds=5)
+    settings = QUICK | {"stage1": short, "stage2": short, "validation_seconds": 0.0}
+    result = compress(teacher, speech, str(tmp_path / "run"), method=method, params="0.5", **settings)
+    assert result.loss is None
+    assert result.student.total_parameters <= 0.5 * result.teacher.total_parameters
+    assert (tmp_path / "run/analysis").exists() == (method not in ("dphubert", "all-layers"))
+
+
+def test_a_pre_norm_teacher_has_its_layers_scaled_by_default(speech: str, tmp_path: Path) -> None:
+    config = hubert_config(**SMALL, pre_norm=True, conv_norm="layer", conv_bias=True, input_normalization=True)
+    torch.manual_seed(0)
+    Encoder(config).save_pretrained(tmp_path / "teacher")
+    losses = {}
+    short = StageConfig(steps=2, warmup_steps=1, sparsity_steps=1, batch_seconds=5)
+    for name, choice in (("default", None), ("on", True), ("off", False)):
+        settings = QUICK | {"stage1": short, "stage2": short, "scale_layers": choice, "macs": "0.6"}
+        losses[name] = compress(str(tmp_path / "teacher"), speech, str(tmp_path / name), **settings).loss
+    assert losses["default"] == losses["on"] != losses["off"]
+
+
+def test_a_mistake_leaves_no_folder_that_refuses_the_corrected_call(teacher: str, speech: str, tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    assert "choose 1 to 5" in refused(teacher, speech, folder, **QUICK | {"clusters": 6})
+    assert "no such file or folder" in refused(str(tmp_path / "x"), speech, folder, **QUICK)
+    assert "no such file or folder" in refused(teacher, str(tmp_path / "x"), folder, **QUICK)
+    assert "out of reach" in refused(teacher, speech, folder, sparsity=0.99, **QUICK)
+    assert "stage1.steps is 0" in refused(teacher, speech, folder, **QUICK | {"stage1": StageConfig(steps=0)})
+    message = refused(teacher, speech, folder, **QUICK | {"stage1": StageConfig(steps=100)})
+    assert "stage1.warmup_steps is 15000" in message
+    assert not Path(folder).exists()
+
+
+def test_a_folder_with_other_things_in_it_is_not_touched(teacher: str, speech: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "not a run of ours" in refused(teacher, speech, str(tmp_path), **QUICK)
+    assert "--output is a folder" in refused(teacher, speech, str(tmp_path / "notes.txt"), **QUICK)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    teacher: str, speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    original, calls = torch.save, []
+
+    def full(*arguments: Any, **options: Any) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        assert "the disk is full" in refused(teacher, speech, str(tmp_path / "run"), sparsity=0.6, **QUICK)
+    compress(teacher, speech, str(tmp_path / "run"), sparsity=0.6, **QUICK)
+    assert same(weights(tmp_path / "run"), weights(finished))
+
+
+def test_a_truncated_checkpoint_is_named_and_an_older_one_taken(
+    teacher: str,
+    speech: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    finished: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "skill_speech")
+    original = training._Watch.on_train_batch_end
+
+    def stop(self: Any, trainer: Any, *arguments: Any) -> None:
+        original(self, trainer, *arguments)
+        if trainer.global_step == 5:
+            raise SystemExit("killed")
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Watch, "on_train_batch_end", stop)
+        with pytest.raises(SystemExit):
+            compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    checkpoints = sorted((folder / "stage1/checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    assert len(checkpoints) == 3
+    for path in checkpoints[1:]:
+        path.write_bytes(path.read_bytes()[:5_000])
+    compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    assert f"{checkpoints[2]}: damaged checkpoint" in caplog.text
+    assert "going on at step 2" in caplog.text
+    assert same(weights(folder), weights(finished))
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
+        training._newest_checkpoint(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(speech: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    broken = Encoder(wavlm_config(**SMALL))
+    with torch.no_grad():
+        broken.layers[1].feed_forward.output.weight.fill_(1e30)
+        broken.layers[1].feed_forward_norm.weight.fill_(1e30)
+    broken.save_pretrained(tmp_path / "teacher")
+    settings = QUICK | {"method": "dphubert", "validation_seconds": 0.0}
+    message = refused(str(tmp_path / "teacher"), speech, str(tmp_path / "run"), **settings)
+    assert "the loss is" in message
+    assert "lower the learning rate" in message
+
+
+def test_the_student_reaches_a_budget_of_macs(teacher: str, speech: str, tmp_path: Path) -> None:
+    result = compress(teacher, speech, str(tmp_path / "run"), macs="0.5", **QUICK)
+    assert 0.495 <= result.student.total_macs / result.teacher.total_macs <= 0.5

@@ -1,0 +1,98 @@
+"""The student's README: what the hub reads of it, and names that cannot break out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from skill_speech.encoder import LayerConfig, wavlm_config
+from skill_speech.report.model_card import teacher_licence, write_model_card
+
+PROFILE = {"model": "m", "seconds": 10.0, "real_time_factor": 0.01, "threads": 2}
+OUTCOME: dict[str, Any] = {
+    "teacher": PROFILE | {"parameters": {"a": 94_400_000}, "macs": {"a": 7e9}},
+    "student": PROFILE | {"parameters": {"a": 23_600_000}, "macs": {"a": 2e9}},
+    "loss": 0.25,
+    "clusters": [[0], [1, 2, 3]],
+}
+STAGE = {"steps": 900, "batch_seconds": 40.0, "accumulate": 2}
+SETTINGS: dict[str, Any] = {
+    "teacher": "microsoft/wavlm-base-plus",
+    "revision": None,
+    "data": "/home/somebody/secret/LibriSpeech",
+    "method": "skill",
+    "sparsity": 0.75,
+    "params": None,
+    "macs": None,
+    "seed": 3,
+    "stage1": STAGE,
+    "stage2": STAGE,
+    "devices": 1,
+    "precision": "bf16",
+}
+STUDENT = wavlm_config().replace(layers=(LayerConfig((0, 7), 600), LayerConfig((), 0)))
+
+
+def card(folder: Path, **changes: Any) -> str:
+    path = folder / "wavlm-mini" / "model" / "README.md"
+    write_model_card(path, SETTINGS | changes, OUTCOME, STUDENT)
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_hub_reads_the_metadata(tmp_path: Path) -> None:
+    card(tmp_path)
+    data = ModelCard.load(tmp_path / "wavlm-mini/model/README.md").data.to_dict()
+    assert data["base_model"] == "microsoft/wavlm-base-plus"
+    assert data["pipeline_tag"] == "feature-extraction"
+    assert "skill-speech" in data["tags"]
+    assert "license" not in data  # unknown here, and not guessed
+
+
+def test_the_card_says_what_a_user_asks(tmp_path: Path) -> None:
+    text = card(tmp_path)
+    for words in (
+        "# wavlm-mini",
+        "23.6M parameters",
+        "| parameters | 94.4M | 23.6M |",
+        "method `skill`, budget: sparsity 0.75, seed 3",
+        "h_0; h_1, h_2, h_3",
+        "stage1 900 steps (20 h of audio heard)",
+        "data: `LibriSpeech`",
+        "heads per layer 2 0 (of 12)",
+        "per layer 600 0",
+        "0.2500",
+        "load_encoder",
+        "AutoModel",
+        "onnx",
+        "## Limits",
+        "2402.16830",
+        "peng2023dphubert",
+    ):
+        assert words in text
+    assert "somebody" not in text
+
+
+def test_the_licence_is_the_one_that_the_teachers_card_states(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-sa-3.0\n---\n# Teacher\n")
+    assert teacher_licence(str(tmp_path), None) == "cc-by-sa-3.0"
+    text = card(tmp_path, teacher=str(tmp_path))
+    assert "license: cc-by-sa-3.0" in text
+    assert "states the licence `cc-by-sa-3.0`" in text
+
+
+@pytest.mark.parametrize(
+    "content", ["", "---\n- a\n---\n", "---\nlicense: [mit, apache]\n---\n", "---\nlicense: {\n---"]
+)
+def test_a_broken_card_of_the_teacher_states_no_licence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "README.md").write_text(content)
+    assert teacher_licence(str(tmp_path), None) is None
+
+
+def test_names_cannot_break_out_of_the_card(tmp_path: Path) -> None:
+    evil = tmp_path / "x`<script>alert(1)</script>|# y"
+    text = card(tmp_path, data=str(evil), teacher="nobody/`<img>")
+    assert "<script>" not in text
+    assert "<img>" not in text.split("---", 2)[2]
