@@ -21,8 +21,8 @@ from skill_speech.evaluation.corpora import TASKS
 from skill_speech.evaluation.protocol import PROTOCOL, changes_of, known_tasks, task_config
 from skill_speech.evaluation.published import COLUMNS, SHOWN, published, published_rows, superb_s
 from skill_speech.evaluation.results import RESULT, make_table, write_table
-from skill_speech.report.figures import layer_weight_map
-from skill_speech.report.tables import evaluation_table
+from skill_speech.reporting.figures import layer_weight_map
+from skill_speech.reporting.tables import evaluation_table
 from tests import corpora_by_hand
 from tests.test_figures import overlapping
 from tests.transformers_models import TINY, VARIANTS, build, save

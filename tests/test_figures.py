@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from skill_speech.report.figures import dendrogram, save_figure, similarity_map
+from skill_speech.reporting.figures import dendrogram, save_figure, similarity_map
 from skill_speech.similarity import LayerClusters, cluster_layers
 
 
@@ -125,5 +125,5 @@ def test_files_are_the_same_every_time(tmp_path):
 
 
 def test_pyplot_is_not_touched():
-    code = "import sys, skill_speech.report.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, skill_speech.reporting.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

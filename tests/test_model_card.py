@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from skill_speech.encoder import LayerConfig, wavlm_config
-from skill_speech.report.model_card import teacher_licence, write_model_card
+from skill_speech.reporting.model_card import teacher_licence, write_model_card
 
 PROFILE = {"model": "m", "seconds": 10.0, "real_time_factor": 0.01, "threads": 2}
 OUTCOME: dict[str, Any] = {

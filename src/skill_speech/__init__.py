@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .exporting import export, register
     from .profiling import profile
+    from .reporting import report
 
 # Where each public name lives: imported when first asked for, so that `import skill_speech` does not import torch.
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "prepare": "data",
     "profile": "profiling",
     "register": "exporting",
+    "report": "reporting",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "prepare",
     "profile",
     "register",
+    "report",
 ]
 
 

@@ -21,6 +21,7 @@ EXAMPLES = {
     "import": "make a folder that every command takes out of a file of DPHuBERT, fairseq, TorchAudio and others",
     "export": "write a model for Transformers, ONNX, torch.export, TorchAudio or s3prl",
     "evaluate": "train and score heads on frozen models: SUPERB's ten tasks",
+    "report": "one self-contained page about a finished run, or about several side by side",
     "profile": "parameters, MACs, speed and memory of a model",
 }
 
@@ -106,6 +107,10 @@ def _parser(name: str) -> Any:
         parser.add_argument("--cache", action=ActionYesNo(no_prefix="no_"), default=True, help="keep hidden states")
         parser.add_function_arguments(function, as_group=False, skip={"models", "cache"})
         return parser
+    if name == "report":
+        parser.add_argument("runs", type=str, nargs="+", help="folders of finished runs")
+        parser.add_function_arguments(function, as_group=False, skip={"runs"})
+        return parser
     positional = {"prepare": "source", "import": "source", "profile": "model", "export": "model"}.get(name)
     if positional:
         parser.add_argument(positional, type=str, help="see the first line")
@@ -134,6 +139,10 @@ def _command(name: str) -> tuple[Callable[..., Any], Callable[[Any], int]]:
         from .evaluation import evaluate
 
         return evaluate, _show_evaluation
+    if name == "report":
+        from .reporting import report
+
+        return report, _show_report
     from .compression import analyze, compress
 
     return (analyze, _show_clusters) if name == "analyze" else (compress, _show_result)
@@ -148,7 +157,7 @@ def _show_cuts(cuts: Any) -> int:
 
 
 def _show_import(result: Any) -> int:
-    from .report.tables import import_table
+    from .reporting.tables import import_table
 
     console = Console()
     console.print(import_table(result))
@@ -163,14 +172,14 @@ def _show_clusters(clusters: Any) -> int:
 
 
 def _show_profiles(profiles: Sequence[Any]) -> int:
-    from .report.tables import profile_table
+    from .reporting.tables import profile_table
 
     Console().print(profile_table(profiles))
     return 0
 
 
 def _show_export(export: Any) -> int:
-    from .report.tables import measurement_table
+    from .reporting.tables import measurement_table
 
     console = Console()
     if export.measurements:
@@ -181,7 +190,7 @@ def _show_export(export: Any) -> int:
 
 
 def _show_evaluation(evaluation: Any) -> int:
-    from .report.tables import evaluation_table
+    from .reporting.tables import evaluation_table
 
     console = Console()
     console.print(evaluation_table(evaluation.table))
@@ -189,14 +198,21 @@ def _show_evaluation(evaluation: Any) -> int:
     return 0
 
 
+def _show_report(path: Any) -> int:
+    print(path)
+    return 0
+
+
 def _show_result(result: Any) -> int:
-    from .report.tables import result_table
+    from .reporting.tables import result_table
 
     console = Console()
     if result.already_done:
         console.print(f"{result.folder} is finished; nothing was done", markup=False)
     console.print(result_table(result))
     console.print(f"student: {result.folder / 'model'}", markup=False, highlight=False, soft_wrap=True)
+    if (result.folder / "report.html").exists():
+        console.print(f"report: {result.folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -30,7 +30,7 @@ from .files import atomic_write, write_json
 from .profiling import Profile, measure, peak_memory
 from .progress import Meter
 from .pruning import Budget, Lagrangian, attach_gates, fix_gates, human, prune
-from .report.model_card import write_model_card
+from .reporting.model_card import write_model_card
 from .run_folder import RunFolder, refuse_changes, write_settings
 from .similarity import (
     LayerClusters,
@@ -355,7 +355,10 @@ def _operate(run: RunFolder, gated: Encoder, distance: DistillationLoss, budget:
 
 
 def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> CompressionResult:
-    """Write RUN/model and the outcome."""
+    """Write RUN/model, the outcome and the report."""
+    # The report knows of evaluation, which takes long to import and which nothing else here needs.
+    from .reporting import report
+
     run.report("finish")
     student = load_encoder(run / "stage2/student")
     kept = {name: value for name, value in asdict(teacher.config).items() if name.endswith("_dropout")}
@@ -375,9 +378,11 @@ def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> Compr
         "stages": stages,
         "widths": {"teacher": _widths(teacher.config), "student": _widths(final.config)},
         "environment": environment(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_json(run / "result.json", outcome)
     write_model_card(run / "model" / "README.md", settings, outcome, final.config)
+    report([str(run.path)])
     run.report("finished", finished=True)
     return _read_result(run, already_done=False)
 

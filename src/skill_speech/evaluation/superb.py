@@ -20,7 +20,7 @@ from .. import __version__
 from ..checkpoints.native import read_json
 from ..errors import InputError
 from ..files import write_json
-from ..report.figures import layer_weight_map, save_figure
+from ..reporting.figures import layer_weight_map, save_figure
 from ..run_folder import differences
 from .cache import StateCache
 from .corpora import TaskData, find_corpora, missing_reason, read_task, synthetic_mark

@@ -22,7 +22,7 @@ def save_analysis(
     Each file is written whole or not at all; where clusters.json is, the others are.
     """
     # matplotlib takes long to import and only this needs it.
-    from ..report.figures import dendrogram, save_figure, similarity_map
+    from ..reporting.figures import dendrogram, save_figure, similarity_map
 
     folder = Path(folder)
     cka_LL = np.asarray(cka_LL, dtype=np.float64)

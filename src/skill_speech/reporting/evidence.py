@@ -59,7 +59,7 @@ class Evidence:
         name: of its folder.
         settings: config.yaml.
         outcome: result.json.
-        finished: when, as status.json says.
+        finished: when; "" where the run did not record it.
         teacher, student: their costs.
         cka_LL, clusters: the analysis; None for methods that need none.
         metrics: stage → rows of metrics.csv, each with "step" and what was logged there.
@@ -108,7 +108,6 @@ def read_evidence(folder: Path) -> Evidence:
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder}: not finished; the same compress command goes on where it stopped")
     outcome = read_json(folder / "result.json")
-    status = read_json(folder / "status.json") if (folder / "status.json").is_file() else {}
     analysed = (folder / "analysis" / "clusters.json").is_file()
     cka_LL, clusters = load_analysis(folder / "analysis") if analysed else (None, None)
     try:
@@ -116,7 +115,7 @@ def read_evidence(folder: Path) -> Evidence:
             name=folder.resolve().name,
             settings=_read_settings(folder / "config.yaml"),
             outcome=outcome,
-            finished=str(status.get("updated", "")) if status.get("finished") else "",
+            finished=str(outcome.get("finished", "")),
             teacher=Profile(**outcome["teacher"]),
             student=Profile(**outcome["student"]),
             cka_LL=cka_LL,

@@ -110,7 +110,7 @@ def _subtitle(run: Evidence, several: bool) -> str:
 
 def _style() -> str:
     """page.css, and the colours of clusters on light and on dark."""
-    sheet = files("skill_speech.report").joinpath("page.css").read_text(encoding="utf-8")
+    sheet = files("skill_speech.reporting").joinpath("page.css").read_text(encoding="utf-8")
     light, dark = [], []
     for number, colour in enumerate(CLUSTER_COLOURS):
         lighter = str(to_hex([value + LIGHTER * (1 - value) for value in to_rgb(colour)]))
