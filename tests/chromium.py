@@ -75,7 +75,7 @@ class _Browser:
         assert PROGRAM is not None
         reads, self._out = os.pipe()
         self._in, writes = os.pipe()
-        command = 'exec "$0" "$@" 3<&{} 4>&{}'.format(reads, writes)
+        command = f'exec "$0" "$@" 3<&{reads} 4>&{writes}'
         self._process = subprocess.Popen(
             ["bash", "-c", command, PROGRAM, *FLAGS, f"--user-data-dir={folder}"],
             pass_fds=(reads, writes),
