@@ -49,6 +49,7 @@ def _look(browser: _Browser, page: Path, width: int, dark: bool, evaluate: str) 
         browser.ask(f"{domain}.enable")
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     browser.ask("Emulation.setDeviceMetricsOverride", **size)
+    browser.ask("Emulation.setScrollbarsHidden", hidden=True)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.ask("Emulation.setEmulatedMedia", features=[scheme])
     browser.ask("Page.navigate", url=page.resolve().as_uri())

@@ -353,11 +353,13 @@ def test_several_runs_are_compared_first(tmp_path: Path) -> None:
     page = page_of(one, two, output=tmp_path / "page.html")
     assert page.row("one") == ["skill", "363k", "25.0%", "448M", "25.0%", "2.5×", "-0.8765", "-0.3125"]
     assert page.row("two")[-2:] == ["-0.5000", "-0.3125"]
+    scores = [["student of", "PR PER ↓", "KS Acc ↑"], ["one", "9.50", "95.00"], ["two", "9.50", "95.00"]]
+    assert [row for row in page.rows if row in scores] == scores
     said = " ".join(page.texts)
     assert "do not measure the same thing" in said
     differing = [row for row in page.rows if len(row) == 3 and row[0] in ("method", "seed", "sparsity")]
     assert differing[:2] == [["method", "skill", "dphubert"], ["seed", "7", "8"]]
-    assert said.index("students; share and speed") < said.rindex("Layers and their clusters")
+    assert said.index("shares and speed against the teacher") < said.rindex("Layers and their clusters")
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:

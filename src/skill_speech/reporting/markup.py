@@ -15,9 +15,9 @@ def markup(words: str) -> str:
     return words if isinstance(words, Markup) else escape(words)
 
 
-def paragraph(words: str, kind: str = "") -> str:
+def paragraph(words: str, kind: str) -> str:
     """A paragraph of a class of page.css."""
-    return f'<p class="{escape(kind)}">{markup(words)}</p>' if kind else f"<p>{markup(words)}</p>"
+    return f'<p class="{escape(kind)}">{markup(words)}</p>'
 
 
 def table(
@@ -68,10 +68,9 @@ def figure(title: str, picture: str, caption: str, numbers: str, before: str = "
     return f"<figure>{head}{before}{picture}<figcaption>{markup(caption)}</figcaption>{numbers}</figure>"
 
 
-def section(name: str, title: str, inside: str, lead: str = "") -> str:
+def section(name: str, title: str, inside: str) -> str:
     """A section of the page with its heading."""
-    opening = paragraph(lead, "lead") if lead else ""
-    return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>{opening}{inside}</section>'
+    return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>{inside}</section>'
 
 
 def panels(parts: Sequence[str]) -> str:

@@ -39,12 +39,11 @@ class Section(NamedTuple):
     name: str
     title: str
     write: Callable[[Sequence[Evidence]], str]
-    lead: str = ""
 
 
 def write_sections(runs: Sequence[Evidence]) -> str:
     """All of them."""
-    return "".join(section(one.name, one.title, one.write(runs), one.lead) for one in SECTIONS)
+    return "".join(section(one.name, one.title, one.write(runs)) for one in SECTIONS)
 
 
 def _per_run(runs: Sequence[Evidence], write: Callable[[Evidence], str], *, beside: bool = True) -> str:
@@ -56,7 +55,7 @@ def _per_run(runs: Sequence[Evidence], write: Callable[[Evidence], str], *, besi
 
 
 def _outcome(runs: Sequence[Evidence]) -> str:
-    costs = _stats(runs[0]) if len(runs) == 1 else _comparison(runs)
+    costs = _stats(runs[0]) if len(runs) == 1 else _comparison(runs) + _scores_compared(runs)
     return costs + _per_run(runs, _scores_of, beside=False)
 
 
@@ -115,7 +114,7 @@ def _comparison(runs: Sequence[Evidence]) -> str:
         ]
         for run in runs
     ]
-    parts = [table(heading, rows, caption="students; share and speed against the teacher of the run")]
+    parts = [table(heading, rows, caption="shares and speed against the teacher")]
     if not _same(runs, "teacher"):
         parts.append(paragraph("The runs have different teachers.", "note"))
     if not all(
@@ -131,6 +130,21 @@ def _comparison(runs: Sequence[Evidence]) -> str:
     if len({(run.student.threads, run.student.seconds) for run in runs}) > 1:
         parts.append(paragraph("Speeds were measured with different threads or lengths.", "note"))
     return "".join(parts)
+
+
+def _scores_compared(runs: Sequence[Evidence]) -> str:
+    """The students' scores in one table, where those of two runs at least were measured on the same data."""
+    found = [(run, row) for run in runs if run.scores for row in run.scores.rows if _role(row, run) == "student"]
+    titles = dict.fromkeys(run.scores.title for run, _ in found if run.scores)
+    parts = []
+    for title in titles:
+        rows = [(run, row["scores"]) for run, row in found if run.scores and run.scores.title == title]
+        columns = [column for column in COLUMNS if any(column.name in scores for _, scores in rows)]
+        if len(rows) > 1:
+            cells = [[run.name, *(_number(scores.get(column.name)) for column in columns)] for run, scores in rows]
+            heading = ["student of", *(column.title for column in columns)]
+            parts.append(f'<p class="title">{escape(title)}</p>{table(heading, cells, name="scores of the students")}')
+    return f'<div class="scores">{"".join(parts)}</div>' if parts else ""
 
 
 def _scores_of(run: Evidence) -> str:
