@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from skill_speech import Encoder, InputError, analyze, compress, load_encoder
+from skill_speech import Encoder, InputError, analyze, compress, load_encoder, report
 from skill_speech.compression import AnalysisConfig
 from skill_speech.distillation import METHODS, StageConfig, training
 from skill_speech.encoder import hubert_config, wavlm_config
@@ -94,6 +94,7 @@ def test_a_run_folder_has_what_the_design_promises(finished: Path) -> None:
         "model/config.json",
         "model/model.safetensors",
         "model/README.md",
+        "report.html",
     ):
         assert (finished / name).stat().st_size, name
     assert list((finished / "stage1").glob("events.*"))
@@ -319,3 +320,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(speech: str, tmp_pa
 def test_the_student_reaches_a_budget_of_macs(teacher: str, speech: str, tmp_path: Path) -> None:
     result = compress(teacher, speech, str(tmp_path / "run"), macs="0.5", **QUICK)
     assert 0.495 <= result.student.total_macs / result.teacher.total_macs <= 0.5
+
+
+def test_the_result_says_what_is_left_and_where_it_was_made(finished: Path, teacher: str) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    for who, source in (("teacher", teacher), ("student", finished / "model")):
+        config = load_encoder(source).config
+        widths = result["widths"][who]
+        assert widths["channels"] == [conv.channels for conv in config.convs]
+        assert widths["heads"] == [list(layer.heads) for layer in config.layers]
+        assert widths["units"] == [layer.units for layer in config.layers]
+    assert result["environment"]["versions"]["torch"] == torch.__version__
+    assert result["environment"]["threads"] == torch.get_num_threads()
+    page = (finished / "report.html").read_text()
+    assert report([str(finished)]).read_text() == page
+    assert f"{result['loss']:.4f}" in page

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..checkpoints.native import read_json
 from ..errors import InputError
+from ..evaluation.results import read_results
 from ..profiling import Profile, short_name
 from ..similarity import LayerClusters, load_analysis
 
@@ -166,9 +167,9 @@ def _read_scores(folder: Path) -> Scores | None:
 def _layer_weights(folder: Path) -> dict[str, dict[str, list[float]]]:
     """Of the models that have more than one hidden state to choose from."""
     weights: dict[str, dict[str, list[float]]] = {}
-    for path in sorted(folder.glob("*/*.json")):
-        values = read_json(path)
-        states = [float(weight) for weight in values.get("layer_weights", ())]
-        if len(states) > 1 and all(map(math.isfinite, states)):
-            weights.setdefault(str(values["model"]), {})[str(values["task"])] = states
+    for model, tasks in read_results(folder).items():
+        for task, values in tasks.items():
+            states = [float(weight) for weight in values["layer_weights"]]
+            if len(states) > 1 and all(map(math.isfinite, states)):
+                weights.setdefault(model, {})[task] = states
     return weights
