@@ -70,7 +70,7 @@ def test_a_recipe_is_a_file_of_the_same_settings(here: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("", ["expected", "prepare,analyze,compress,evaluate,profile"]),
+        ("", ["expected", "prepare,analyze,compress"]),
         ("frobnicate", ["frobnicate", "'compress'"]),
         ("compress", ["--teacher", "--data", "--output", "required"]),
         ("compress --teacher t --data d --output o --method magic", ["method is magic", "dphubert"]),

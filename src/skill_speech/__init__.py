@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .checkpoints import load_encoder
+    from .checkpoints import import_encoder, load_encoder
     from .compression import analyze, compress
     from .data import prepare
     from .encoder import Encoder, EncoderConfig
     from .errors import InputError
     from .evaluation import Evaluation, evaluate
+    from .exporting import export, register
     from .profiling import profile
 
 # Where each public name lives: imported when first asked for, so that `import skill_speech` does not import torch.
@@ -24,10 +25,13 @@ _HOMES = {
     "InputError": "errors",
     "analyze": "compression",
     "compress": "compression",
+    "import_encoder": "checkpoints",
+    "export": "exporting",
     "evaluate": "evaluation",
     "load_encoder": "checkpoints",
     "prepare": "data",
     "profile": "profiling",
+    "register": "exporting",
 }
 
 __all__ = [
@@ -39,9 +43,12 @@ __all__ = [
     "analyze",
     "compress",
     "evaluate",
+    "export",
+    "import_encoder",
     "load_encoder",
     "prepare",
     "profile",
+    "register",
 ]
 
 

@@ -18,6 +18,8 @@ EXAMPLES = {
     "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
     "analyze": "measure how similar a teacher's layers are, and group them",
     "compress": "make a small encoder of a large one; the same command goes on where it stopped",
+    "import": "make a folder that every command takes out of a file of DPHuBERT, fairseq, TorchAudio and others",
+    "export": "write a model for Transformers, ONNX, torch.export, TorchAudio or s3prl",
     "evaluate": "train and score heads on frozen models: SUPERB's ten tasks",
     "profile": "parameters, MACs, speed and memory of a model",
 }
@@ -83,7 +85,7 @@ class _Parser(ArgumentParser):
 def _in_one_line(message: str) -> str:
     """What jsonargparse says over several lines in types of Python."""
     message = re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", message.strip().rstrip("."))
-    message = re.sub(r"\b(?:prepare|analyze|compress|evaluate|profile)\.(\w+)", r"--\1", message)
+    message = re.sub(rf"\b(?:{'|'.join(EXAMPLES)})\.(\w+)", r"--\1", message)
     wanted = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\])", message)
     given = re.search(r"(?:Got|Given) value: (.*)", message)
     if wanted and given:
@@ -104,7 +106,7 @@ def _parser(name: str) -> Any:
         parser.add_argument("--cache", action=ActionYesNo(no_prefix="no_"), default=True, help="keep hidden states")
         parser.add_function_arguments(function, as_group=False, skip={"models", "cache"})
         return parser
-    positional = {"prepare": "source", "profile": "model"}.get(name)
+    positional = {"prepare": "source", "import": "source", "profile": "model", "export": "model"}.get(name)
     if positional:
         parser.add_argument(positional, type=str, help="see the first line")
     parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
@@ -116,10 +118,18 @@ def _command(name: str) -> tuple[Callable[..., Any], Callable[[Any], int]]:
         from .data import prepare
 
         return prepare, _show_cuts
+    if name == "import":
+        from .checkpoints import import_encoder
+
+        return import_encoder, _show_import
     if name == "profile":
         from .profiling import profile
 
         return profile, _show_profiles
+    if name == "export":
+        from .exporting import export
+
+        return export, _show_export
     if name == "evaluate":
         from .evaluation import evaluate
 
@@ -137,6 +147,15 @@ def _show_cuts(cuts: Any) -> int:
     return 0
 
 
+def _show_import(result: Any) -> int:
+    from .report.tables import import_table
+
+    console = Console()
+    console.print(import_table(result))
+    console.print(f"encoder: {result.folder}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def _show_clusters(clusters: Any) -> int:
     for number, group in enumerate(clusters.groups, start=1):
         print(f"cluster {number}: {', '.join(f'h_{layer}' for layer in group)}")
@@ -147,6 +166,17 @@ def _show_profiles(profiles: Sequence[Any]) -> int:
     from .report.tables import profile_table
 
     Console().print(profile_table(profiles))
+    return 0
+
+
+def _show_export(export: Any) -> int:
+    from .report.tables import measurement_table
+
+    console = Console()
+    if export.measurements:
+        console.print(measurement_table(export.measurements))
+    where = export.folder if export.address is None else f"{export.folder}, {export.address}"
+    console.print(f"{export.format}: {where}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from ..encoder import Encoder
 from ..errors import InputError
+from .checkpoint import Checkpoint
 from .hugging_face import load_hugging_face
+from .importing import ImportResult, import_encoder
 from .native import is_native, load_native
+from .single_file import load_file
+from .torchaudio import save_torchaudio
 
-__all__ = ["load_encoder"]
+__all__ = [
+    "Checkpoint",
+    "ImportResult",
+    "import_encoder",
+    "load_encoder",
+    "read_checkpoint",
+    "save_torchaudio",
+]
+
+logger = logging.getLogger(__name__)
+
+# Files that stand for the folder they are in.
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "config.json")
 
 
 def load_encoder(source: str | os.PathLike[str], *, revision: str | None = None, length_aware: bool = False) -> Encoder:
     """An encoder in evaluation mode, float32, from wherever it is.
 
     Args:
-        source: a folder of ours or of Transformers (any head: its encoder is taken), a weights file in such a folder,
-            or a hub id. Hub ids work offline once they are in the cache.
+        source: a folder of ours or of Transformers (any head: its encoder is taken), a weights file in such a folder, a
+            hub id, or a file of DPHuBERT, DiariZen, TorchAudio, fairseq, WavLM or s3prl. Hub ids work offline once they
+            are in the cache.
         revision: branch, tag or commit on the hub.
         length_aware: keep padding out of the group norm's statistics and of data2vec's stacked positional convolution,
             so that a padded batch equals its utterances one by one; off, both are as in Transformers.
@@ -26,21 +44,33 @@ def load_encoder(source: str | os.PathLike[str], *, revision: str | None = None,
     Raises:
         InputError: nothing there, unknown architecture, damaged or unfitting files.
     """
+    checkpoint = read_checkpoint(source, revision=revision)
+    encoder = checkpoint.encoder
+    if checkpoint.assumed:
+        logger.warning("%s does not say, and is taken to have: %s", source, "; ".join(checkpoint.assumed))
+    if length_aware:
+        weights = encoder.state_dict()
+        encoder = Encoder(encoder.config.replace(length_aware=True))
+        encoder.load_state_dict(weights)
+    return encoder.eval()
+
+
+def read_checkpoint(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
+    """The encoder of a source with what is to be known of it; `load_encoder` says what a source may be.
+
+    Raises:
+        InputError: nothing there, unknown architecture, damaged or unfitting files.
+    """
     path = Path(source)
     if path.is_file():
-        if path.name not in ("model.safetensors", "pytorch_model.bin", "config.json"):
-            raise InputError(f"{path}: not a known checkpoint; give a folder with config.json and model.safetensors")
+        if path.name not in IN_FOLDER or not (path.parent / "config.json").is_file():
+            return load_file(path)
         path = path.parent
     if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or os.fspath(source).startswith((".", "~"))):
         raise InputError(f"{source}: no such file or folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{path}: no config.json there; give a folder that Transformers or skill-speech wrote")
     if path.is_dir() and is_native(path):
-        encoder = load_native(path)
-    else:
-        encoder = load_hugging_face(str(path) if path.exists() else os.fspath(source), revision)
-    if length_aware:
-        weights = encoder.state_dict()
-        encoder = Encoder(encoder.config.replace(length_aware=True))
-        encoder.load_state_dict(weights)
-    return encoder.eval()
+        return Checkpoint(load_native(path).eval(), "skill-speech")
+    encoder = load_hugging_face(str(path) if path.exists() else os.fspath(source), revision)
+    return Checkpoint(encoder.eval(), "Transformers")

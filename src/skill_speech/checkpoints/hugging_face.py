@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..encoder import ConvConfig, Encoder, EncoderConfig, full_layers
 from ..errors import InputError
-from .weights import fill, read_weights
+from .weights import StateDict, build, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,10 @@ def load_hugging_face(source: str, revision: str | None) -> Encoder:
     """
     values = _config_values(source, revision)
     config = encoder_config(values, _preprocessor(source, revision, values), source)
-    encoder = Encoder(config)
-    fill(encoder, dict(convert_weights(_weights(source, revision), config, source)), source)
-    return encoder
+    theirs, prefix = _weights(source, revision), PREFIXES[config.family]
+    if any(name.startswith(prefix) for name in theirs):
+        theirs = {name.removeprefix(prefix): tensor for name, tensor in theirs.items() if name.startswith(prefix)}
+    return build(config, dict(convert_weights(StateDict(theirs, source), config)), source)
 
 
 def encoder_config(values: dict[str, Any], preprocessor: dict[str, Any] | None, source: str) -> EncoderConfig:
@@ -99,27 +100,18 @@ def encoder_config(values: dict[str, Any], preprocessor: dict[str, Any] | None, 
         raise InputError(f"{source}: {error}") from None
 
 
-def convert_weights(theirs: dict[str, Tensor], config: EncoderConfig, source: str) -> Iterator[tuple[str, Tensor]]:
-    """Our names and tensors for Transformers' state dict of the encoder, with or without a head around it.
+def convert_weights(theirs: StateDict, config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors for the state dict of an encoder.
 
     Raises:
         InputError: a weight that the configuration asks for is missing.
     """
-    prefix = PREFIXES[config.family]
-    if any(name.startswith(prefix) for name in theirs):
-        theirs = {name.removeprefix(prefix): tensor for name, tensor in theirs.items() if name.startswith(prefix)}
-
-    def take(name: str) -> Tensor:
-        if name not in theirs:
-            raise InputError(f"{source}: the weight {name} is missing")
-        return theirs[name]
-
     for ours, name in weight_names(config):
-        yield ours, take(name)
-    yield from _positional_conv(take, theirs, config)
+        yield ours, theirs[name]
+    yield from _positional_conv(theirs, config)
     for number, layer in enumerate(config.layers):
         if config.relative_buckets and layer.heads:
-            const = take(f"encoder.layers.{number}.attention.gru_rel_pos_const")
+            const = theirs[f"encoder.layers.{number}.attention.gru_rel_pos_const"]
             yield f"layers.{number}.attention.position_gate_const", const.flatten()
 
 
@@ -154,28 +146,39 @@ def weight_names(config: EncoderConfig) -> Iterator[tuple[str, str]]:
         yield from both(f"{ours}.feed_forward_norm", f"{theirs}.final_layer_norm")
 
 
-def _positional_conv(take: Any, theirs: dict[str, Tensor], config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:
+def _positional_conv(theirs: StateDict, config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:
     root = "encoder.pos_conv_embed"
     for number in range(config.positional_depth):
         for kind in ("weight", "bias"):
-            yield f"positional_conv.convs.{number}.{kind}", take(f"{root}.layers.{number}.conv.{kind}")
+            yield f"positional_conv.convs.{number}.{kind}", theirs[f"{root}.layers.{number}.conv.{kind}"]
     if config.positional_depth:
         return
-    yield "positional_conv.convs.0.bias", take(f"{root}.conv.bias")
+    yield "positional_conv.convs.0.bias", theirs[f"{root}.conv.bias"]
     if config.positional_affine:
         # A batch norm in evaluation is one scale and one shift per channel.
-        variance, mean = take(f"{root}.batch_norm.running_var"), take(f"{root}.batch_norm.running_mean")
-        scale = take(f"{root}.batch_norm.weight") * torch.rsqrt(variance + 1e-5)
+        variance, mean = theirs[f"{root}.batch_norm.running_var"], theirs[f"{root}.batch_norm.running_mean"]
+        scale = theirs[f"{root}.batch_norm.weight"] * torch.rsqrt(variance + 1e-5)
         yield "positional_conv.input_scale", scale
-        yield "positional_conv.input_shift", take(f"{root}.batch_norm.bias") - mean * scale
-        yield "positional_conv.convs.0.weight", take(f"{root}.conv.weight")
-    elif f"{root}.conv.weight_g" in theirs:  # written by torch < 2.0 and by most checkpoints on the hub
-        magnitude, direction = take(f"{root}.conv.weight_g"), take(f"{root}.conv.weight_v")
-        yield "positional_conv.convs.0.weight", torch._weight_norm(direction.float(), magnitude.float(), 2)
-    else:
-        magnitude = take(f"{root}.conv.parametrizations.weight.original0")
-        direction = take(f"{root}.conv.parametrizations.weight.original1")
-        yield "positional_conv.convs.0.weight", torch._weight_norm(direction.float(), magnitude.float(), 2)
+        yield "positional_conv.input_shift", theirs[f"{root}.batch_norm.bias"] - mean * scale
+        yield "positional_conv.convs.0.weight", theirs[f"{root}.conv.weight"]
+        return
+    names = "weight_g", "weight_v"  # written by torch < 2.0 and by most checkpoints on the hub
+    if f"{root}.conv.weight_g" not in theirs:
+        names = "parametrizations.weight.original0", "parametrizations.weight.original1"
+    magnitude_11K, direction_DCK = (theirs[f"{root}.conv.{name}"].float() for name in names)
+    if direction_DCK.ndim != 3 or magnitude_11K.shape != (1, 1, direction_DCK.shape[2]):
+        shapes = f"{tuple(magnitude_11K.shape)} and {tuple(direction_DCK.shape)}"
+        raise InputError(f"{theirs.source}: the weights of the positional convolution have the shapes {shapes}")
+    yield "positional_conv.convs.0.weight", fold_weight_norm(magnitude_11K, direction_DCK)
+
+
+def fold_weight_norm(magnitude_11K: Tensor, direction_DCK: Tensor) -> Tensor:
+    """The weight (D, C, K) of a convolution that is kept as a direction and a magnitude per step of its kernel."""
+    own_11K = torch.norm_except_dim(direction_DCK, 2, 2)
+    # A weight that was split to be written is its own direction, and comes back to the bit.
+    if torch.allclose(magnitude_11K, own_11K, rtol=1e-6, atol=0):
+        return direction_DCK
+    return torch._weight_norm(direction_DCK, magnitude_11K, 2)
 
 
 def _config_values(source: str, revision: str | None) -> dict[str, Any]:

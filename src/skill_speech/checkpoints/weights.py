@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..encoder import Encoder, EncoderConfig
 from ..errors import InputError
+from .archives import read_archive
+from .pickles import Record
+
+
+def read_file(path: Path) -> Any:
+    """What a .safetensors file or a torch archive holds.
+
+    Raises:
+        InputError: damaged, truncated, or with code in it.
+    """
+    if path.suffix != ".safetensors":
+        return read_archive(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged or not a safetensors file ({error}); get it again") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -17,27 +38,80 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: damaged, truncated, or not a flat dictionary of tensors.
     """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: damaged or not a safetensors file ({error}); get it again") from None
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(f"{path}: holds more than tensors, and code in a checkpoint is never run; refused") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: damaged or not a torch archive ({type(error).__name__}); get it again") from None
+    weights = read_file(path)
+    if isinstance(weights, Record):
+        raise InputError(f"{path}: holds an object of {weights.name}, not a state dict; save its state_dict() instead")
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"{path}: not a state dict (a flat dictionary of tensors)")
     return weights
 
 
+class StateDict:
+    """The weights of a file, asked for by Transformers' names and kept under the file's own.
+
+    Args:
+        tensors: the file's weights, without whatever stands around the encoder's.
+        source: for messages.
+        rename: the file's name for one of Transformers'.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Any], source: str, rename: Callable[[str], str] = lambda name: name
+    ) -> None:
+        self.tensors, self.source, self.rename = tensors, source, rename
+        self.taken: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return self.rename(name) in self.tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        theirs = self.rename(name)
+        if theirs not in self.tensors:
+            raise InputError(f"{self.source}: the weight {theirs} is missing")
+        if not isinstance(self.tensors[theirs], Tensor):
+            raise InputError(f"{self.source}: {theirs} is no tensor")
+        self.taken.add(theirs)
+        return self.tensors[theirs]
+
+    def left(self) -> Iterator[str]:
+        """The file's names that nobody has asked for."""
+        return (name for name in self.tensors if name not in self.taken)
+
+
+def build(config: EncoderConfig, weights: dict[str, Tensor], source: str) -> Encoder:
+    """The encoder of a configuration with these weights.
+
+    Raises:
+        InputError: a weight is missing, unknown, of another shape, or not a finite number.
+    """
+    # Without memory first: a configuration may claim any size.
+    try:
+        with torch.device("meta"):
+            empty = Encoder(config)
+    except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{source}: its configuration makes no encoder ({str(error).splitlines()[0]})") from None
+    check(empty, weights, source)
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{source}: the weight {name} has numbers that are not finite; the file is of no use")
+    encoder = Encoder(config)
+    fill(encoder, weights, source)
+    return encoder
+
+
 def fill(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Copy `weights` (any float type) into a freshly built module, every one of them and nothing else.
+
+    Raises:
+        InputError: a weight is missing, unknown, or of another shape.
+    """
+    check(module, weights, source)
+    own = module.state_dict()
+    module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in weights.items()})
+
+
+def check(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """See that `weights` are those of the module, by name and shape.
 
     Raises:
         InputError: a weight is missing, unknown, or of another shape.
@@ -49,7 +123,8 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
         if weights[name].shape != tensor.shape:
             have, want = tuple(weights[name].shape), tuple(tensor.shape)
             raise InputError(f"{source}: the weight {name} has the shape {have}; its configuration says {want}")
+        if not weights[name].is_floating_point():
+            raise InputError(f"{source}: the weight {name} is of the type {weights[name].dtype}, not floating point")
     unknown = sorted(set(weights) - set(own))
     if unknown:
         raise InputError(f"{source}: unknown weights: {', '.join(unknown[:3])}{' …' if len(unknown) > 3 else ''}")
-    module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in weights.items()})

@@ -61,6 +61,8 @@ class EncoderConfig:
         norm_eps: epsilon of the layer norms over hidden states and before the feature projection.
         input_normalization: bring every utterance to zero mean and unit variance first, as the checkpoint's
             preprocessor does.
+        input_norm_eps: what is added to the variance then: 1e-7 in Transformers, 1e-5 in fairseq and TorchAudio, which
+            shows on quiet recordings.
         length_aware: keep padding out of everything, so that a padded batch equals its utterances one by one. Off, the
             group norm's statistics see the padding, as they do in Transformers.
         sampling_rate: Hz of the input.
@@ -88,6 +90,7 @@ class EncoderConfig:
     relative_distance: int = 0
     norm_eps: float = 1e-5
     input_normalization: bool = False
+    input_norm_eps: float = 1e-7
     length_aware: bool = False
     sampling_rate: int = 16_000
     hidden_dropout: float = 0.0
@@ -106,11 +109,19 @@ class EncoderConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(ACTIVATIONS)}")
         if not self.convs or not self.layers:
             raise ValueError("an encoder needs at least one convolution and one transformer layer")
+        for name in ("hidden_size", "num_heads", "positional_kernel", "positional_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.relative_buckets and not self.relative_distance > self.relative_buckets // 4 > 0:
+            buckets, distance = self.relative_buckets, self.relative_distance
+            raise ValueError(f"{buckets} buckets of a position bias do not reach to a distance of {distance}")
         for number, conv in enumerate(self.convs):
             if conv.channels < 1:
                 raise ValueError(f"convolution {number} has no channel left")
+            if min(conv.kernel, conv.stride) < 1:
+                raise ValueError(f"convolution {number} has a kernel of {conv.kernel} and a stride of {conv.stride}")
         for number, layer in enumerate(self.layers, start=1):
             if layer.units < 0 or any(not 0 <= head < self.num_heads for head in layer.heads):
                 raise ValueError(f"layer {number} keeps {layer.units} units and heads {layer.heads}: out of range")

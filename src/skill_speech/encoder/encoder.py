@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import EncoderConfig
 from .frontend import ConvLayer, FeatureProjection
-from .layer import TransformerLayer
+from .layer import Attention, TransformerLayer
 from .normalization import normalize_waveforms
 from .position import PositionalConv, RelativePositionBias
 
@@ -56,7 +59,15 @@ class EncoderOutput(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """A speech encoder built from its configuration alone, with random weights."""
+    """A speech encoder built from its configuration alone, with random weights.
+
+    Attributes:
+        gradient_checkpointing: while training, keep only the input of each transformer layer and compute the rest again
+            on the way back. Transformers sets it, and the function that does it, under these names.
+    """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Any] = staticmethod(partial(checkpoint, use_reentrant=False))
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -68,7 +79,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.layers = nn.ModuleList(TransformerLayer(config, layer) for layer in config.layers)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.apply(_initialize)
+        self.apply(initialize)
 
     def forward(self, waveforms_BT: Tensor, lengths_B: Tensor | None = None) -> EncoderOutput:
         """Encode waveforms.
@@ -110,7 +121,7 @@ class Encoder(nn.Module):
         layer_outputs = []
         for layer in self.layers:
             if not self._skips_layer():
-                x_BTD = layer(x_BTD, position_HTT, padding_B11T)
+                x_BTD = self._run_layer(layer, x_BTD, position_HTT, padding_B11T)
             layer_outputs.append(x_BTD)
         return EncoderOutput(
             features_BTD=features_BTD,
@@ -148,12 +159,12 @@ class Encoder(nn.Module):
 
     def _convolve(self, waveforms_BT: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         B, T = waveforms_BT.shape
-        shortest = T if lengths_B is None or lengths_B.device.type != "cpu" else int(lengths_B.min())
-        if shortest < self.config.receptive_field:
-            raise ValueError(f"an utterance has {shortest} samples; the encoder needs {self.config.receptive_field}")
+        # A compiled or exported program cannot look at its values.
+        if not torch.compiler.is_compiling():
+            self._refuse_short(T, lengths_B)
         if self.config.input_normalization:
             valid_BT = None if lengths_B is None else torch.arange(T, device=lengths_B.device) < lengths_B[:, None]
-            waveforms_BT = normalize_waveforms(waveforms_BT, valid_BT)
+            waveforms_BT = normalize_waveforms(waveforms_BT, valid_BT, self.config.input_norm_eps)
         x_BCT, gates_C = waveforms_BT[:, None], None
         for number, layer in enumerate(self.convs):
             valid_BT = None
@@ -169,13 +180,30 @@ class Encoder(nn.Module):
             frames_B = self.num_frames(lengths_B)
         return x_BCT.transpose(1, 2), frames_B, gates_C
 
+    def _refuse_short(self, samples: int, lengths_B: Tensor | None) -> None:
+        # Lengths on a GPU are not looked at: that would stop the CPU until the GPU is done.
+        seen = lengths_B is not None and lengths_B.device.type == "cpu"
+        shortest = int(lengths_B.min()) if lengths_B is not None and seen else samples
+        if shortest < self.config.receptive_field:
+            raise ValueError(f"an utterance has {shortest} samples; the encoder needs {self.config.receptive_field}")
+
+    def _run_layer(self, layer: nn.Module, x_BTD: Tensor, *bias: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(layer.__call__, x_BTD, *bias)
+        return layer(x_BTD, *bias)
+
     def _skips_layer(self) -> bool:
         probability = self.config.layer_dropout
         return self.training and probability > 0 and bool(torch.rand(()) < probability)
 
 
-def _initialize(module: nn.Module) -> None:
-    """Fresh weights as in wav2vec 2.0: normal(0, 0.02) for linear maps, Kaiming for the convolutions."""
+def initialize(module: nn.Module) -> None:
+    """Fresh weights as in wav2vec 2.0: normal(0, 0.02) for linear maps, Kaiming for the convolutions.
+
+    Also whatever else is not in a state dict, for modules that were built on torch's meta device.
+    """
+    if isinstance(module, Attention):
+        module.number_heads()
     if isinstance(module, nn.Linear) and module.weight.numel():
         nn.init.normal_(module.weight, std=0.02)
     elif isinstance(module, nn.Conv1d) and module.groups > 1:

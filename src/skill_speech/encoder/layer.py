@@ -14,6 +14,12 @@ from .scale import UnitScale, scaled
 class Linear(nn.Linear):
     """nn.Linear that may have no input or no output features left, without a warning."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Without input features, the bias alone, in the type of `x`."""
+        if self.in_features or self.bias is None:
+            return super().forward(x)
+        return self.bias.to(x.dtype).expand(*x.shape[:-1], self.out_features)
+
     def reset_parameters(self) -> None:
         """As nn.Linear where there is something to initialise, a zero bias where there is not."""
         if self.weight.numel():
@@ -39,9 +45,17 @@ class Attention(nn.Module):
         if config.relative_buckets and layer.heads:
             self.position_gate = nn.Linear(config.head_size, 8)
             self.position_gate_const = nn.Parameter(torch.ones(self.num_heads))
-        kept = torch.tensor(layer.heads, dtype=torch.long)
-        self.register_buffer("kept_heads", kept if 0 < len(layer.heads) < config.num_heads else None, persistent=False)
+        self.heads = layer.heads
+        some = 0 < len(layer.heads) < config.num_heads
+        self.register_buffer("kept_heads", torch.empty(len(layer.heads)).long() if some else None, persistent=False)
         self.kept_heads: Tensor | None
+        self.number_heads()
+
+    def number_heads(self) -> None:
+        """Write the numbers of the kept heads where indexing finds them."""
+        if self.kept_heads is not None:
+            with torch.no_grad():
+                self.kept_heads.copy_(torch.tensor(self.heads))
 
     def forward(self, x_BTD: Tensor, position_HTT: Tensor | None, padding_B11T: Tensor | None) -> Tensor:
         """Attend (B, T, D) → (B, T, D).
@@ -49,7 +63,7 @@ class Attention(nn.Module):
         `position_HTT` is the bias of all heads before pruning; `padding_B11T` is added to the scores (0 or -inf).
         """
         if self.num_heads == 0:
-            return self.output.bias.to(x_BTD.dtype).expand_as(x_BTD)
+            return self.output(x_BTD[..., :0])
         B, T, _ = x_BTD.shape
         shape = (B, T, self.num_heads, self.head_size)
         query_BHTE = self.query(x_BTD).view(shape).transpose(1, 2)
@@ -69,7 +83,7 @@ class Attention(nn.Module):
         factors_H = self.head_scale()
         if factors_H is not None:
             context_BHTE = context_BHTE * factors_H[:, None, None].to(context_BHTE.dtype)
-        return self.output(context_BHTE.transpose(1, 2).reshape(B, T, -1))
+        return self.output(context_BHTE.transpose(1, 2).flatten(2))
 
     def gated_position_bias(self, x_BTD: Tensor, position_HTT: Tensor) -> Tensor:
         """WavLM's gate on the position bias (arXiv 2110.13900, eq. 3–5): bias (B, H, T, T) of the kept heads.
@@ -101,7 +115,7 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) → (B, T, D)."""
         if self.input.out_features == 0:
-            return self.output.bias.to(x_BTD.dtype).expand_as(x_BTD)
+            return self.output(x_BTD[..., :0])
         inner_BTU = scaled(self.activation(self.input(x_BTD)), self.unit_scale())
         return self.output(self.dropout(inner_BTU))
 

@@ -54,18 +54,22 @@ class TimeNorm(nn.Module):
         mean_BC1 = (x_BCT * valid_B1T).sum(-1, keepdim=True) / count_B11
         centred_BCT = x_BCT - mean_BC1
         variance_BC1 = (centred_BCT * valid_B1T).square().sum(-1, keepdim=True) / count_B11
-        return centred_BCT * torch.rsqrt(variance_BC1 + self.eps) * self.weight[:, None] + self.bias[:, None]
+        x_BCT = centred_BCT * torch.rsqrt(variance_BC1 + self.eps) * self.weight[:, None] + self.bias[:, None]
+        return x_BCT.to(self.weight.dtype)
 
 
 def normalize_waveforms(waveforms_BT: Tensor, valid_BT: Tensor | None = None, eps: float = 1e-7) -> Tensor:
     """Zero mean and unit variance per utterance, zeros in the padding, as Transformers' feature extractor does it."""
+    given = waveforms_BT.dtype
+    # The sums of seconds of samples do not fit half precision.
+    waveforms_BT = waveforms_BT.to(torch.promote_types(given, torch.float32))
     if valid_BT is None:
         mean_B1 = waveforms_BT.mean(-1, keepdim=True)
         variance_B1 = waveforms_BT.var(-1, keepdim=True, correction=0)
-        return (waveforms_BT - mean_B1) * torch.rsqrt(variance_B1 + eps)
+        return ((waveforms_BT - mean_B1) * torch.rsqrt(variance_B1 + eps)).to(given)
     valid_BT = valid_BT.to(waveforms_BT.dtype)
     count_B1 = valid_BT.sum(-1, keepdim=True)
     mean_B1 = (waveforms_BT * valid_BT).sum(-1, keepdim=True) / count_B1
     centred_BT = (waveforms_BT - mean_B1) * valid_BT
     variance_B1 = centred_BT.square().sum(-1, keepdim=True) / count_B1
-    return centred_BT * torch.rsqrt(variance_B1 + eps)
+    return (centred_BT * torch.rsqrt(variance_B1 + eps)).to(given)

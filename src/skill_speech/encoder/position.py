@@ -74,6 +74,8 @@ class RelativePositionBias(nn.Module):
         """The bias of every head (H, T, T), rows are queries."""
         offset_R = torch.arange(1 - frames, frames, device=self.embedding.weight.device)
         values_HR = self.embedding(self.bucket(offset_R)).T
-        # Row q wants the offsets -q … T-1-q. Example with T = 3: values at offsets [-2 -1 0 1 2], windows of 3 are
-        # [-2 -1 0], [-1 0 1], [0 1 2]; read backwards they are the rows of queries 0, 1, 2.
-        return values_HR.unfold(-1, frames, 1).flip(1)
+        # Row q wants the offsets -q … T-1-q. Example with T = 3: values at offsets [-2 -1 0 1 2], so row 0 reads
+        # places 2 3 4, row 1 places 1 2 3 and row 2 places 0 1 2.
+        time_T = torch.arange(frames, device=offset_R.device)
+        place_TT = time_T - time_T[:, None] + frames - 1
+        return values_HR.index_select(1, place_TT.flatten()).unflatten(1, (frames, frames))

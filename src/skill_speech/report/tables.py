@@ -12,8 +12,10 @@ from ..profiling import Profile, short_name
 from ..pruning import human
 
 if TYPE_CHECKING:
+    from ..checkpoints import ImportResult
     from ..compression import CompressionResult
     from ..evaluation.results import Table as EvaluationTable
+    from ..exporting import Measurement
 
 
 _SIDE_BY_SIDE = 5  # models
@@ -51,6 +53,28 @@ def profile_table(profiles: Sequence[Profile]) -> Table:
     return table
 
 
+def import_table(result: ImportResult) -> Table:
+    """What an imported source turned out to be, and what it does not say."""
+    config = result.config
+    table = Table(show_header=False)
+    table.add_row("format", result.format)
+    table.add_row("family", config.family)
+    table.add_row("size", f"{human(result.parameters)} parameters, {config.num_layers} layers of {config.hidden_size}")
+    heads, units, channels = (
+        [len(layer.heads) for layer in config.layers],
+        [layer.units for layer in config.layers],
+        [conv.channels for conv in config.convs],
+    )
+    for name, widths in (("heads", heads), ("feed-forward units", units), ("channels", channels)):
+        same = len(set(widths)) == 1
+        table.add_row(name, f"{widths[0]} everywhere" if same else " ".join(str(width) for width in widths))
+    table.add_row("layer norms", f"{'before' if config.pre_norm else 'after'} each sublayer")
+    table.add_row("waveforms", "normalised first" if config.input_normalization else "as they are")
+    for number, sentence in enumerate(result.assumed):
+        table.add_row("" if number else "assumed", sentence)
+    return table
+
+
 def result_table(result: CompressionResult) -> Table:
     """Teacher and student side by side."""
     teacher, student = result.teacher, result.student
@@ -69,6 +93,23 @@ def result_table(result: CompressionResult) -> Table:
     if result.loss is not None:
         table.add_row("distillation loss after surgery", "", f"{result.loss_after_surgery:.4f}", "")
         table.add_row("distillation loss at the end", "", f"{result.loss:.4f}", "")
+    return table
+
+
+def measurement_table(measurements: Sequence[Measurement]) -> Table:
+    """Forms of one model under each other, with their size and speed relative to the first."""
+    first = measurements[0]
+    table = Table(title="one utterance of 10 s of noise")
+    for name in ("", "size", "real-time factor", "speed", "largest difference"):
+        table.add_column(name, justify="right" if name else "left")
+    for form in measurements:
+        table.add_row(
+            form.name,
+            f"{form.size / 1e6:.1f} MB",
+            f"{form.real_time_factor:.4f}",
+            f"{first.real_time_factor / form.real_time_factor:.1f}x",
+            f"{form.difference:.1e}" if form is not first else "",
+        )
     return table
 
 

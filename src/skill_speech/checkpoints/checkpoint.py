@@ -1,0 +1,22 @@
+"""What a source turned out to hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An encoder, and what is to be known of where it came from.
+
+    Attributes:
+        encoder: in evaluation mode, float32.
+        format: who writes such files.
+        assumed: what the source does not say and was taken to be so, one sentence each.
+    """
+
+    encoder: Encoder
+    format: str
+    assumed: tuple[str, ...] = ()

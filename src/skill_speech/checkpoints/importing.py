@@ -1,0 +1,51 @@
+"""Bringing an encoder in: from whatever wrote it to a folder of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..encoder import EncoderConfig
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """What was recognised and written.
+
+    Attributes:
+        folder: where the encoder is now.
+        format: who writes such sources.
+        config: of the encoder.
+        parameters: number of its parameters.
+        assumed: what the source does not say and was taken to be so.
+    """
+
+    folder: Path
+    format: str
+    config: EncoderConfig
+    parameters: int
+    assumed: tuple[str, ...]
+
+
+def import_encoder(source: str, output: str, *, revision: str | None = None) -> ImportResult:
+    """Read an encoder from any known format and write it as a folder that every command takes.
+
+    Args:
+        source: a file, a folder or a hub id, as `load_encoder` takes it.
+        output: a new folder.
+        revision: of the source on the hub.
+
+    Raises:
+        InputError: a source that cannot be read, or an output folder with something in it.
+    """
+    from . import read_checkpoint
+
+    folder = Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: there is something already; give a new folder")
+    checkpoint = read_checkpoint(source, revision=revision)
+    checkpoint.encoder.save_pretrained(folder)
+    return ImportResult(
+        folder, checkpoint.format, checkpoint.encoder.config, checkpoint.encoder.num_parameters(), checkpoint.assumed
+    )

@@ -1,0 +1,337 @@
+"""The layout that DPHuBERT and DiariZen share, both ways, and the plain state dicts of TorchAudio that it grew from.
+
+A file holds {"state_dict", "config"}: weights under TorchAudio's names, and the arguments that build their model. Every
+layer has its own heads, feed-forward units and channels; a sublayer that lost all of them is absent, its output bias
+too. The last convolution's output is multiplied by `dummy_weight`, which is our feature scale, before the feature
+projection's norm, whose mean and variance go over the channels that are left, as ours do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..encoder import ConvConfig, Encoder, EncoderConfig, LayerConfig
+from ..encoder.config import BASE_CONVS
+from ..errors import InputError
+from ..files import atomic_write
+from .checkpoint import Checkpoint
+from .gated import apply_gates, apply_layer_gates
+from .hugging_face import convert_weights, weight_names
+from .settings import Settings, plain
+from .shapes import config_from_shapes
+from .weights import StateDict, build
+
+# Both normalise waveforms with torch's layer_norm, whose epsilon this is.
+INPUT_NORM_EPS = 1e-5
+LAYER = "encoder.transformer.layers."
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+# The flag of a sublayer in the configuration, its weights that read the hidden states, and the one that writes them.
+SUBLAYERS = (
+    ("encoder_use_attention", tuple(f"attention.{name}" for name in PROJECTIONS), "attention.out_proj"),
+    ("encoder_use_feed_forward", ("feed_forward.intermediate_dense",), "feed_forward.output_dense"),
+)
+
+
+def find_encoder(names: Any) -> str | None:
+    """What stands in front of an encoder's names: "" for a bare one, "student_model." in DPHuBERT's training.
+
+    None if there is no such encoder; of several, a student goes before its teacher.
+    """
+    first = "feature_extractor.conv_layers.0.conv.weight"
+    prefixes = [str(name).removesuffix(first) for name in names if str(name).endswith(first)]
+    prefixes = [prefix for prefix in prefixes if f"{prefix}encoder.transformer.layer_norm.weight" in names]
+    return min(prefixes, key=lambda prefix: ("student" not in prefix, len(prefix)), default=None)
+
+
+def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: str) -> Checkpoint:
+    """The encoder of a state dict that `find_encoder` finds one in.
+
+    Args:
+        weights: under TorchAudio's names, perhaps with a prefix and other models beside it.
+        config: DPHuBERT's configuration; None where the file has none.
+        beside: what a file of ours says beside them; None in other files.
+        source: for messages.
+
+    Raises:
+        InputError: a weight or a setting is missing, of the wrong kind, or not one that the encoder has a place for.
+    """
+    prefix = find_encoder(weights) or ""
+    tensors = _split_projections(_of_encoder(weights, prefix, source))
+    gates = {name: tensors.pop(name) for name in list(tensors) if name.endswith("log_alpha")}
+    scale = tensors.get("feature_extractor.dummy_weight")
+    assumed: list[str] = []
+    written = "TorchAudio" if config is None and scale is None else "DPHuBERT"
+    if config is None:
+        config, assumed = config_from_shapes(tensors | gates, _is_hubert(weights), source)
+    settings = Settings(plain(config), source)
+    apply_layer_gates(settings.values, tensors, gates)
+    theirs = StateDict(tensors, source, torchaudio_name)
+    ours = encoder_config(settings, Settings(beside, source), theirs)
+    for number, layer in enumerate(ours.layers):
+        for flag, inputs, output in SUBLAYERS:
+            flags = settings.values.get(flag)
+            if isinstance(flags, list) and not flags[number] and f"{LAYER}{number}.{output}.bias" not in tensors:
+                tensors |= dict(_empty(f"{LAYER}{number}.", inputs, output, ours.hidden_size))
+        const = f"{LAYER}{number}.attention.gru_rel_pos_const"
+        if ours.relative_buckets and layer.heads and const in tensors:
+            tensors[const] = _of_heads(tensors[const], layer.heads, ours.num_heads, source)
+    converted = dict(convert_weights(theirs, ours))
+    if scale is not None and not bool((scale == 1).all()):
+        ours = ours.replace(feature_scale=True)
+        converted[f"convs.{len(ours.convs) - 1}.channel_scale.weight"] = scale
+    _refuse_left_weights(theirs, ours)
+    encoder = build(ours, converted, source)
+    if gates:
+        encoder, written = apply_gates(encoder, settings, gates), "DPHuBERT (stage 1, pruned while reading)"
+    return Checkpoint(encoder.eval(), "DiariZen" if prefix == "wavlm_model." else written, tuple(assumed))
+
+
+def _of_encoder(weights: dict[Any, Any], prefix: str, source: str) -> dict[str, Tensor]:
+    """The weights of the encoder alone, without their prefix."""
+    places = (f"{prefix}feature_extractor.", f"{prefix}encoder.")
+    names = [name for name in weights if isinstance(name, str) and name.startswith(places)]
+    for name in names:
+        if not isinstance(weights[name], Tensor):
+            raise InputError(f"{source}: {name} is no tensor")
+    return {name.removeprefix(prefix): weights[name] for name in names}
+
+
+def _is_hubert(names: Any) -> bool:
+    """Whether HuBERT's pre-training head, which wav2vec 2.0 does not have, stands beside the encoder."""
+    return any(str(name).startswith("logit_generator.") for name in names)
+
+
+def encoder_config(settings: Settings, beside: Settings, theirs: StateDict) -> EncoderConfig:
+    """Our configuration for theirs, or for TorchAudio's, which gives one number for all layers.
+
+    Raises:
+        InputError: a setting is missing or out of range.
+    """
+    source, depth = settings.source, settings.take("encoder_num_layers", int)
+    if f"encoder.layers.{depth - 1}.layer_norm.weight" not in theirs:
+        raise InputError(f"{source}: its configuration has {depth} layers, and there are no weights for the last one")
+
+    def per_layer(name: str, kind: type, *default: Any) -> list[Any]:
+        if not isinstance(settings.values.get(name), list):
+            return [settings.take(name, kind, *default)] * depth
+        values = settings.take(name, list)
+        if len(values) != depth or not all(isinstance(value, kind) for value in values):
+            raise InputError(f"{source}: {name} in its configuration is not one {kind.__name__} for each layer")
+        return values
+
+    width = settings.take("encoder_embed_dim", int)
+    wavlm = "encoder_num_buckets" in settings
+    attends = per_layer("encoder_use_attention", bool, True)
+    feeds = per_layer("encoder_use_feed_forward", bool, True)
+    units = per_layer("encoder_ff_interm_features", int)
+    if "encoder_remaining_heads" in settings:
+        num_heads = max(per_layer("encoder_total_num_heads", int))
+        kept = per_layer("encoder_remaining_heads", list)
+    else:
+        counts = per_layer("encoder_num_heads", int)
+        num_heads = width // max(1, settings.take("encoder_head_dim", int, width // max(1, *counts)))
+        kept = _kept_heads(beside, [min(count, width) for count in counts])
+    mode = settings.take("extractor_mode", str)
+    shapes = settings.take("extractor_conv_layer_config", list, [[c.channels, c.kernel, c.stride] for c in BASE_CONVS])
+    if not all(isinstance(shape, list) and [type(number) for number in shape] == [int] * 3 for shape in shapes):
+        raise InputError(f"{source}: extractor_conv_layer_config in its configuration is not three numbers for each")
+    # Their first layer alone holds the position bias of all, and takes it along when it goes.
+    has_bias = wavlm and "encoder.layers.0.attention.rel_attn_embed.weight" in theirs
+    try:
+        return EncoderConfig(
+            family="wavlm" if wavlm else beside.take("family", str, "hubert"),
+            hidden_size=width,
+            num_heads=num_heads,
+            convs=tuple(ConvConfig(*shape) for shape in shapes),
+            layers=tuple(
+                LayerConfig(tuple(heads) if attends else (), units if feeds else 0)
+                for attends, heads, feeds, units in zip(attends, kept, feeds, units, strict=True)
+            ),
+            conv_norm=mode.removesuffix("_norm"),
+            conv_bias=settings.take("extractor_conv_bias", bool),
+            pre_norm=settings.take("encoder_layer_norm_first", bool),
+            positional_kernel=settings.take("encoder_pos_conv_kernel", int),
+            positional_groups=settings.take("encoder_pos_conv_groups", int),
+            relative_buckets=settings.take("encoder_num_buckets", int) if has_bias else 0,
+            relative_distance=settings.take("encoder_max_distance", int) if has_bias else 0,
+            input_normalization=settings.take("normalize_waveform", bool, False),
+            input_norm_eps=beside.take("input_norm_eps", float, INPUT_NORM_EPS),
+            hidden_dropout=settings.take("encoder_dropout", float, 0.0),
+            attention_dropout=settings.take("encoder_attention_dropout", float, 0.0),
+            activation_dropout=settings.take("encoder_ff_interm_dropout", float, 0.0),
+            feature_dropout=settings.take("encoder_projection_dropout", float, 0.0),
+            layer_dropout=settings.take("encoder_layer_drop", float, 0.0),
+        )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{source}: its configuration makes no encoder ({error})") from None
+
+
+def _kept_heads(beside: Settings, counts: list[int]) -> list[list[int]]:
+    """The numbers of the kept heads, which only files of ours tell where they do not matter; else the first ones."""
+    told = beside.take("heads", list, [])
+    if [len(heads) if isinstance(heads, list) else None for heads in told] == counts:
+        return told
+    return [list(range(count)) for count in counts]
+
+
+def torchaudio_name(name: str) -> str:
+    """TorchAudio's name for a weight that Transformers calls by `name`."""
+    if name.startswith("encoder."):
+        return f"encoder.transformer.{name.removeprefix('encoder.')}"
+    return f"encoder.{name}" if name.startswith("feature_projection.") else name
+
+
+def _split_projections(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """TorchAudio's WavLM keeps query, key and value in one matrix; DPHuBERT's does not."""
+    split: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        place, _, kind = name.rpartition("attention.attention.in_proj_")
+        if place and tensor.ndim and len(tensor) % 3 == 0:
+            for projection, part in zip(PROJECTIONS, tensor.chunk(3), strict=True):
+                split[f"{place}attention.{projection}.{kind}"] = part
+        else:
+            split[name.replace("attention.attention.out_proj", "attention.out_proj")] = tensor
+    return split
+
+
+def _empty(place: str, inputs: tuple[str, ...], output: str, width: int) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a sublayer that the file leaves out, since what is left of ours is an output bias."""
+    if width > 2**20:  # nothing is allocated by a number alone
+        return
+    for name in inputs:
+        yield f"{place}{name}.weight", torch.zeros(0, width)
+        yield f"{place}{name}.bias", torch.zeros(0)
+    yield f"{place}{output}.weight", torch.zeros(width, 0)
+    yield f"{place}{output}.bias", torch.zeros(width)
+
+
+def _of_heads(const: Tensor, heads: tuple[int, ...], num_heads: int, source: str) -> Tensor:
+    """Theirs has a number for every head of the teacher."""
+    if const.numel() != num_heads:
+        raise InputError(f"{source}: gru_rel_pos_const has {const.numel()} numbers for {num_heads} heads")
+    return const.flatten()[list(heads)]
+
+
+def _refuse_left_weights(theirs: StateDict, config: EncoderConfig) -> None:
+    """Weights of the encoder that nothing has asked for mean that it is not what its configuration says."""
+    known = ("feature_extractor.dummy_weight",)
+    unused = [f"{LAYER}{number}.attention.gru_rel_pos" for number, layer in enumerate(config.layers)]
+    if config.relative_buckets:
+        unused = [name for name, layer in zip(unused, config.layers, strict=True) if not layer.heads]
+    left = [name for name in theirs.left() if not name.startswith((*known, *unused))]
+    if left:
+        raise InputError(f"{theirs.source}: its configuration has no place for the weight {left[0]}")
+
+
+def save_torchaudio(encoder: Encoder, path: str | Path) -> None:
+    """Write an encoder as DPHuBERT does, for its own code and DiariZen's.
+
+    A sublayer without heads or units is left out if its output bias is zero, and written with a width of zero
+    otherwise. Beside the two parts that their code reads stands what the layout has no place for: the family, and the
+    numbers of HuBERT's kept heads.
+
+    Raises:
+        InputError: the layout cannot express the encoder.
+    """
+    config = encoder.config
+    _check_expressible(config)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    for ours, theirs in weight_names(config):
+        state[torchaudio_name(theirs)] = weights[ours]
+    direction = weights["positional_conv.convs.0.weight"]
+    root = torchaudio_name("encoder.pos_conv_embed.conv")
+    state[f"{root}.bias"] = weights["positional_conv.convs.0.bias"]
+    state[f"{root}.weight_g"] = torch.norm_except_dim(direction, 2, 2)
+    state[f"{root}.weight_v"] = direction
+    last = config.convs[-1].channels
+    scale = weights.get(f"convs.{len(config.convs) - 1}.channel_scale.weight")
+    state["feature_extractor.dummy_weight"] = torch.ones(last) if scale is None else scale
+    present = {"encoder_use_attention": list[bool](), "encoder_use_feed_forward": list[bool]()}
+    for number, layer in enumerate(config.layers):
+        place = f"{LAYER}{number}"
+        if config.relative_buckets and layer.heads:
+            const = torch.ones(config.num_heads)
+            const[list(layer.heads)] = weights[f"layers.{number}.attention.position_gate_const"]
+            state[f"{place}.attention.gru_rel_pos_const"] = const.view(1, -1, 1, 1)
+        elif config.relative_buckets:
+            # Never used, but their model has them.
+            state[f"{place}.attention.gru_rel_pos_linear.weight"] = torch.zeros(8, config.head_size)
+            state[f"{place}.attention.gru_rel_pos_linear.bias"] = torch.zeros(8)
+            state[f"{place}.attention.gru_rel_pos_const"] = torch.ones(1, config.num_heads, 1, 1)
+        for flag, sublayer, width in (
+            ("encoder_use_attention", "attention", len(layer.heads)),
+            ("encoder_use_feed_forward", "feed_forward", layer.units),
+        ):
+            needed = width > 0 or bool(weights[f"layers.{number}.{sublayer}.output.bias"].any())
+            needed = needed or (sublayer == "attention" and number == 0 and config.relative_buckets > 0)
+            present[flag].append(needed)
+            if not needed:
+                state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{place}.{sublayer}.")}
+    # A state dict owns its memory, so that shared tensors stay apart.
+    content = {
+        "state_dict": {name: tensor.clone() for name, tensor in state.items()},
+        "config": _their_config(config) | present,
+        "skill_speech": {
+            "family": config.family,
+            "heads": [list(layer.heads) for layer in config.layers],
+            "input_norm_eps": config.input_norm_eps,
+        },
+    }
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def _check_expressible(config: EncoderConfig) -> None:
+    problem = None
+    if config.positional_depth or config.positional_affine:
+        problem = "another positional convolution"
+    elif not config.feature_norm:
+        problem = "no norm before the feature projection"
+    elif (config.activation, config.conv_activation) != ("gelu", "gelu"):
+        problem = f"the activation {config.activation}"
+    elif config.norm_eps != 1e-5:
+        problem = f"norms with an epsilon of {config.norm_eps:g}"
+    if problem:
+        raise InputError(f"a {config.family} encoder with {problem} has no place in the TorchAudio layout")
+
+
+def _their_config(config: EncoderConfig) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "extractor_mode": f"{config.conv_norm}_norm",
+        "extractor_conv_layer_config": [(conv.channels, conv.kernel, conv.stride) for conv in config.convs],
+        "extractor_conv_bias": config.conv_bias,
+        "encoder_embed_dim": config.hidden_size,
+        "encoder_projection_dropout": config.feature_dropout,
+        "encoder_pos_conv_kernel": config.positional_kernel,
+        "encoder_pos_conv_groups": config.positional_groups,
+        "encoder_num_layers": config.num_layers,
+        "encoder_attention_dropout": config.attention_dropout,
+        "encoder_ff_interm_features": [layer.units for layer in config.layers],
+        "encoder_ff_interm_dropout": config.activation_dropout,
+        "encoder_dropout": config.hidden_dropout,
+        "encoder_layer_norm_first": config.pre_norm,
+        "encoder_layer_drop": config.layer_dropout,
+        "aux_num_out": None,
+        "normalize_waveform": config.input_normalization,
+    }
+    if config.relative_buckets:
+        values |= {
+            "encoder_total_num_heads": [config.num_heads] * config.num_layers,
+            "encoder_remaining_heads": [list(layer.heads) for layer in config.layers],
+            "encoder_num_buckets": config.relative_buckets,
+            "encoder_max_distance": config.relative_distance,
+        }
+    else:
+        values |= {
+            "encoder_num_heads": [len(layer.heads) for layer in config.layers],
+            "encoder_head_dim": config.head_size,
+        }
+    for place in ("attention_heads", "attention_layer", "feed_forward_intermediate", "feed_forward_layer"):
+        values[f"encoder_prune_{place}"] = False
+    return values | {"extractor_prune_conv_channels": False}

@@ -1,0 +1,121 @@
+"""A model that onnxruntime runs, on a server or in a browser, and the examples of its use."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..encoder import Encoder
+from ..errors import InputError
+from .measuring import Measurement, measure
+from .program import HiddenStates, Program
+
+FILE = "model.onnx"
+EXAMPLES = ("encode.py", "index.html", "package.json")
+LARGEST = 1_800_000_000
+"""Bytes of weights from which on they get a file of their own: an ONNX file ends at 2 GB."""
+
+
+def need_onnx() -> None:
+    """Raise InputError unless ONNX files can be written and run here."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise InputError(f"{name} is not installed: pip install 'skill-speech[export]'") from None
+
+
+def save_onnx(
+    encoder: Encoder,
+    folder: Path,
+    hidden_states: HiddenStates = "all",
+    quantize: Literal["int8"] | None = None,
+) -> tuple[Measurement, ...]:
+    """Write model.onnx, an example that encodes a WAV file with it, and a page that does so in a browser.
+
+    Args:
+        encoder: in evaluation mode.
+        folder: that exists.
+        hidden_states: whether all hidden states come out or the last one alone.
+        quantize: "int8" for linear maps whose weights and activations are 8 bits, the latter scaled as they come.
+
+    Returns:
+        Size, speed and error of the encoder in torch and of the models, float32 first.
+    """
+    for name in EXAMPLES:
+        shutil.copyfile(Path(__file__).parent / "travel" / name, folder / name)
+    if quantize is None:
+        _save_float32(encoder, folder / FILE, hidden_states)
+        return measure(encoder, {"onnxruntime float32": folder / FILE})
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        float32 = Path(scratch) / FILE
+        _save_float32(encoder, float32, hidden_states)
+        _save_int8(float32, folder / FILE)
+        return measure(encoder, {"onnxruntime float32": float32, "onnxruntime int8": folder / FILE})
+
+
+def _save_float32(encoder: Encoder, path: Path, hidden_states: HiddenStates) -> None:
+    program = Program(encoder, hidden_states)
+    example = program.example()
+    with _quiet(), torch.no_grad():
+        names = list(program(**example))
+        exported: Any = torch.onnx.export(
+            program,
+            tuple(example.values()),
+            input_names=list(example),
+            output_names=names,
+            dynamic_shapes={"waveforms": {0: "batch", 1: "samples"}, "lengths": {0: "batch"}},
+            dynamo=True,
+            verbose=False,
+        )
+        _tidy(exported.model)
+        weights = sum(weight.numel() * weight.element_size() for weight in encoder.parameters())
+        exported.save(path, external_data=weights > LARGEST)
+
+
+def _tidy(model: Any) -> None:
+    """Name the frames and take out where in which file a node comes from: paths of the machine that exported it."""
+    for value in model.graph.outputs:
+        if len(value.shape) == 3:
+            value.shape = type(value.shape)(["batch", "frames", value.shape[2]])
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+
+
+def _save_int8(source: Path, path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # Convolutions stay in float32: in 8 bits they bring an error of 20 % into the hidden states, and they are slower.
+    # Weights have 7 bits, because sums of products of 8 bits overflow on x86 processors without VNNI.
+    with _quiet():
+        quantize_dynamic(
+            source,
+            path,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' advice, which is for us and not for who calls."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,36 @@
+"""The encoder as an upstream of s3prl."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ...encoder.config import EncoderConfig
+from ...encoder.encoder import Encoder
+
+
+class UpstreamExpert(nn.Module):
+    """Waveforms in, all hidden states out.
+
+    Args:
+        ckpt: path of model.pt, what `-k` gives.
+        model_config: not needed, the checkpoint knows.
+        **kwargs: what else s3prl passes to every upstream.
+    """
+
+    def __init__(self, ckpt: str, model_config: str | None = None, **kwargs: object) -> None:
+        super().__init__()
+        checkpoint = torch.load(ckpt, map_location="cpu", weights_only=True)
+        self.encoder = Encoder(EncoderConfig.from_dict(checkpoint["config"]))
+        self.encoder.load_state_dict(checkpoint["weights"])
+
+    def get_downsample_rates(self, key: str) -> int:
+        """Samples per frame, the same for every key."""
+        return self.encoder.config.hop
+
+    def forward(self, wavs: list[Tensor]) -> dict[str, list[Tensor] | Tensor]:
+        """Encode 16 kHz waveforms (T,) of any lengths; hidden states (B, frames, D), the first layer's input first."""
+        lengths_B = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
+        made = self.encoder(pad_sequence(wavs, batch_first=True), lengths_B)
+        return {"hidden_states": list(made.hidden_states), "last_hidden_state": made.last_hidden_state_BTD}

@@ -1,0 +1,116 @@
+"""The page beside an ONNX model, in Chromium."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from skill_speech.exporting import export
+from tests.exported_models import pruned_encoder
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+).split()
+
+# A person in front of the page: waits until it is ready, chooses a file, and hands over what can be downloaded.
+PERSON = """<!doctype html><iframe src="index.html"></iframe><script type="module">
+const page = () => document.querySelector("iframe").contentDocument;
+const until = async (done) => { while (!done()) await new Promise((go) => setTimeout(go, 50)); };
+const status = () => page()?.getElementById("status")?.value ?? "";
+await until(() => /^ready|cannot/.test(status()));
+const files = new DataTransfer(), input = page().getElementById("file");
+files.items.add(new File([await (await fetch("speech.wav")).arrayBuffer()], "speech.wav"));
+input.files = files.files;
+input.dispatchEvent(new Event("change"));
+await until(() => /frames|cannot/.test(status()));
+const link = page().getElementById("download");
+const body = link.hidden ? "" : await (await fetch(link.href)).arrayBuffer();
+await fetch("/result", { method: "POST", body, headers: { "X-Status": status() } });
+</script>"""
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder, and waits for what the page makes."""
+
+    def __init__(self, folder) -> None:
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+        self.arrived = threading.Event()
+        self.status, self.body = "", b""
+
+
+class Handler(SimpleHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        self.server.status = self.headers["X-Status"]
+        self.server.body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(204)
+        self.end_headers()
+        self.server.arrived.set()
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+
+@pytest.fixture
+def chromium():
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium here")
+    return found
+
+
+@pytest.fixture
+def npm():
+    if shutil.which("npm") is None:
+        pytest.skip("no npm here")
+
+    def install(folder) -> None:
+        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"npm cannot install onnxruntime-web: {done.stderr.strip().splitlines()[-1]}")
+
+    return install
+
+
+@pytest.mark.slow
+def test_the_page_encodes_a_wav_file_in_chromium(chromium, npm, tmp_path):
+    encoder = pruned_encoder("wavlm", input_normalization=True)
+    encoder.save_pretrained(tmp_path / "model")
+    page = tmp_path / "page"
+    export(str(tmp_path / "model"), str(page), format="onnx")
+    npm(page)
+    rng = np.random.default_rng(0)
+    soundfile.write(page / "speech.wav", rng.uniform(-0.5, 0.5, 12_345), 16_000, subtype="PCM_16")
+    (page / "person.html").write_text(PERSON)
+
+    server = Server(page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}/person.html"
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    browser = subprocess.Popen(
+        [chromium, *FLAGS, profile, address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert server.arrived.wait(timeout=120), "the page did not finish"
+    finally:
+        browser.terminate()
+        browser.wait()
+        server.shutdown()
+
+    waveform, _ = soundfile.read(page / "speech.wav", dtype="float32")
+    with torch.inference_mode():
+        wanted = encoder(torch.from_numpy(waveform)[None]).last_hidden_state_BTD[0].numpy()
+    assert f"{len(wanted)} frames of {wanted.shape[1]} numbers: 0.77 s of audio" in server.status
+    made = np.frombuffer(server.body, "<f4").reshape(wanted.shape)
+    assert np.abs(made - wanted).max() < 1e-4

@@ -1,0 +1,217 @@
+"""Exported folders in onnxruntime, torch.export and s3prl, each alone on another machine."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from skill_speech.encoder import Encoder
+from skill_speech.exporting import export
+from tests.clean_environment import run_with
+from tests.exported_models import BATCHES, STUDENTS, student
+
+ONNX_THERE = """
+import sys, numpy as np, onnxruntime
+try:
+    import torch
+except ImportError:
+    pass
+else:
+    raise AssertionError("torch is here")
+batches = np.load("batches.npz")
+for name in sys.argv[1:]:
+    session = onnxruntime.InferenceSession(f"{name}/model.onnx")
+    names = [output.name for output in session.get_outputs()]
+    made = {}
+    for number in range(len(batches.files) // 2):
+        inputs = {key: batches[f"{key}{number}"] for key in ("waveforms", "lengths")}
+        made |= {f"{key}/{number}": array for key, array in zip(names, session.run(names, inputs))}
+    np.savez(f"{name}.npz", **made)
+"""
+
+TORCH_EXPORT_THERE = """
+import sys, torch
+for name in sys.argv[1:]:
+    program = torch.export.load(f"{name}/model.pt2").module()
+    torch.save([program(*batch) for batch in torch.load("batches.pt")], f"{name}.pt")
+"""
+
+S3PRL_THERE = """
+import sys, torch
+from s3prl.upstream.skill_speech.hubconf import skill_speech_local
+for name in sys.argv[1:]:
+    upstream = skill_speech_local(ckpt=f"{name}/model.pt", model_config=None, refresh=False).eval()
+    made = []
+    for waveforms, lengths in torch.load("batches.pt"):
+        with torch.inference_mode():
+            made.append(upstream([row[:length] for row, length in zip(waveforms, lengths)]))
+    torch.save(made, f"{name}.pt")
+"""
+
+
+def students(slow: bool) -> list[str]:
+    """The student that is always tried, with the most traps in it, or the others."""
+    return [name for name in STUDENTS if (name != "wavlm") == slow]
+
+
+def wanted(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    with torch.inference_mode():
+        made = encoder(waveforms, lengths)
+    states = {f"hidden_state_{number}": state for number, state in enumerate(made.hidden_states)}
+    return states | {"last_hidden_state": made.last_hidden_state_BTD, "frames": made.lengths_B}
+
+
+def write(names: list[str], folder: Path, format: str) -> dict[str, Encoder]:
+    encoders = {name: student(name) for name in names}
+    for name, encoder in encoders.items():
+        encoder.save_pretrained(folder / "models" / name)
+        export(str(folder / "models" / name), str(folder / "machine" / name), format=format)
+    torch.save(BATCHES, folder / "machine" / "batches.pt")
+    arrays = {}
+    for number, (waveforms, lengths) in enumerate(BATCHES):
+        arrays |= {f"waveforms{number}": waveforms.numpy(), f"lengths{number}": lengths.numpy()}
+    np.savez(folder / "machine" / "batches.npz", **arrays)
+    return encoders
+
+
+def assert_close(mine: Tensor, other: Tensor, tolerance: float, what: str) -> None:
+    assert mine.shape == other.shape, what
+    assert float((mine.double() - other.double()).abs().max()) <= tolerance, what
+
+
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_onnx_equals_the_encoder_where_torch_is_not_installed(slow, tmp_path):
+    encoders = write(students(slow), tmp_path, "onnx")
+    run_with(["onnxruntime"], ONNX_THERE, tmp_path / "machine", *encoders)
+    for name, encoder in encoders.items():
+        made = np.load(tmp_path / "machine" / f"{name}.npz")
+        for number, (waveforms, lengths) in enumerate(BATCHES):
+            outputs = wanted(encoder, waveforms, lengths)
+            assert {key for key in made.files if key.endswith(f"/{number}")} == {f"{key}/{number}" for key in outputs}
+            for key, other in outputs.items():
+                assert_close(torch.from_numpy(made[f"{key}/{number}"]), other, 1e-4, f"{name}: {key}")
+
+
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_torch_export_equals_the_encoder_where_only_torch_is_installed(slow, tmp_path):
+    encoders = write(students(slow), tmp_path, "torch-export")
+    run_with(["torch"], TORCH_EXPORT_THERE, tmp_path / "machine", *encoders)
+    for name, encoder in encoders.items():
+        for batch, outputs in zip(BATCHES, torch.load(tmp_path / "machine" / f"{name}.pt"), strict=True):
+            other = wanted(encoder, *batch)
+            assert outputs.keys() == other.keys()
+            for key, mine in outputs.items():
+                assert_close(mine, other[key], 1e-5, f"{name}: {key}")
+
+
+def s3prl_package(folder: Path, upstream: Path) -> None:
+    """A package laid out as s3prl's, with the upstream in it."""
+    shutil.copytree(upstream, folder / "s3prl" / "upstream" / "skill_speech", ignore=lambda *_: ["model.pt"])
+    for place in ("s3prl", "s3prl/upstream", "s3prl/upstream/skill_speech"):
+        (folder / place / "__init__.py").touch()
+
+
+def test_s3prl_upstream_equals_the_encoder_where_only_torch_is_installed(tmp_path):
+    encoders = write(list(STUDENTS), tmp_path, "s3prl")
+    machine = tmp_path / "machine"
+    s3prl_package(machine, machine / "wavlm")
+    code = f"import sys; sys.path.insert(0, {str(machine)!r}){S3PRL_THERE}"
+    run_with(["torch"], code, machine, *encoders)
+    for name, encoder in encoders.items():
+        for batch, outputs in zip(BATCHES, torch.load(machine / f"{name}.pt"), strict=True):
+            other = wanted(encoder, *batch)
+            assert len(outputs["hidden_states"]) == encoder.config.num_layers + 1
+            for number, mine in enumerate(outputs["hidden_states"]):
+                assert_close(mine, other[f"hidden_state_{number}"], 1e-5, f"{name}: {number}")
+            assert_close(outputs["last_hidden_state"], other["last_hidden_state"], 1e-5, name)
+
+
+def test_s3prl_upstream_keeps_its_contract(tmp_path, monkeypatch):
+    """What s3prl's featurizer, its wrapper and its trainer ask of an upstream."""
+    encoders = write(["wavlm"], tmp_path, "s3prl")
+    s3prl_package(tmp_path / "package", tmp_path / "machine" / "wavlm")
+    monkeypatch.syspath_prepend(tmp_path / "package")
+    from s3prl.upstream.skill_speech import hubconf
+
+    entries = [name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")]
+    assert entries == ["skill_speech_local"]  # what `-u` can name
+    upstream = hubconf.skill_speech_local(str(tmp_path / "machine" / "wavlm" / "model.pt"))
+    assert isinstance(upstream, torch.nn.Module)
+    assert sum(weight.numel() for weight in upstream.parameters()) == encoders["wavlm"].num_parameters()
+    waveforms = [torch.randn(length) for length in (16_000, 800, 48_123, 4_000)]
+    downsample_rate = upstream.get_downsample_rates("hidden_states")
+    assert downsample_rate == 320
+    for training in (False, True):
+        upstream.train(training)
+        states = upstream(waveforms)["hidden_states"]
+        assert isinstance(states, list)
+        assert len({state.shape for state in states}) == 1  # they can be summed with weights
+        batch_size, frames, width = states[0].shape
+        assert (batch_size, width) == (4, 48)
+        # s3prl cuts features to round(samples / rate) and accepts a total length that is off by less than 5 frames.
+        assert abs(frames - round(48_123 / downsample_rate)) < 5
+    torch.stack(states).mean().backward()  # a trainable upstream
+    assert all(torch.isfinite(weight.grad).all() for weight in upstream.encoder.convs.parameters())
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory) -> tuple[Encoder, Path]:
+    folder = tmp_path_factory.mktemp("int8")
+    encoder = student("wavlm")
+    encoder.save_pretrained(folder / "model")
+    export(str(folder / "model"), str(folder / "onnx"), format="onnx", quantize="int8", hidden_states="last")
+    return encoder, folder / "onnx"
+
+
+def test_the_example_encodes_a_wav_file_where_torch_is_not_installed(int8, tmp_path):
+    encoder, folder = int8
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (20_000, 2))
+    soundfile.write(tmp_path / "speech.wav", samples, 16_000, subtype="PCM_16")
+    code = (folder / "encode.py").read_text()
+    assert len(code.splitlines()) <= 22
+    # Where __file__ is the example's own path, as for who runs it.
+    printed = run_with(
+        ["onnxruntime", "numpy"],
+        f"import runpy; runpy.run_path({str(folder / 'encode.py')!r})",
+        tmp_path,
+        str(tmp_path / "speech.wav"),
+    )
+    assert "speech.npz: last_hidden_state (1, 62, 48), 2 arrays" in printed
+    waveform, _ = soundfile.read(tmp_path / "speech.wav", dtype="float32")
+    other = wanted(encoder, torch.from_numpy(waveform.mean(1, dtype=np.float32))[None], torch.tensor([20_000]))
+    made = np.load(tmp_path / "speech.npz")
+    assert set(made.files) == {"last_hidden_state", "frames"}
+    error = torch.from_numpy(made["last_hidden_state"]) - other["last_hidden_state"]
+    assert float(error.norm() / other["last_hidden_state"].norm()) < 0.02
+
+
+def test_int8_has_8_bits_in_every_linear_map_and_float32_in_the_convolutions(int8):
+    encoder, folder = int8
+    graph = onnx.load(folder / "model.onnx").graph
+    linear = [name for name, module in encoder.named_modules() if isinstance(module, torch.nn.Linear)]
+    empty = [name for name in linear if not encoder.get_submodule(name).weight.numel()]
+    products = [node for node in graph.node if node.op_type == "MatMulInteger"]
+    assert len(products) == len(linear) - len(empty)
+    bytes_of = {weight.name: weight for weight in graph.initializer}
+    for node in products:
+        assert bytes_of[node.input[1]].data_type == onnx.TensorProto.INT8
+    assert sum(node.op_type == "Conv" for node in graph.node) == 8
+
+
+def test_onnx_files_say_nothing_of_the_machine_that_wrote_them(int8):
+    _, folder = int8
+    contents = (folder / "model.onnx").read_bytes()
+    assert b"/skill_speech/" not in contents
+    assert b".py" not in contents
+    dims = {
+        output.name: [axis.dim_param or axis.dim_value for axis in output.type.tensor_type.shape.dim]
+        for output in onnx.load(folder / "model.onnx").graph.output
+    }
+    assert dims == {"last_hidden_state": ["batch", "frames", 48], "frames": ["batch"]}
