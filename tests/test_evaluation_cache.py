@@ -190,6 +190,16 @@ def test_room_is_made_of_what_other_models_and_tasks_left(tmp_path, upstream, cu
     assert all(key in cache for key in states_of(upstream, cuts[:4], cache, "mean")._keys)
 
 
+def test_room_for_one_split_is_not_made_of_another_one_of_the_task(tmp_path, upstream, cuts):
+    size = sum(states.numel() * 2 for states in everything(states_of(upstream, cuts, None)))
+    cache = open_cache(tmp_path, upstream, limit=0.7 * size)
+    train, dev = states_of(upstream, cuts[:6], cache), states_of(upstream, cuts[6:], cache)
+    train.fill("train", beside=[dev])
+    dev.fill("dev", beside=[train])
+    assert all(key in cache for key in train._keys)
+    assert not all(key in cache for key in dev._keys)
+
+
 def test_what_dead_processes_left_behind_is_removed(tmp_path, upstream):
     own = open_cache(tmp_path, upstream).own
     (own / ".999999999.some.states").write_bytes(b"half")

@@ -89,8 +89,11 @@ def train_with(upstream, task: Task, seed: int = 0, checkpoint: Path | None = No
     return train(task, hidden_states(upstream, task, None), seed=seed, checkpoint=checkpoint)
 
 
-@pytest.mark.parametrize("name", ["asr", "sid"])
-def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(name, upstream, tones, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "pause"), [("asr", 600), ("sid", -1)])  # saved at looks, or at every update
+def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
+    name, pause, upstream, tones, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", pause)
     task = small_task(name, tones, learning_rates=(1e-2, 1e-3))
     whole = train_with(upstream, task)
     update, seen = training.update, []

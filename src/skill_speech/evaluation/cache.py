@@ -104,6 +104,9 @@ class StateCache:
     def __len__(self) -> int:
         return len(self._shard_of)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shard_of)
+
     def read(self, key: str) -> Tensor | None:
         """The tensor (L, T, D) of a key that is in the cache; None if it turns out to be damaged.
 

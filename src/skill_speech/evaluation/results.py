@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.native import read_json
 from ..files import atomic_write, write_json
 from ..pruning import human
 from .corpora import TASKS
@@ -109,8 +109,8 @@ def read_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """All results in an output folder: model → task → contents of its JSON."""
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for path in sorted(folder.glob("*/*.json")):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and values.get("kind") == RESULT:
+        values = read_json(path)
+        if values.get("kind") == RESULT:
             results.setdefault(values["model"], {})[values["task"]] = values
     return results
 

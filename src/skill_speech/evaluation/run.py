@@ -100,8 +100,7 @@ def _search(
     states = {
         split: HiddenStates(upstream, list(cuts), config.audio, "frames", cache) for split, cuts in data.splits.items()
     }
-    for split in ("documents", "queries_dev"):
-        states[split].fill(f"{name} {split}")
+    _fill(states, ("documents", "queries_dev"), name)
     encoded = time.perf_counter()
     with Meter(f"{name} search", upstream.num_states + 1) as meter:
         found = search(data, config, states, meter.advance)
@@ -131,8 +130,7 @@ def _train(
     task = make_task(data, config, upstream.hop)
     states = hidden_states(upstream, task, cache)
     # The test split is read once: it is encoded when it is its turn.
-    for split in ("train", task.chosen_on[0]):
-        states[split].fill(f"{name} {split}")
+    _fill(states, ("train", task.chosen_on[0]), name)
     encoded = time.perf_counter()
     trials = train(task, states, seed=seed, checkpoint=checkpoint, name=name)
     best = choose(task, trials)
@@ -157,6 +155,12 @@ def hidden_states(upstream: Upstream, task: Task, cache: StateCache | None) -> d
         split: HiddenStates(upstream, cuts, task.config.audio, task.reduction, cache)
         for split, cuts in task.cuts.items()
     }
+
+
+def _fill(states: Mapping[str, HiddenStates], splits: Sequence[str], name: str) -> None:
+    """Encode some splits into the cache."""
+    for split in splits:
+        states[split].fill(f"{name} {split}", beside=[states[other] for other in splits])
 
 
 def measures_of(task: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -95,11 +95,12 @@ class HiddenStates:
             found[index] = states_LTD
         return [found[index] for index in indices]  # type: ignore[misc]
 
-    def fill(self, what: str) -> None:
+    def fill(self, what: str, beside: Iterable[HiddenStates] = ()) -> None:
         """Encode what is not in the cache and write it there, as far as there is room; says how much that is.
 
         Args:
             what: of the progress bar and the log.
+            beside: states that are needed at the same time: no room is made of theirs.
         """
         if self.cache is None:
             return
@@ -107,7 +108,8 @@ class HiddenStates:
         if not missing:
             return
         sizes = [self._bytes(index) for index in missing]
-        room = self.cache.room_for(sum(sizes), set(self._keys))
+        keep = {key for states in (self, *beside) for key in states._keys}
+        room = self.cache.room_for(sum(sizes), keep)
         chosen = _as_fit(missing, sizes, room)
         hours = sum(self.cuts[index].duration for index in missing) / 3600
         logger.info(
@@ -133,8 +135,10 @@ class HiddenStates:
         """Write again what was lost with a damaged shard."""
         assert self.cache is not None
         missing = [index for index, key in enumerate(self._keys) if key not in self.cache]
-        room = self.cache.room_for(sum(map(self._bytes, missing)), set(self._keys))
-        self.cache.write(self._keyed(_as_fit(missing, [self._bytes(index) for index in missing], room), lambda: None))
+        # What was lost leaves its room behind; no more is taken.
+        sizes = [self._bytes(index) for index in missing]
+        room = self.cache.room_for(sum(sizes), set(self.cache))
+        self.cache.write(self._keyed(_as_fit(missing, sizes, room), lambda: None))
 
     def _keyed(self, indices: Sequence[int], progress: Callable[[], object]) -> Iterator[tuple[str, Tensor]]:
         for index, states_LTD in self._encode(indices):

@@ -12,6 +12,7 @@ import logging
 import math
 import pickle
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 EVALUATION_SECONDS = 120.0
 """Audio that a head is scored on at a time."""
+
+SECONDS_BETWEEN_CHECKPOINTS = 600.0
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -72,7 +75,8 @@ def train(
         task: what is learned.
         states: hidden states of every split.
         seed: of the heads, the batches and the crops.
-        checkpoint: where the run is written at every look, and from where it goes on; removed by the caller.
+        checkpoint: where the run is written at every look and every ten minutes, and from where it goes on; removed by
+            the caller.
         name: of the progress bar.
     """
     upstream = states["train"].upstream
@@ -83,15 +87,17 @@ def train(
     config, done = task.config, 0
     if checkpoint is not None and checkpoint.exists():
         done = _resume(checkpoint, trials)
-    batches = _drawn(task, seed, done * config.accumulate)
+    batches, saved = _drawn(task, seed, done * config.accumulate), time.monotonic()
     with Meter(name, config.steps, done) as meter:
         for step in range(done + 1, config.steps + 1):
             update(task, trials, states["train"], [next(batches) for _ in range(config.accumulate)], f"{seed}/{step}")
             meter.advance(note=_note(trials))
-            if step % config.eval_every == 0 or step == config.steps:
+            looked = step % config.eval_every == 0 or step == config.steps
+            if looked:
                 look(task, trials, states[task.chosen_on[0]], step)
-                if checkpoint is not None and step < config.steps:
-                    _save(checkpoint, trials, step)
+            if checkpoint is not None and (looked or time.monotonic() > saved + SECONDS_BETWEEN_CHECKPOINTS):
+                _save(checkpoint, trials, step)
+                saved = time.monotonic()
     return trials
 
 

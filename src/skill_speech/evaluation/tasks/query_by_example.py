@@ -75,7 +75,7 @@ def detection_scores(
         for row, query_ID in enumerate(queries):
             if len(query_ID) >= min_frames:
                 for distance, costs_NIJ in _frame_distances(query_ID, documents_NJD, distances):
-                    scores[distance][row, group] = -subsequence_cost(costs_NIJ, lengths_N)
+                    scores[distance][row, group] = -subsequence_cost(costs_NIJ, lengths_N).cpu()
     for scores_QN in scores.values():
         deviation_Q1 = scores_QN.std(1, correction=0, keepdim=True).clamp(min=1e-9)
         scores_QN.copy_((scores_QN - scores_QN.mean(1, keepdim=True)) / deviation_Q1)

@@ -65,7 +65,7 @@ class Recognition(Task):
         targets = [self.targets[index] for index in batch.indices]
         return F.ctc_loss(
             head(x_BTD, batch.lengths_B).log_softmax(-1).transpose(0, 1),
-            torch.tensor([number for target in targets for number in target]),
+            torch.tensor([number for target in targets for number in target], device=x_BTD.device),
             batch.lengths_B,
             torch.tensor([len(target) for target in targets]),
             blank=BLANK,
