@@ -189,7 +189,7 @@ def test_the_example_encodes_a_wav_file_where_torch_is_not_installed(int8, tmp_p
     made = np.load(tmp_path / "speech.npz")
     assert set(made.files) == {"last_hidden_state", "frames"}
     error = torch.from_numpy(made["last_hidden_state"]) - other["last_hidden_state"]
-    assert float(error.norm() / other["last_hidden_state"].norm()) < 0.02
+    assert float(error.norm() / other["last_hidden_state"].norm()) < 0.05
 
 
 def test_int8_has_8_bits_in_every_linear_map_and_float32_in_the_convolutions(int8):
@@ -203,6 +203,18 @@ def test_int8_has_8_bits_in_every_linear_map_and_float32_in_the_convolutions(int
     for node in products:
         assert bytes_of[node.input[1]].data_type == onnx.TensorProto.INT8
     assert sum(node.op_type == "Conv" for node in graph.node) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_weights_too_big_for_an_onnx_file_lie_beside_it(quantize, tmp_path, monkeypatch):
+    monkeypatch.setattr("skill_speech.exporting.onnx_model.LARGEST", 0)
+    encoder = student("hubert")
+    encoder.save_pretrained(tmp_path / "model")
+    result = export(str(tmp_path / "model"), str(tmp_path / "onnx"), format="onnx", quantize=quantize)
+    assert (tmp_path / "onnx" / "model.onnx.data").exists() == (quantize is None)
+    assert result.measurements[1].size > sum(weight.numel() for weight in encoder.parameters()) * 4
+    assert result.measurements[-1].difference < (1e-5 if quantize is None else 0.05)
 
 
 def test_onnx_files_say_nothing_of_the_machine_that_wrote_them(int8):
