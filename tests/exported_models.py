@@ -20,7 +20,16 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "hubert": ("hubert", {}),
     "wavlm": ("wavlm", {}),
     "normalized-and-length-aware": ("wavlm", {"input_normalization": True, "length_aware": True}),
-    "pre-norm": ("wavlm", {"pre_norm": True, "conv_norm": "layer", "conv_bias": True, "input_normalization": True}),
+    "pre-norm": (
+        "wavlm",
+        {
+            "pre_norm": True,
+            "conv_norm": "layer",
+            "conv_bias": True,
+            "input_normalization": True,
+            "input_norm_eps": 1e-5,
+        },
+    ),
     "data2vec": (
         "hubert",
         {

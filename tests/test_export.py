@@ -87,10 +87,11 @@ def test_a_torchaudio_file_gives_the_encoder_back(tmp_path):
 
 def test_what_does_not_go_together_is_refused_before_anything_is_loaded(tmp_path):
     output = str(tmp_path / "out")
-    assert "quantize goes with format onnx only" in refused("none", output, format="s3prl", quantize="int8")
-    assert "hidden_states goes with formats onnx and torch-export" in refused(
-        "none", output, format="transformers", hidden_states="last"
-    )
+    for format in ("transformers", "torch-export", "torchaudio", "s3prl"):
+        assert "quantize goes with format onnx only" in refused("none", output, format=format, quantize="int8")
+    for format in ("transformers", "torchaudio", "s3prl"):
+        message = refused("none", output, format=format, hidden_states="last")
+        assert "hidden_states goes with formats onnx and torch-export only" in message
     assert "format is 'tflite'; it can be transformers, onnx" in refused("none", output, format="tflite")
     assert "quantize is 'int4'" in refused("none", output, format="onnx", quantize="int4")
     assert "hidden_states is 'some'; it can be all or last" in refused(

@@ -11,8 +11,11 @@ import pytest
 import soundfile
 import torch
 from torch import Tensor
+from torch.export.passes import move_to_device_pass
 
+from skill_speech.checkpoints import load_encoder
 from skill_speech.encoder import Encoder
+from skill_speech.errors import InputError
 from skill_speech.exporting import export
 from tests.clean_environment import run_with
 from tests.exported_models import BATCHES, STUDENTS, student
@@ -73,6 +76,8 @@ def write(names: list[str], folder: Path, format: str) -> dict[str, Encoder]:
     for name, encoder in encoders.items():
         encoder.save_pretrained(folder / "models" / name)
         export(str(folder / "models" / name), str(folder / "machine" / name), format=format)
+        with pytest.raises(InputError):  # these formats are for running, not for coming back
+            load_encoder(folder / "machine" / name)
     torch.save(BATCHES, folder / "machine" / "batches.pt")
     arrays = {}
     for number, (waveforms, lengths) in enumerate(BATCHES):
@@ -109,6 +114,10 @@ def test_torch_export_equals_the_encoder_where_only_torch_is_installed(slow, tmp
             assert outputs.keys() == other.keys()
             for key, mine in outputs.items():
                 assert_close(mine, other[key], 1e-5, f"{name}: {key}")
+        # Nothing stays behind when it goes to another device; one without memory is enough to see that.
+        moved = move_to_device_pass(torch.export.load(tmp_path / "machine" / name / "model.pt2"), "meta").module()
+        outputs = moved(torch.zeros(2, 9_600, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
+        assert {output.device.type for output in outputs.values()} == {"meta"}
 
 
 def s3prl_package(folder: Path, upstream: Path) -> None:
