@@ -96,3 +96,6 @@ def batch(*lengths: int) -> tuple[Tensor, Tensor]:
 
 BATCHES = (batch(9_600, 7_777, 4_001), batch(12_345), batch(16_000, 720, 5_000, 5_001, 9_999))
 """Batch sizes and lengths that no export saw."""
+
+SHORTEST = batch(400)
+"""One frame."""

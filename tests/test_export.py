@@ -92,6 +92,9 @@ def test_what_does_not_go_together_is_refused_before_anything_is_loaded(tmp_path
     for format in ("transformers", "torchaudio", "s3prl"):
         message = refused("none", output, format=format, hidden_states="last")
         assert "hidden_states goes with formats onnx and torch-export only" in message
+    assert "length_aware does not go with format torchaudio" in refused(
+        "none", output, format="torchaudio", length_aware=True
+    )
     assert "format is 'tflite'; it can be transformers, onnx" in refused("none", output, format="tflite")
     assert "quantize is 'int4'" in refused("none", output, format="onnx", quantize="int4")
     assert "hidden_states is 'some'; it can be all or last" in refused(
@@ -162,6 +165,19 @@ def test_push_to_hub_uploads_the_complete_folder(model, tmp_path, monkeypatch):
     assert (what, where) == ("upload", "me/small")
     assert files == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert {"README.md", "config.json", "modeling_skill_speech.py"} <= set(files)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch-export", "torchaudio", "s3prl"])
+def test_push_to_hub_takes_every_format(format, model, tmp_path, monkeypatch):
+    def save(encoder, folder, *options):
+        (folder / "file").touch()
+        return ()
+
+    hub = Hub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr("skill_speech.exporting.formats._save", save)
+    export(model, str(tmp_path / "out"), format=format, push_to_hub="me/small")
+    assert hub.asked[-1] == ("upload", "me/small", ["README.md", "file"])
 
 
 def test_push_to_hub_without_a_network_keeps_the_folder_and_says_so(model, tmp_path):

@@ -18,7 +18,7 @@ from skill_speech.encoder import Encoder
 from skill_speech.errors import InputError
 from skill_speech.exporting import export
 from tests.clean_environment import run_with
-from tests.exported_models import BATCHES, STUDENTS, student
+from tests.exported_models import BATCHES, SHORTEST, STUDENTS, batch, student
 
 ONNX_THERE = """
 import sys, numpy as np, onnxruntime
@@ -71,6 +71,10 @@ def wanted(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> dict[str, Te
     return states | {"last_hidden_state": made.last_hidden_state_BTD, "frames": made.lengths_B}
 
 
+# A traced program of torch needs two frames.
+TRIED = {"onnx": (*BATCHES, SHORTEST), "s3prl": (*BATCHES, SHORTEST), "torch-export": (*BATCHES, batch(720))}
+
+
 def write(names: list[str], folder: Path, format: str) -> dict[str, Encoder]:
     encoders = {name: student(name) for name in names}
     for name, encoder in encoders.items():
@@ -78,9 +82,9 @@ def write(names: list[str], folder: Path, format: str) -> dict[str, Encoder]:
         export(str(folder / "models" / name), str(folder / "machine" / name), format=format)
         with pytest.raises(InputError):  # these formats are for running, not for coming back
             load_encoder(folder / "machine" / name)
-    torch.save(BATCHES, folder / "machine" / "batches.pt")
+    torch.save(TRIED[format], folder / "machine" / "batches.pt")
     arrays = {}
-    for number, (waveforms, lengths) in enumerate(BATCHES):
+    for number, (waveforms, lengths) in enumerate(TRIED[format]):
         arrays |= {f"waveforms{number}": waveforms.numpy(), f"lengths{number}": lengths.numpy()}
     np.savez(folder / "machine" / "batches.npz", **arrays)
     return encoders
@@ -97,7 +101,7 @@ def test_onnx_equals_the_encoder_where_torch_is_not_installed(slow, tmp_path):
     run_with(["onnxruntime"], ONNX_THERE, tmp_path / "machine", *encoders)
     for name, encoder in encoders.items():
         made = np.load(tmp_path / "machine" / f"{name}.npz")
-        for number, (waveforms, lengths) in enumerate(BATCHES):
+        for number, (waveforms, lengths) in enumerate(TRIED["onnx"]):
             outputs = wanted(encoder, waveforms, lengths)
             assert {key for key in made.files if key.endswith(f"/{number}")} == {f"{key}/{number}" for key in outputs}
             for key, other in outputs.items():
@@ -109,13 +113,16 @@ def test_torch_export_equals_the_encoder_where_only_torch_is_installed(slow, tmp
     encoders = write(students(slow), tmp_path, "torch-export")
     run_with(["torch"], TORCH_EXPORT_THERE, tmp_path / "machine", *encoders)
     for name, encoder in encoders.items():
-        for batch, outputs in zip(BATCHES, torch.load(tmp_path / "machine" / f"{name}.pt"), strict=True):
-            other = wanted(encoder, *batch)
+        for inputs, outputs in zip(TRIED["torch-export"], torch.load(tmp_path / "machine" / f"{name}.pt"), strict=True):
+            other = wanted(encoder, *inputs)
             assert outputs.keys() == other.keys()
             for key, mine in outputs.items():
                 assert_close(mine, other[key], 1e-5, f"{name}: {key}")
+        program = torch.export.load(tmp_path / "machine" / name / "model.pt2")
+        with pytest.raises(AssertionError, match="720"):
+            program.module()(*batch(719))
         # Nothing stays behind when it goes to another device; one without memory is enough to see that.
-        moved = move_to_device_pass(torch.export.load(tmp_path / "machine" / name / "model.pt2"), "meta").module()
+        moved = move_to_device_pass(program, "meta").module()
         outputs = moved(torch.zeros(2, 9_600, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
         assert {output.device.type for output in outputs.values()} == {"meta"}
 
@@ -134,8 +141,8 @@ def test_s3prl_upstream_equals_the_encoder_where_only_torch_is_installed(tmp_pat
     code = f"import sys; sys.path.insert(0, {str(machine)!r}){S3PRL_THERE}"
     run_with(["torch"], code, machine, *encoders)
     for name, encoder in encoders.items():
-        for batch, outputs in zip(BATCHES, torch.load(machine / f"{name}.pt"), strict=True):
-            other = wanted(encoder, *batch)
+        for inputs, outputs in zip(TRIED["s3prl"], torch.load(machine / f"{name}.pt"), strict=True):
+            other = wanted(encoder, *inputs)
             assert len(outputs["hidden_states"]) == encoder.config.num_layers + 1
             for number, mine in enumerate(outputs["hidden_states"]):
                 assert_close(mine, other[f"hidden_state_{number}"], 1e-5, f"{name}: {number}")
