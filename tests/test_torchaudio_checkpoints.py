@@ -475,3 +475,14 @@ def test_what_the_layout_cannot_express_is_not_written(changes, message, tmp_pat
     with pytest.raises(InputError, match=message):
         save_torchaudio(Encoder(config), tmp_path / "student.pth")
     assert not (tmp_path / "student.pth").exists()
+
+
+def test_a_gated_student_is_not_written_as_if_it_had_no_gates(tmp_path):
+    with pytest.raises(InputError, match="prune it first"):
+        save_torchaudio(attach_gates(uneven_student(wavlm=False, large=False)), tmp_path / "student.pth")
+
+
+def test_a_configuration_that_contains_itself_is_refused(tmp_path):
+    config = student_config(wavlm=True, large=False)
+    config["again"] = config
+    assert "nested too deeply" in refused(write(tmp_path / "student.pth", random_state(config), config))

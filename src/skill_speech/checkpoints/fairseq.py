@@ -58,10 +58,7 @@ def load_fairseq(values: dict[Any, Any], source: str) -> Checkpoint:
     Raises:
         InputError: another architecture, or a weight or a setting that is missing or of the wrong kind.
     """
-    try:
-        model, task, written = _configurations(values, source)
-    except ValueError as error:
-        raise InputError(f"{source}: {error}") from None
+    model, task, written = _configurations(values, source)
     weights = values.get("model_weight", values.get("model"))
     if not isinstance(weights, dict):
         raise InputError(f"{source}: there are no weights in it")
@@ -84,9 +81,9 @@ def load_fairseq(values: dict[Any, Any], source: str) -> Checkpoint:
 def _configurations(values: dict[Any, Any], source: str) -> tuple[Settings, Settings, str]:
     """The settings of the network, those of its input, and who writes such files."""
     if "model_weight" in values:
-        model, task = plain(values.get("model_cfg")), plain(values.get("task_cfg"))
+        model, task = plain(values.get("model_cfg"), source), plain(values.get("task_cfg"), source)
         return Settings(model, source), Settings(task, source), "s3prl"
-    whole = plain(values.get("args") if values.get("cfg") is None else values["cfg"])
+    whole = plain(values.get("args") if values.get("cfg") is None else values["cfg"], source)
     if not isinstance(whole, dict):
         raise InputError(f"{source}: there is no configuration in it, neither cfg nor args")
     if isinstance(whole.get("model"), dict):

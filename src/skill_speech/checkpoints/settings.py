@@ -67,14 +67,14 @@ class Settings:
         return None
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, source: str) -> Any:
     """The dictionaries, lists and values that a configuration object stands for.
 
     argparse's Namespace becomes a dictionary of its attributes, OmegaConf's containers and nodes become what they
     contain, an enumeration's member its value. References stay as they are.
 
     Raises:
-        ValueError: nested too deeply, or without end.
+        InputError: nested too deeply, or without end.
     """
     # What is contained twice is converted once: otherwise fifty lists of two could stand for 2^50 items.
     done: dict[int, Any] = {}
@@ -83,7 +83,7 @@ def plain(value: Any) -> Any:
         if not isinstance(value, Record | dict | list | tuple):
             return value
         if depth > MAX_DEPTH:
-            raise ValueError("its configuration is nested too deeply")
+            raise InputError(f"{source}: its configuration is nested too deeply")
         if id(value) not in done:
             done[id(value)] = contents(value, depth + 1)
         return done[id(value)]

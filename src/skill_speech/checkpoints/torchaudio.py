@@ -68,7 +68,7 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
     written = "TorchAudio" if config is None and scale is None else "DPHuBERT"
     if config is None:
         config, assumed = config_from_shapes(tensors | gates, _is_hubert(weights), source)
-    settings = Settings(plain(config), source)
+    settings = Settings(plain(config, source), source)
     apply_layer_gates(settings.values, tensors, gates)
     theirs = StateDict(tensors, source, torchaudio_name)
     ours = encoder_config(settings, Settings(beside, source), theirs)
@@ -161,6 +161,7 @@ def encoder_config(settings: Settings, beside: Settings, theirs: StateDict) -> E
             relative_distance=settings.take("encoder_max_distance", int) if has_bias else 0,
             input_normalization=settings.take("normalize_waveform", bool, False),
             input_norm_eps=beside.take("input_norm_eps", float, INPUT_NORM_EPS),
+            length_aware=beside.take("length_aware", bool, False),
             hidden_dropout=settings.take("encoder_dropout", float, 0.0),
             attention_dropout=settings.take("encoder_attention_dropout", float, 0.0),
             activation_dropout=settings.take("encoder_ff_interm_dropout", float, 0.0),
@@ -232,64 +233,65 @@ def save_torchaudio(encoder: Encoder, path: str | Path) -> None:
     """Write an encoder as DPHuBERT does, for its own code and DiariZen's.
 
     A sublayer without heads or units is left out if its output bias is zero, and written with a width of zero
-    otherwise. Beside the two parts that their code reads stands what the layout has no place for: the family, and the
-    numbers of HuBERT's kept heads.
+    otherwise. Beside the two parts that their code reads stands what the layout has no place for.
 
     Raises:
         InputError: the layout cannot express the encoder.
     """
     config = encoder.config
-    _check_expressible(config)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    state: dict[str, Tensor] = {}
-    for ours, theirs in weight_names(config):
-        state[torchaudio_name(theirs)] = weights[ours]
-    direction = weights["positional_conv.convs.0.weight"]
-    root = torchaudio_name("encoder.pos_conv_embed.conv")
-    state[f"{root}.bias"] = weights["positional_conv.convs.0.bias"]
-    state[f"{root}.weight_g"] = torch.norm_except_dim(direction, 2, 2)
-    state[f"{root}.weight_v"] = direction
-    last = config.convs[-1].channels
-    scale = weights.get(f"convs.{len(config.convs) - 1}.channel_scale.weight")
-    state["feature_extractor.dummy_weight"] = torch.ones(last) if scale is None else scale
-    present = {"encoder_use_attention": list[bool](), "encoder_use_feed_forward": list[bool]()}
-    for number, layer in enumerate(config.layers):
-        place = f"{LAYER}{number}"
-        if config.relative_buckets and layer.heads:
-            const = torch.ones(config.num_heads)
-            const[list(layer.heads)] = weights[f"layers.{number}.attention.position_gate_const"]
-            state[f"{place}.attention.gru_rel_pos_const"] = const.view(1, -1, 1, 1)
-        elif config.relative_buckets:
-            # Never used, but their model has them.
-            state[f"{place}.attention.gru_rel_pos_linear.weight"] = torch.zeros(8, config.head_size)
-            state[f"{place}.attention.gru_rel_pos_linear.bias"] = torch.zeros(8)
-            state[f"{place}.attention.gru_rel_pos_const"] = torch.ones(1, config.num_heads, 1, 1)
-        for flag, sublayer, width in (
-            ("encoder_use_attention", "attention", len(layer.heads)),
-            ("encoder_use_feed_forward", "feed_forward", layer.units),
-        ):
-            needed = width > 0 or bool(weights[f"layers.{number}.{sublayer}.output.bias"].any())
-            needed = needed or (sublayer == "attention" and number == 0 and config.relative_buckets > 0)
-            present[flag].append(needed)
-            if not needed:
-                state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{place}.{sublayer}.")}
-    # A state dict owns its memory, so that shared tensors stay apart.
+    _check_expressible(config, gated=any(name.endswith("log_alpha") for name in weights))
+    state, values = _their_weights(weights, config), _their_config(config)
+    for flag, _, output in SUBLAYERS:
+        values[flag] = [bool(state[f"{LAYER}{number}.{output}.weight"].numel()) for number in range(config.num_layers)]
+        for number, used in enumerate(values[flag]):
+            holds_position_bias = number == 0 and config.relative_buckets > 0 and output.startswith("attention")
+            if used or holds_position_bias or bool(state[f"{LAYER}{number}.{output}.bias"].any()):
+                values[flag][number] = True
+            else:
+                place = f"{LAYER}{number}.{output.split('.')[0]}."
+                state = {name: tensor for name, tensor in state.items() if not name.startswith(place)}
     content = {
+        # Cloned, so that no tensor takes a larger one's memory along.
         "state_dict": {name: tensor.clone() for name, tensor in state.items()},
-        "config": _their_config(config) | present,
+        "config": values,
         "skill_speech": {
             "family": config.family,
             "heads": [list(layer.heads) for layer in config.layers],
             "input_norm_eps": config.input_norm_eps,
+            "length_aware": config.length_aware,
         },
     }
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 
 
-def _check_expressible(config: EncoderConfig) -> None:
+def _their_weights(weights: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """Our weights under their names, all sublayers still there."""
+    state = {torchaudio_name(theirs): weights[ours] for ours, theirs in weight_names(config)}
+    direction = weights["positional_conv.convs.0.weight"]
+    root = torchaudio_name("encoder.pos_conv_embed.conv")
+    state[f"{root}.bias"] = weights["positional_conv.convs.0.bias"]
+    state[f"{root}.weight_g"] = torch.norm_except_dim(direction, 2, 2)
+    state[f"{root}.weight_v"] = direction
+    ones = torch.ones(config.convs[-1].channels)
+    state["feature_extractor.dummy_weight"] = weights.get(f"convs.{len(config.convs) - 1}.channel_scale.weight", ones)
+    for number, layer in enumerate(config.layers if config.relative_buckets else ()):
+        place, const = f"{LAYER}{number}.attention", torch.ones(config.num_heads)
+        if layer.heads:
+            const[list(layer.heads)] = weights[f"layers.{number}.attention.position_gate_const"]
+        else:  # never used, but their model has them
+            state[f"{place}.gru_rel_pos_linear.weight"] = torch.zeros(8, config.head_size)
+            state[f"{place}.gru_rel_pos_linear.bias"] = torch.zeros(8)
+        state[f"{place}.gru_rel_pos_const"] = const.view(1, -1, 1, 1)
+    return state
+
+
+def _check_expressible(config: EncoderConfig, gated: bool) -> None:
     problem = None
-    if config.positional_depth or config.positional_affine:
+    if gated:
+        problem = "gates (prune it first)"
+    elif config.positional_depth or config.positional_affine:
         problem = "another positional convolution"
     elif not config.feature_norm:
         problem = "no norm before the feature projection"
