@@ -20,7 +20,16 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "hubert": ("hubert", {}),
     "wavlm": ("wavlm", {}),
     "normalized-and-length-aware": ("wavlm", {"input_normalization": True, "length_aware": True}),
-    "pre-norm": ("wavlm", {"pre_norm": True, "conv_norm": "layer", "conv_bias": True, "input_normalization": True}),
+    "pre-norm": (
+        "wavlm",
+        {
+            "pre_norm": True,
+            "conv_norm": "layer",
+            "conv_bias": True,
+            "input_normalization": True,
+            "input_norm_eps": 1e-5,
+        },
+    ),
     "data2vec": (
         "hubert",
         {
@@ -87,3 +96,6 @@ def batch(*lengths: int) -> tuple[Tensor, Tensor]:
 
 BATCHES = (batch(9_600, 7_777, 4_001), batch(12_345), batch(16_000, 720, 5_000, 5_001, 9_999))
 """Batch sizes and lengths that no export saw."""
+
+SHORTEST = batch(400)
+"""One frame."""

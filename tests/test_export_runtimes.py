@@ -11,11 +11,14 @@ import pytest
 import soundfile
 import torch
 from torch import Tensor
+from torch.export.passes import move_to_device_pass
 
+from skill_speech.checkpoints import load_encoder
 from skill_speech.encoder import Encoder
+from skill_speech.errors import InputError
 from skill_speech.exporting import export
 from tests.clean_environment import run_with
-from tests.exported_models import BATCHES, STUDENTS, student
+from tests.exported_models import BATCHES, SHORTEST, STUDENTS, batch, student
 
 ONNX_THERE = """
 import sys, numpy as np, onnxruntime
@@ -68,14 +71,20 @@ def wanted(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> dict[str, Te
     return states | {"last_hidden_state": made.last_hidden_state_BTD, "frames": made.lengths_B}
 
 
+# A traced program of torch needs two frames.
+TRIED = {"onnx": (*BATCHES, SHORTEST), "s3prl": (*BATCHES, SHORTEST), "torch-export": (*BATCHES, batch(720))}
+
+
 def write(names: list[str], folder: Path, format: str) -> dict[str, Encoder]:
     encoders = {name: student(name) for name in names}
     for name, encoder in encoders.items():
         encoder.save_pretrained(folder / "models" / name)
         export(str(folder / "models" / name), str(folder / "machine" / name), format=format)
-    torch.save(BATCHES, folder / "machine" / "batches.pt")
+        with pytest.raises(InputError):  # these formats are for running, not for coming back
+            load_encoder(folder / "machine" / name)
+    torch.save(TRIED[format], folder / "machine" / "batches.pt")
     arrays = {}
-    for number, (waveforms, lengths) in enumerate(BATCHES):
+    for number, (waveforms, lengths) in enumerate(TRIED[format]):
         arrays |= {f"waveforms{number}": waveforms.numpy(), f"lengths{number}": lengths.numpy()}
     np.savez(folder / "machine" / "batches.npz", **arrays)
     return encoders
@@ -92,7 +101,7 @@ def test_onnx_equals_the_encoder_where_torch_is_not_installed(slow, tmp_path):
     run_with(["onnxruntime"], ONNX_THERE, tmp_path / "machine", *encoders)
     for name, encoder in encoders.items():
         made = np.load(tmp_path / "machine" / f"{name}.npz")
-        for number, (waveforms, lengths) in enumerate(BATCHES):
+        for number, (waveforms, lengths) in enumerate(TRIED["onnx"]):
             outputs = wanted(encoder, waveforms, lengths)
             assert {key for key in made.files if key.endswith(f"/{number}")} == {f"{key}/{number}" for key in outputs}
             for key, other in outputs.items():
@@ -104,11 +113,18 @@ def test_torch_export_equals_the_encoder_where_only_torch_is_installed(slow, tmp
     encoders = write(students(slow), tmp_path, "torch-export")
     run_with(["torch"], TORCH_EXPORT_THERE, tmp_path / "machine", *encoders)
     for name, encoder in encoders.items():
-        for batch, outputs in zip(BATCHES, torch.load(tmp_path / "machine" / f"{name}.pt"), strict=True):
-            other = wanted(encoder, *batch)
+        for inputs, outputs in zip(TRIED["torch-export"], torch.load(tmp_path / "machine" / f"{name}.pt"), strict=True):
+            other = wanted(encoder, *inputs)
             assert outputs.keys() == other.keys()
             for key, mine in outputs.items():
                 assert_close(mine, other[key], 1e-5, f"{name}: {key}")
+        program = torch.export.load(tmp_path / "machine" / name / "model.pt2")
+        with pytest.raises(AssertionError, match="720"):
+            program.module()(*batch(719))
+        # Nothing stays behind when it goes to another device; one without memory is enough to see that.
+        moved = move_to_device_pass(program, "meta").module()
+        outputs = moved(torch.zeros(2, 9_600, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
+        assert {output.device.type for output in outputs.values()} == {"meta"}
 
 
 def s3prl_package(folder: Path, upstream: Path) -> None:
@@ -125,8 +141,8 @@ def test_s3prl_upstream_equals_the_encoder_where_only_torch_is_installed(tmp_pat
     code = f"import sys; sys.path.insert(0, {str(machine)!r}){S3PRL_THERE}"
     run_with(["torch"], code, machine, *encoders)
     for name, encoder in encoders.items():
-        for batch, outputs in zip(BATCHES, torch.load(machine / f"{name}.pt"), strict=True):
-            other = wanted(encoder, *batch)
+        for inputs, outputs in zip(TRIED["s3prl"], torch.load(machine / f"{name}.pt"), strict=True):
+            other = wanted(encoder, *inputs)
             assert len(outputs["hidden_states"]) == encoder.config.num_layers + 1
             for number, mine in enumerate(outputs["hidden_states"]):
                 assert_close(mine, other[f"hidden_state_{number}"], 1e-5, f"{name}: {number}")
@@ -189,7 +205,7 @@ def test_the_example_encodes_a_wav_file_where_torch_is_not_installed(int8, tmp_p
     made = np.load(tmp_path / "speech.npz")
     assert set(made.files) == {"last_hidden_state", "frames"}
     error = torch.from_numpy(made["last_hidden_state"]) - other["last_hidden_state"]
-    assert float(error.norm() / other["last_hidden_state"].norm()) < 0.02
+    assert float(error.norm() / other["last_hidden_state"].norm()) < 0.05
 
 
 def test_int8_has_8_bits_in_every_linear_map_and_float32_in_the_convolutions(int8):
@@ -203,6 +219,18 @@ def test_int8_has_8_bits_in_every_linear_map_and_float32_in_the_convolutions(int
     for node in products:
         assert bytes_of[node.input[1]].data_type == onnx.TensorProto.INT8
     assert sum(node.op_type == "Conv" for node in graph.node) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_weights_too_big_for_an_onnx_file_lie_beside_it(quantize, tmp_path, monkeypatch):
+    monkeypatch.setattr("skill_speech.exporting.onnx_model.LARGEST", 0)
+    encoder = student("hubert")
+    encoder.save_pretrained(tmp_path / "model")
+    result = export(str(tmp_path / "model"), str(tmp_path / "onnx"), format="onnx", quantize=quantize)
+    assert (tmp_path / "onnx" / "model.onnx.data").exists() == (quantize is None)
+    assert result.measurements[1].size > sum(weight.numel() for weight in encoder.parameters()) * 4
+    assert result.measurements[-1].difference < (1e-5 if quantize is None else 0.05)
 
 
 def test_onnx_files_say_nothing_of_the_machine_that_wrote_them(int8):

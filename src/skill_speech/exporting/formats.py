@@ -63,7 +63,7 @@ def export(
         InputError: a model that cannot be loaded, options that do not go together, a package that the format needs and
             that is not installed, an output folder in use, a hub that does not take it.
     """
-    _check(format, quantize, hidden_states)
+    _check(format, quantize, hidden_states, length_aware)
     refuse_existing(output)
     encoder = load_encoder(model, length_aware=length_aware)
     folder = Path(output)
@@ -81,7 +81,7 @@ def export(
     )
 
 
-def _check(format: str, quantize: str | None, hidden_states: str) -> None:
+def _check(format: str, quantize: str | None, hidden_states: str, length_aware: bool) -> None:
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}; it can be {', '.join(get_args(Format))}")
     if quantize not in (None, "int8"):
@@ -94,6 +94,8 @@ def _check(format: str, quantize: str | None, hidden_states: str) -> None:
         raise InputError(
             f"hidden_states goes with formats {' and '.join(TRACED)} only; {format} has them all on demand"
         )
+    if length_aware and format == "torchaudio":
+        raise InputError("length_aware does not go with format torchaudio: its layout has no place for it")
     if format == "onnx":
         from .onnx_model import need_onnx
 

@@ -49,6 +49,6 @@ def save_transformers(encoder: Encoder, folder: Path) -> None:
             logging.enable_progress_bar()
     Wav2Vec2FeatureExtractor(
         sampling_rate=encoder.config.sampling_rate,
-        do_normalize=encoder.config.input_normalization,
+        do_normalize=model.config.extractor_normalizes,
         return_attention_mask=True,
     ).save_pretrained(folder)

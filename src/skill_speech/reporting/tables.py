@@ -100,8 +100,8 @@ def measurement_table(measurements: Sequence[Measurement]) -> Table:
     """Forms of one model under each other, with their size and speed relative to the first."""
     first = measurements[0]
     table = Table(title="one utterance of 10 s of noise")
-    for name in ("", "size", "real-time factor", "speed", "largest difference"):
-        table.add_column(name, justify="right" if name else "left")
+    for name in ("", "size", "real-time factor", "speed", "difference"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for form in measurements:
         table.add_row(
             form.name,

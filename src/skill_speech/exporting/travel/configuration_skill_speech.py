@@ -74,6 +74,15 @@ class SkillSpeechConfig(PretrainedConfig):
         return EncoderConfig.from_dict({field.name: getattr(self, field.name) for field in fields(EncoderConfig)})
 
     @property
+    def extractor_normalizes(self) -> bool:
+        """Whether the feature extractor normalises the input, as is the rule in Transformers.
+
+        It adds 1e-7 to the variance. For an encoder that learned with another number the model does it, and the
+        extractor does not.
+        """
+        return self.input_normalization and self.input_norm_eps == 1e-7
+
+    @property
     def num_hidden_layers(self) -> int:
         """Depth of the transformer."""
         return self.encoder_config.num_layers

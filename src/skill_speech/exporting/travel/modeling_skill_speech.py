@@ -62,8 +62,9 @@ class SkillSpeechModel(SkillSpeechPreTrainedModel):
 
     def __init__(self, config: SkillSpeechConfig) -> None:
         super().__init__(config)
-        # In Transformers the feature extractor normalises the input: preprocessor_config.json says so.
-        self.encoder = Encoder(config.encoder_config.replace(input_normalization=False))
+        # Once is enough: preprocessor_config.json says whether the feature extractor did it.
+        itself = config.input_normalization and not config.extractor_normalizes
+        self.encoder = Encoder(config.encoder_config.replace(input_normalization=itself))
         self.post_init()
 
     def forward(
