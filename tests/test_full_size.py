@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_large_teachers_become_a_quarter(tmp_path: Path, shape: str) -> None:
     share = result.student.total_parameters / result.teacher.total_parameters
     assert 0.2475 <= share <= 0.25
     assert (result.folder / "analysis" / "scales.npy").exists()
+    shutil.rmtree(tmp_path)  # 15 GB of checkpoints
 
 
 def test_the_demo_runs_its_commands_and_shows_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
