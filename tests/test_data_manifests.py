@@ -158,6 +158,7 @@ def test_conversions_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert messages == [
         "2 of 5 files are not 16 kHz: resampled on the fly",
         "1 of 5 files are not mono: mixed down on the fly",
+        f"{tmp_path}: 5 cuts, 0.00 h",
     ]
 
 

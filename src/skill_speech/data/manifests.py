@@ -68,6 +68,7 @@ def prepare(source: str | Path, output: str | Path | None = None, *, jobs: int =
     if output is None:
         kept = list(cuts)
         tally.report(max_bad)
+        logger.info("%s: %d cuts, %.2f h", path, tally.usable, tally.seconds / 3600)
         return CutSet(kept)
     output = Path(output).expanduser()
     _write_whole(cuts, output, tally, max_bad)
