@@ -76,6 +76,21 @@ def refused(*arguments: Any, **settings: Any) -> str:
     return str(caught.value)
 
 
+def kill_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, *arguments: Any, **settings: Any) -> None:
+    """Compress, and die behind an update of a stage."""
+    original = training._Watch.on_train_batch_end
+
+    def stop(self: Any, trainer: Any, *more: Any) -> None:
+        original(self, trainer, *more)
+        if self.name == stage and trainer.global_step == step:
+            raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Watch, "on_train_batch_end", stop)
+        with pytest.raises(SystemExit):
+            compress(*arguments, **settings)
+
+
 def test_a_run_folder_has_what_the_design_promises(finished: Path) -> None:
     for name in (
         "config.yaml",
@@ -156,18 +171,8 @@ def test_how_a_run_is_carried_out_may_change(finished: Path, teacher: str, speec
 def test_an_interrupted_run_goes_on_to_the_same_student(
     finished: Path, teacher: str, speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, step: int
 ) -> None:
-    original = training._Watch.on_train_batch_end
-
-    def stop(self: Any, trainer: Any, *arguments: Any) -> None:
-        original(self, trainer, *arguments)
-        if self.name == stage and trainer.global_step == step:
-            raise SystemExit("killed")
-
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Watch, "on_train_batch_end", stop)
-        with pytest.raises(SystemExit):
-            compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    kill_at(monkeypatch, stage, step, teacher, speech, str(folder), sparsity=0.6, **QUICK)
     status = json.loads((folder / "status.json").read_text())
     assert (status["stage"], status["finished"]) == (stage, False)
     assert not (folder / "model").exists()
@@ -177,6 +182,23 @@ def test_an_interrupted_run_goes_on_to_the_same_student(
     with (folder / stage / "metrics.csv").open() as one, (finished / stage / "metrics.csv").open() as other:
         logged = [[row["step"], row["train/l1"]] for row in csv.DictReader(one)]
         assert logged == [[row["step"], row["train/l1"]] for row in csv.DictReader(other)]
+
+
+def test_updates_of_several_batches_go_on_to_the_same_student(
+    teacher: str, speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = {
+        "stage1": StageConfig(steps=6, warmup_steps=2, sparsity_steps=3, batch_seconds=5, accumulate=2),
+        "stage2": StageConfig(steps=2, warmup_steps=1, batch_seconds=5, accumulate=3),
+    }
+    compress(teacher, speech, str(tmp_path / "whole"), **QUICK | stages)
+    kill_at(monkeypatch, "stage1", 3, teacher, speech, str(tmp_path / "run"), **QUICK | stages)
+    compress(teacher, speech, str(tmp_path / "run"), **QUICK | stages)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    for name, batches in (("stage1", 2), ("stage2", 3)):
+        result = json.loads((tmp_path / "whole" / name / "result.json").read_text())
+        # Batches hold up to 5 s, cropped to their shortest of at least 2 s.
+        assert 2 * result["steps"] * batches < result["audio_seconds"] <= 5 * result["steps"] * batches
 
 
 @pytest.mark.parametrize("stage", ["analysis", "stage1", "surgery"])
@@ -276,18 +298,8 @@ def test_a_truncated_checkpoint_is_named_and_an_older_one_taken(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "skill_speech")
-    original = training._Watch.on_train_batch_end
-
-    def stop(self: Any, trainer: Any, *arguments: Any) -> None:
-        original(self, trainer, *arguments)
-        if trainer.global_step == 5:
-            raise SystemExit("killed")
-
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Watch, "on_train_batch_end", stop)
-        with pytest.raises(SystemExit):
-            compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    kill_at(monkeypatch, "stage1", 5, teacher, speech, str(folder), sparsity=0.6, **QUICK)
     checkpoints = sorted((folder / "stage1/checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     assert len(checkpoints) == 3
     for path in checkpoints[1:]:

@@ -121,16 +121,9 @@ def analyze(
         InputError: bad teacher, data or number of clusters.
     """
     settings = _analysis_settings(teacher, revision, clusters, analysis, seed)
-    folder = Path(output) / "analysis"
-    if (folder / "clusters.json").exists():
-        refuse_changes(folder / "config.yaml", settings)
-        logger.info("%s is finished: nothing to do", folder)
-        return load_analysis(folder)[1]
     encoder = load_encoder(teacher, revision=revision)
     _check_clusters(clusters, encoder.config, analysis)
-    cuts = open_cuts(data)
-    write_settings(folder / "config.yaml", settings)
-    return _analyze(encoder, cuts, folder, clusters, analysis, seed, workers)
+    return _analyze(encoder, open_cuts(data), Path(output) / "analysis", settings, clusters, analysis, seed, workers)
 
 
 def _analysis_settings(
@@ -151,11 +144,18 @@ def _analyze(
     encoder: Encoder,
     cuts: CutSet,
     folder: Path,
+    settings: dict[str, Any],
     clusters: int | Literal["auto"],
     config: AnalysisConfig,
     seed: int,
     workers: int,
 ) -> LayerClusters:
+    """The analysis in a folder: taken from there if it was made with these settings, made otherwise."""
+    if (folder / "clusters.json").exists():
+        refuse_changes(folder / "config.yaml", settings)
+        logger.info("%s is finished: taken as it is", folder)
+        return load_analysis(folder)[1]
+    write_settings(folder / "config.yaml", settings)
     batches = evaluation_batches(
         cuts, batch_seconds=config.batch_seconds, limit_seconds=config.calibration_seconds, seed=seed
     )
@@ -262,13 +262,7 @@ def compress(
     scaled = needs_clusters(method) and model.config.pre_norm if scale_layers is None else scale_layers
     if needs_clusters(method) or scaled:
         _check_clusters(clusters, model.config, analysis)
-    cuts, validation = open_cuts(data), None
-    if validation_data is not None:
-        validation = open_cuts(validation_data)
-    elif validation_seconds > 0:
-        cuts, validation = split_cuts(cuts, validation_seconds=validation_seconds, seed=seed)
-        validation = validation if any(True for _ in validation) else None
-
+    cuts, validation = _open_data(data, validation_data, validation_seconds, seed)
     if start_from is not None:
         _check_source(Path(start_from))
     # Everything that can be wrong with the settings has been looked at: from here on the folder is this run's.
@@ -277,14 +271,10 @@ def compress(
         _take_over(Path(start_from), run.path)
     groups = None
     if needs_clusters(method) or scaled:
-        analysis_settings = _analysis_settings(teacher, revision, clusters, analysis, seed)
-        if (run / "analysis/clusters.json").exists():
-            refuse_changes(run / "analysis/config.yaml", analysis_settings)
-        else:
+        if not (run / "analysis/clusters.json").exists():
             run.report("analysis")
-            write_settings(run / "analysis/config.yaml", analysis_settings)
-            _analyze(model, cuts, run / "analysis", clusters, analysis, seed, workers)
-        _, groups = load_analysis(run / "analysis")
+        wanted = _analysis_settings(teacher, revision, clusters, analysis, seed)
+        groups = _analyze(model, cuts, run / "analysis", wanted, clusters, analysis, seed, workers)
     targets = make_targets(method, model.config.num_layers, groups, share_projections=share_projections)
     scales = load_scales(run / "analysis").tolist() if scaled else None
     distance = DistillationLoss(targets, model.config.hidden_size, loss, scales)
@@ -341,6 +331,19 @@ def compress(
         _load(pruned, distance, run / "surgery")
         train("stage2", pruned, stage2, None)
     return _finish(run, settings, model)
+
+
+def _open_data(
+    data: str, validation_data: str | None, validation_seconds: float, seed: int
+) -> tuple[CutSet, CutSet | None]:
+    """Training cuts, and validation cuts if there are any."""
+    cuts = open_cuts(data)
+    if validation_data is not None:
+        return cuts, open_cuts(validation_data)
+    if validation_seconds <= 0:
+        return cuts, None
+    cuts, held_out = split_cuts(cuts, validation_seconds=validation_seconds, seed=seed)
+    return cuts, held_out if any(True for _ in held_out) else None
 
 
 def _operate(run: RunFolder, gated: Encoder, distance: DistillationLoss, budget: Budget) -> None:

@@ -125,7 +125,8 @@ class Distillation(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: AudioBatch, batch_idx: int) -> None:
         """Log the speed since the last time."""
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        whole = (batch_idx + 1) % self.stage.accumulate == 0  # the last batch of an update
+        if whole and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.perf_counter()
             self.log("train/audio_seconds_per_second", self._audio / (now - self._clock))
             self._clock, self._audio = now, 0.0
