@@ -27,8 +27,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from skill_speech import __version__
 from skill_speech.encoder import Encoder, hubert_config
+from skill_speech.environment import environment
 from skill_speech.evaluation.cache import StateCache
 from skill_speech.evaluation.corpora import TaskData
 from skill_speech.evaluation.corpora.utterances import Utterance, make_cuts
@@ -66,17 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             compare("pr", "phonemes by CTC", teacher, folder, seconds, batches),
             compare("ks", "keywords", teacher, folder, 1.0, batches),
         ]
-    machine = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_before": before,
-        "load_after": os.getloadavg(),
-        "platform": platform.platform(),
-    }
-    versions = {"skill-speech": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    machine = environment() | {"processor": _processor(), "load_before": before, "load_after": os.getloadavg()}
     command = shlex.join(["python", "-m", "benchmarks.evaluation", *(arguments or sys.argv[1:])])
-    write_json(options.json, {"machine": machine, "versions": versions, "command": command, "comparisons": comparisons})
+    write_json(options.json, {"machine": machine, "command": command, "comparisons": comparisons})
     Console().print(_table(comparisons))
     return 0
 

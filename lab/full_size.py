@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def run(shape: str, output: Path, *, steps: int = 4, batch_seconds: float = 20.0
     record = {
         "shape": shape,
         "command": f"python -m lab.full_size --shape {shape} --output OUTPUT",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": outcome["environment"],
         "steps": steps,
         "batch_seconds": batch_seconds,
         "teacher_parameters": result.teacher.total_parameters,

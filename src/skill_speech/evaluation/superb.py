@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from typing import Any, Literal
 
 import torch
 
-from .. import __version__
 from ..checkpoints.native import read_json
+from ..environment import environment
 from ..errors import InputError
 from ..files import write_json
 from ..reporting.figures import layer_weight_map, save_figure
@@ -228,9 +227,8 @@ def _header(
         "not_the_protocol": {key: _listed(value) for key, value in changes_of(task, config).items()},
         "utterances": {split: len(cuts) for split, cuts in folds[0].splits.items()},
         "hours": {split: round(sum(cut.duration for cut in cuts) / 3600, 4) for split, cuts in folds[0].splits.items()},
-        "versions": {"skill-speech": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": str(upstream.device),
-        "threads": torch.get_num_threads(),
+        "environment": environment(),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,13 +32,13 @@ class Recognition(Task):
         self.transcripts = {split: [self.transcript(cut) for cut in cuts] for split, cuts in self.cuts.items()}
         self.targets = [self.vocabulary.encode(symbols) for symbols in self.transcripts["train"]]
 
+    @abstractmethod
     def symbols(self) -> Sequence[str]:
         """What transcripts are made of."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transcript(self, cut: Cut) -> Sequence[str]:
         """The symbols of an utterance."""
-        raise NotImplementedError
 
     def head(self, width: int) -> nn.Module:
         """Linear layers, with LSTM layers between them where the task has them."""
