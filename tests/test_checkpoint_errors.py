@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from skill_speech import load_encoder
-from skill_speech.errors import InputError
+from tests.refusals import refused
 from tests.transformers_models import TINY, build, save
 
 
@@ -19,14 +19,6 @@ from tests.transformers_models import TINY, build, save
 def folder(tmp_path):
     save(build("Hubert", TINY), tmp_path / "model")
     return tmp_path / "model"
-
-
-def refused(source) -> str:
-    with pytest.raises(InputError) as caught:
-        load_encoder(source)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def edit(path, **changes) -> None:

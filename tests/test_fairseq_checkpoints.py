@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from skill_speech import InputError, load_encoder
+from skill_speech import load_encoder
 from skill_speech.checkpoints import read_checkpoint
 from skill_speech.encoder.config import BASE_CONVS
 from tests.fairseq_files import LAYOUTS, fairseq_settings, fairseq_weights, wavlm_settings, write_fairseq
+from tests.refusals import refused
 from tests.transformers_models import FULL, LARGE_STYLE, TINY, build
 
 TOLERANCE = 1e-5
@@ -164,13 +164,6 @@ def test_convolutions_that_are_no_list_are_refused_and_not_run(text, tmp_path):
     # Without the setting they are the usual ones, which these weights are not.
     assert ("conv_feature_layers in its configuration is no list" if text else "has the shape") in message
     assert not (tmp_path / "executed").exists()
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        load_encoder(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(

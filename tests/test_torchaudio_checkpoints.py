@@ -15,6 +15,7 @@ from skill_speech.checkpoints import read_checkpoint, save_torchaudio
 from skill_speech.checkpoints.diarizen import PUBLISHED
 from skill_speech.encoder import LayerConfig, hubert_config, wavlm_config
 from skill_speech.pruning import attach_gates, find_gates, prune
+from tests.refusals import refused
 from tests.torchaudio_reference import KERNELS, hidden_states, random_state, student_config
 from tests.transformers_models import LARGE_STYLE, TINY, build
 
@@ -401,13 +402,6 @@ def test_an_unknown_number_of_heads_is_refused(tmp_path):
 
 
 # Files that do not fit.
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        load_encoder(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
