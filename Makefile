@@ -22,14 +22,14 @@ setup: $(READY)
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("skill-speech needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	@echo "setting up $(VENV) (a few minutes the first time)"
-	$(PYTHON) -m venv $(VENV)
-	sed -n '/^torch==/,/[^\\]$$/p' constraints.txt > $(VENV)/torch.txt
-	$(PIP) download --no-deps --dest $(VENV)/wheels "$$(grep -o '^torch==[0-9.]*' $(VENV)/torch.txt)"
-	$(PIP) install --no-index --find-links $(VENV)/wheels --require-hashes --no-deps -r $(VENV)/torch.txt
-	rm -r $(VENV)/wheels
-	$(PIP) install --require-hashes --no-deps -r constraints.txt
-	$(PIP) install "$$(grep -o '^torch==[0-9.]*' $(VENV)/torch.txt)"
-	$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PYTHON) -m venv $(VENV)
+	@sed -n '/^torch==/,/[^\\]$$/p' constraints.txt > $(VENV)/torch.txt
+	@$(PIP) download --no-deps --dest $(VENV)/wheels "$$(grep -o '^torch==[0-9.]*' $(VENV)/torch.txt)"
+	@$(PIP) install --no-index --find-links $(VENV)/wheels --require-hashes --no-deps -r $(VENV)/torch.txt
+	@rm -r $(VENV)/wheels
+	@$(PIP) install --require-hashes --no-deps -r constraints.txt
+	@$(PIP) install "$$(grep -o '^torch==[0-9.]*' $(VENV)/torch.txt)"
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
 demo: $(READY)
