@@ -13,13 +13,17 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lab.corpora import make_corpora
 from lab.speech import make_speech
 from skill_speech.cli import main as skill_speech
 
 HERE = Path(__file__).parents[1]
 TEACHER = HERE / "lab" / "teachers" / "hubert-mini"
 RECIPE = HERE / "recipes" / "hubert-mini.yaml"
+HEADS = HERE / "lab" / "evaluation.yaml"
+TASKS = ("pr", "ks", "sid")  # what is said, sound by sound and as a whole, and who says it
 NEXT = """
+Everything in one page: {run}/report.html
 Which layers are alike, and how they were grouped: {run}/analysis/similarity.png and dendrogram.png
 
   from skill_speech import load_encoder
@@ -44,7 +48,7 @@ def run(console: Console, title: str, *command: str | Path) -> None:
 
 
 def demo(output: Path, *, hours: float = 0.5, seed: int = 0, options: list[str] | None = None) -> None:
-    """Make speech, compress the bundled teacher, show the result; what is there already is not made again.
+    """Make speech, compress the bundled teacher, evaluate both, show the result; what is there is not made again.
 
     Args:
         output: a folder.
@@ -54,7 +58,7 @@ def demo(output: Path, *, hours: float = 0.5, seed: int = 0, options: list[str] 
     """
     console = Console()
     started = time.monotonic()
-    speech, cuts, finished = output / "speech", output / "cuts.jsonl.gz", output / "run"
+    speech, cuts, finished, corpora = output / "speech", output / "cuts.jsonl.gz", output / "run", output / "corpora"
     if not cuts.exists():
         console.print(f"[bold]1. Speech[/bold]: {hours * 60:.0f} minutes of random sentences, spoken by espeak-ng")
         make_speech(speech, hours=hours, seed=seed, subsets=("train-clean-100",))
@@ -66,6 +70,15 @@ def demo(output: Path, *, hours: float = 0.5, seed: int = 0, options: list[str] 
         *(options or []),
     )
     run(console, "4. What it costs", "profile", finished / "model", "--compare", TEACHER)
+    console.print("\n[bold]5. Synthetic corpora of three tasks[/bold]")
+    make_corpora(corpora, seed=seed, tasks=TASKS, jobs=2)
+    run(
+        console,
+        "6. What it is good for: heads on frozen features, beside the teacher's and log-mel filterbanks'",
+        *("evaluate", f"teacher={TEACHER}", f"student={finished / 'model'}", "fbank", "--tasks", ",".join(TASKS)),
+        *("--data", corpora, "--config", HEADS, "--output", finished / "evaluation"),
+    )
+    run(console, "7. The report, now with scores", "report", finished)
     console.print(NEXT.format(run=finished), markup=False, highlight=False, soft_wrap=True)
     console.print(f"{(time.monotonic() - started) / 60:.1f} minutes in all")
 

@@ -48,6 +48,10 @@ def test_other_methods():
     assert [target.teacher for target in mean] == list(CLUSTERS.groups)
     assert [target.teacher for target in make_targets("medoid", 12, CLUSTERS)] == [(0,), (2,), (4,), (9,)]
     assert [target.student for target in make_targets("all-layers", 3)] == [(0,), (1,), (2,), (3,)]
+    equal = make_targets("equal-groups", 12, count=4)
+    assert [target.teacher for target in equal] == [(0, 1, 2), (3, 4, 5), (6, 7, 8, 9), (10, 11, 12)]
+    assert [target.student for target in equal] == [target.teacher for target in equal]
+    assert [target.teacher for target in make_targets("equal-groups", 3, count=4)] == [(0,), (1,), (2,), (3,)]
     shared = make_targets("skill", 12, CLUSTERS, share_projections=True)
     assert [target.projection for target in shared] == [0, 1, 1, 1]
 
@@ -55,6 +59,12 @@ def test_other_methods():
 def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match="unknown method 'magic'; known: skill, "):
         make_targets("magic", 12)
+
+
+@pytest.mark.parametrize("count", [None, 0, 14])
+def test_equal_groups_need_a_number_of_them(count):
+    with pytest.raises(InputError, match="from 1 to 13"):
+        make_targets("equal-groups", 12, count=count)
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_without_the_cache_the_result_is_the_same(corpora, models, tmp_path):
         (["fbank", "--tasks", "ks", "--learning-rates", "[0]"], "learning_rates"),
         (["fbank", "--tasks", "ks", "--settings", '{"ks": {"stps": 3}}'], "unknown setting 'stps'"),
         (["fbank", "--tasks", "ks", "--settings", '{"ks": {"steps": "many"}}'], "steps is 'many'"),
-        (["fbank", "--tasks", "ks", "--settings", '{"pr": {"steps": 3}}'], "settings for pr"),
+        (["fbank", "--tasks", "ks", "--settings", '{"spr": {"steps": 3}}'], "settings for spr"),
         (["no/such/model", "--tasks", "ks"], "no/such/model: no such file"),
         (["fbank", "x=fbank", "fbank", "--tasks", "ks"], "would both be called fbank"),
         (["hidden_states=fbank", "--tasks", "ks"], "give another name"),

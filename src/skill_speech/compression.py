@@ -21,7 +21,16 @@ from .checkpoints import load_encoder
 from .checkpoints.native import read_json
 from .checkpoints.weights import fill, read_weights
 from .data import TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts
-from .distillation import Distillation, DistillationLoss, LossConfig, Method, StageConfig, make_targets, needs_clusters
+from .distillation import (
+    Distillation,
+    DistillationLoss,
+    LossConfig,
+    Method,
+    StageConfig,
+    groups_layers,
+    make_targets,
+    needs_clusters,
+)
 from .distillation.training import Precision, run_stage
 from .encoder import Encoder, EncoderConfig
 from .environment import environment
@@ -229,7 +238,7 @@ def compress(
         loss: weights of the distance between student and teacher.
         share_projections: one projection for all targets without layer 0 instead of one per target.
         scale_layers: bring the layers to one scale before averaging them; by default for pre-norm teachers, whose
-            later layers would drown the others, and the methods that use the clusters.
+            later layers would drown the others, and the methods that group layers.
         pruned_units: what may be removed.
         validation_data: speech to log the loss on; by default a part of `data` is held out.
         validation_seconds: how much is held out.
@@ -259,9 +268,12 @@ def compress(
     gated = attach_gates(_copy(model, model.config, stage1.student_dropout), pruned_units)
     budget = Budget.of(model.config, sparsity=sparsity, parameters=params, macs=macs)
     budget.check(gated)
-    scaled = needs_clusters(method) and model.config.pre_norm if scale_layers is None else scale_layers
+    scaled = groups_layers(method) and model.config.pre_norm if scale_layers is None else scale_layers
     if needs_clusters(method) or scaled:
         _check_clusters(clusters, model.config, analysis)
+    count = clusters if isinstance(clusters, int) else None
+    if not needs_clusters(method):
+        make_targets(method, model.config.num_layers, count=count)  # refuses what cannot be
     cuts, validation = _open_data(data, validation_data, validation_seconds, seed)
     if start_from is not None:
         _check_source(Path(start_from))
@@ -275,7 +287,7 @@ def compress(
             run.report("analysis")
         wanted = _analysis_settings(teacher, revision, clusters, analysis, seed)
         groups = _analyze(model, cuts, run / "analysis", wanted, clusters, analysis, seed, workers)
-    targets = make_targets(method, model.config.num_layers, groups, share_projections=share_projections)
+    targets = make_targets(method, model.config.num_layers, groups, count=count, share_projections=share_projections)
     scales = load_scales(run / "analysis").tolist() if scaled else None
     distance = DistillationLoss(targets, model.config.hidden_size, loss, scales)
 

@@ -2,7 +2,7 @@
 
 from .loss import DistillationLoss, LossConfig
 from .module import Distillation, StageConfig
-from .targets import METHODS, Method, Target, make_targets, needs_clusters
+from .targets import METHODS, Method, Target, groups_layers, make_targets, needs_clusters
 
 __all__ = [
     "METHODS",
@@ -12,6 +12,7 @@ __all__ = [
     "Method",
     "StageConfig",
     "Target",
+    "groups_layers",
     "make_targets",
     "needs_clusters",
 ]

@@ -22,7 +22,7 @@ from ..files import write_json
 from ..reporting.figures import layer_weight_map, save_figure
 from ..run_folder import differences
 from .cache import StateCache
-from .corpora import TaskData, find_corpora, missing_reason, read_task, synthetic_mark
+from .corpora import TASKS, TaskData, find_corpora, missing_reason, read_task, synthetic_mark
 from .protocol import TaskConfig, changes_of, known_tasks, task_config
 from .results import RESULT, Table, make_table, read_results, write_table
 from .run import fingerprint_of, measures_of, run_task
@@ -88,7 +88,7 @@ def evaluate(
             asked for beside synthetic data.
     """
     asked, sources = known_tasks(tasks), _sources(models)
-    _refuse_unknown(settings or {}, asked)
+    _refuse_unknown(settings or {})
     folds = _read_tasks(Path(data), asked, strict=tasks.strip().lower() != "all")
     _require_packages(list(folds))
     synthetic = synthetic_mark(data) or next((part[0].synthetic for part in folds.values() if part[0].synthetic), "")
@@ -145,10 +145,11 @@ def _sources(models: Sequence[str]) -> dict[str, str]:
     return sources
 
 
-def _refuse_unknown(settings: Mapping[str, Any], asked: Sequence[str]) -> None:
-    unknown = sorted(set(settings) - set(asked))
+def _refuse_unknown(settings: Mapping[str, Any]) -> None:
+    # Settings of a task that is not asked for are no mistake: one file serves any choice of tasks.
+    unknown = sorted(set(settings) - set(TASKS))
     if unknown:
-        raise InputError(f"settings for {', '.join(unknown)}, which is not among the tasks: {', '.join(asked)}")
+        raise InputError(f"settings for {', '.join(unknown)}, which is not among the tasks: {', '.join(TASKS)}")
 
 
 def _read_tasks(data: Path, asked: Sequence[str], strict: bool) -> dict[str, list[TaskData]]:
