@@ -1,0 +1,127 @@
+"""One cell of the study: compress, evaluate, and write down what came of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from lab.corpora import make_corpora
+from lab.speech import make_speech
+from lab.study.grid import Cell, Study
+from skill_speech.cli import main as skill_speech
+from skill_speech.environment import environment
+from skill_speech.evaluation.published import COLUMNS
+from skill_speech.files import write_json
+
+CURVE_POINTS = 60
+"""Points of the losses that a record keeps."""
+
+CURVES = ("train/distillation", "train/sparsity_expected", "train/sparsity_target", "validation/distillation")
+
+
+def make_data(study: Study, output: Path, jobs: int) -> None:
+    """Speak what the students hear and the corpora that they are evaluated on; what is there is not made again."""
+    done = output / "data" / "done.yaml"
+    wanted = {"speech": study.speech, "corpora": study.corpora}
+    if done.exists():
+        if yaml.safe_load(done.read_text(encoding="utf-8")) != wanted:
+            raise SystemExit(f"{output}: holds the data of another study: give another --output")
+        return
+    make_speech(output / "data" / "speech", jobs=jobs, subsets=("train-clean-100",), **study.speech)
+    make_corpora(output / "data" / "corpora", jobs=jobs, tasks=study.tasks.split(","), **study.corpora)
+    done.write_text(yaml.safe_dump(wanted), encoding="utf-8")
+
+
+def record_path(output: Path, cell: Cell) -> Path:
+    """Where a cell's record lies."""
+    return output / "records" / f"{cell.id}.json"
+
+
+def run_cell(study: Study, cell: Cell, output: Path) -> dict[str, Any]:
+    """Run a cell, or go on with it, and write its record.
+
+    Raises:
+        SystemExit: a command failed; it has said why.
+    """
+    folder = output / "cells" / cell.id
+    source = {"fbank": "fbank", "teacher": study.teachers.get(cell.teacher, "")}.get(
+        cell.kind, str(folder / "run/model")
+    )
+    settings: dict[str, Any] = {}
+    if cell.kind == "student":
+        settings = study.settings(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "compress.yaml"
+        config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        _run("compress", "--config", config, "--data", output / "data/speech", "--output", folder / "run")
+    _run(
+        *("evaluate", f"model={source}", "--tasks", study.tasks, "--data", output / "data/corpora"),
+        *("--config", study.heads, "--output", folder / "evaluation", "--seed", cell.seed),
+    )
+    shutil.rmtree(folder / "evaluation" / "hidden_states", ignore_errors=True)
+    record = _record(study, cell, folder, settings)
+    write_json(record_path(output, cell), record)
+    for stage in ("stage1", "stage2"):  # what is kept for going on is not needed any more
+        shutil.rmtree(folder / "run" / stage / "checkpoints", ignore_errors=True)
+    return record
+
+
+def _run(*words: object) -> None:
+    if status := skill_speech([str(word) for word in words]):
+        raise SystemExit(status)
+
+
+def _record(study: Study, cell: Cell, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    tasks = {path.stem: _read(path) for path in sorted((folder / "evaluation" / "model").glob("*.json"))}
+    record: dict[str, Any] = {
+        "id": cell.id,
+        "kind": cell.kind,
+        "teacher": cell.teacher,
+        "method": cell.variant,
+        "sparsity": cell.sparsity,
+        "seed": cell.seed,
+        "params": next(iter(tasks.values()))["parameters"],
+        "metrics": {
+            column.name: tasks[column.task]["metrics"][column.measure] for column in COLUMNS if column.task in tasks
+        },
+        "layer_weights": {task: np.round(values["layer_weights"], 5).tolist() for task, values in tasks.items()},
+        "seconds_evaluation": sum(values["seconds"] for values in tasks.values()),
+        "study": {"speech": study.speech, "corpora": study.corpora, "heads": study.heads, "tasks": study.tasks},
+        "environment": environment(),
+    }
+    if cell.kind != "student":
+        return record
+    result = _read(folder / "run" / "result.json")
+    return record | {
+        "compress": settings,
+        "macs": sum(result["student"]["macs"].values()),
+        "loss_after_surgery": result["loss_after_surgery"],
+        "loss": result["loss"],
+        "clusters": result["clusters"],
+        "widths": result["widths"]["student"],
+        "seconds_compress": sum(stage["seconds"] for stage in result["stages"].values()),
+        "curves": {stage: _curves(folder / "run" / stage / "metrics.csv") for stage in ("stage1", "stage2")},
+    }
+
+
+def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Step and value of what a stage logged, thinned to `CURVE_POINTS`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    curves = {}
+    for name in CURVES:
+        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        if points:
+            chosen = np.unique(np.linspace(0, len(points) - 1, CURVE_POINTS).round().astype(int))
+            curves[name] = [points[index] for index in chosen]
+    return curves
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,120 @@
+"""From the study's YAML to its cells: which teacher is compressed how, with which seed, in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Kind = Literal["student", "teacher", "fbank"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a student that is made and evaluated, or a baseline that is evaluated.
+
+    Attributes:
+        kind: what is evaluated.
+        teacher: name of the teacher, "" for filterbanks.
+        variant: name of the method or ablation, "" for a baseline.
+        sparsity: share of parameters removed; None for a baseline and where the variant states its own budget.
+        seed: of the compression and of the heads.
+        groups: the tables that it belongs to.
+    """
+
+    kind: Kind
+    teacher: str
+    variant: str
+    sparsity: float | None
+    seed: int
+    groups: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Its folder's name."""
+        if self.kind == "fbank":
+            return f"fbank-seed{self.seed}"
+        if self.kind == "teacher":
+            return f"{self.teacher}-seed{self.seed}"
+        budget = "" if self.sparsity is None else f"-sp{round(100 * self.sparsity)}"
+        return f"{self.teacher}-{self.variant}{budget}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the YAML says.
+
+    Attributes:
+        path: where it says so.
+        speech: what the students are distilled on: arguments of `lab.speech.make_speech`.
+        corpora: size and seed of the synthetic corpora that they are evaluated on.
+        teachers: name → folder, from the working directory.
+        compress: settings of every compression.
+        heads: the settings of `skill-speech evaluate`, in a file from the working directory.
+        tasks: SUPERB's names, comma-separated.
+        variants: name → changes of `compress`.
+        groups: tables in the order of their worth: each a product of teachers, variants, sparsities and seeds.
+        calibration: how the question of how much audio the clusters need is asked.
+    """
+
+    path: Path
+    speech: dict[str, Any]
+    corpora: dict[str, Any]
+    teachers: dict[str, str]
+    compress: dict[str, Any]
+    heads: str
+    tasks: str
+    variants: dict[str, dict[str, Any]]
+    groups: list[dict[str, Any]]
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Study:
+        """From a YAML file."""
+        return cls(Path(path), **yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+
+    def cells(self) -> list[Cell]:
+        """All cells, each once, in the order in which they are worth running.
+
+        The first seed of every cell of a group comes before the second of any, so that a study that is cut short has a
+        value for each cell first. Baselines come before the students that are measured against them.
+        """
+        cells: dict[str, Cell] = {}
+
+        def add(cell: Cell, group: str) -> None:
+            before = cells.get(cell.id)
+            groups = (*before.groups, group) if before is not None else (group,)
+            values = {**vars(cell), "groups": tuple(dict.fromkeys(groups))}
+            cells[cell.id] = Cell(**values)
+
+        for group in self.groups:
+            for seed in group["seeds"]:
+                add(Cell("fbank", "", "", None, seed), group["name"])
+                for teacher in group["teachers"]:
+                    add(Cell("teacher", teacher, "", None, seed), group["name"])
+                for sparsity in group["sparsities"]:
+                    for teacher in group["teachers"]:
+                        for variant in group["variants"]:
+                            own_budget = {"params", "macs"} & set(self.variants[variant])
+                            share = None if own_budget else sparsity
+                            add(Cell("student", teacher, variant, share, seed), group["name"])
+        return list(cells.values())
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """The settings of `compress` of a student's cell, but for the folders of data and output."""
+        settings = merged(self.compress, self.variants[cell.variant])
+        settings |= {"teacher": self.teachers[cell.teacher], "seed": cell.seed}
+        if cell.sparsity is not None:
+            settings["sparsity"] = cell.sparsity
+        return settings
+
+
+def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings with changes, key by key in nested dictionaries."""
+    result = dict(settings)
+    for name, value in changes.items():
+        both = isinstance(value, dict) and isinstance(result.get(name), dict)
+        result[name] = merged(result[name], value) if both else value
+    return result

@@ -1,0 +1,294 @@
+"""Every table of the study from its records: Markdown and JSON in the results' folder, and the marked places in docs/.
+
+A place is a pair of comments, `<!-- study: NAME -->` and `<!-- end -->`; what lies between them is written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from lab.study.figures import draw_figures
+from lab.study.grid import Study
+from skill_speech.evaluation.published import COLUMNS, Column
+from skill_speech.files import atomic_write, write_json
+from skill_speech.pruning import human
+
+Record = dict[str, Any]
+
+NAMES = {"skill": "SKILL", "dphubert": "DPHuBERT"}
+PAGES = ("docs/results.md", "README.md")
+MARGIN = 0.1
+"""A task counts in the score where the teacher is better than filterbanks by this share of their measure."""
+
+TITLE = "Synthetic speech, small teachers: nothing here can be compared with a published number."
+
+
+class Scores:
+    """SUPERB's kind of score with the lab's own ends: 0 for filterbanks, 1000 for the teacher, in every task.
+
+    Both ends are means over the seeds there are. A task in which the teacher is not clearly better than filterbanks
+    says nothing about a student and is left out, and named.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.floor = _means([record for record in records if record["kind"] == "fbank"])
+        self.teachers = {
+            name: _means([record for record in records if record["kind"] == "teacher" and record["teacher"] == name])
+            for name in sorted({record["teacher"] for record in records if record["kind"] == "teacher"})
+        }
+
+    def columns(self, teacher: str) -> list[Column]:
+        """The measures that count."""
+        top = self.teachers.get(teacher, {})
+        return [
+            column
+            for column in COLUMNS
+            if column.name in top and column.name in self.floor and _gain(column, self.floor, top) > MARGIN
+        ]
+
+    def of(self, record: Record) -> float | None:
+        """The score of a record; None without its baselines or one of its tasks."""
+        top, by_task = self.teachers.get(record["teacher"], {}), {}
+        for column in self.columns(record["teacher"]):
+            if column.name not in record["metrics"]:
+                return None
+            floor = self.floor[column.name]
+            share = (record["metrics"][column.name] - floor) / (top[column.name] - floor)
+            by_task.setdefault(column.task, []).append(share)
+        return 1000 * mean(mean(shares) for shares in by_task.values()) if by_task else None
+
+
+def write_tables(study: Study, results: Path) -> None:
+    """headline.json, the tables and the figures, from RESULTS/records/*.json; then the marked places."""
+    paths = sorted((results / "records").glob("*.json"))
+    everything = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    records = [record for record in everything if record["kind"] in ("student", "teacher", "fbank")]
+    calibration = next((record for record in everything if record["kind"] == "calibration"), None)
+    scores = Scores(records)
+    for record in records:
+        record["score"] = scores.of(record)
+    cells = {cell.id: cell for cell in study.cells()}
+    missing = [name for name in cells if name not in {record["id"] for record in records}]
+    of_group = {
+        group["name"]: [
+            record for record in records if record["id"] in cells and group["name"] in cells[record["id"]].groups
+        ]
+        for group in study.groups
+    }
+    write_json(
+        results / "headline.json",
+        [
+            {
+                name: record[name]
+                for name in ("id", "kind", "teacher", "method", "sparsity", "seed", "params", "score", "metrics")
+            }
+            for record in of_group.get("headline", [])
+        ],
+    )
+    tables = {
+        "headline": _headline(of_group.get("headline", []), scores),
+        "sparsity": _sparsity(study, of_group.get("sparsity", [])),
+        "ablations": _ablations(study, of_group.get("ablations", [])),
+        "calibration": _calibration(calibration),
+        "baselines": _baselines(records, scores),
+        "missing": _missing(missing, len(cells)),
+    }
+    for name, lines in tables.items():
+        with atomic_write(results / f"{name}.md") as temporary:
+            temporary.write_text("\n".join([TITLE, "", *lines]) + "\n", encoding="utf-8")
+    draw_figures(results, records, of_group, calibration)
+    for page in PAGES:
+        _fill(Path(page), tables)
+
+
+def _headline(records: Sequence[Record], scores: Scores) -> list[str]:
+    columns = _columns(records)
+    lines = [_row(["teacher", "", "params", "seeds", *(column.title for column in columns), "score ↑"])]
+    lines.append(_row(["---"] * 2 + ["---:"] * (len(columns) + 3)))
+    fbank = [record for record in records if record["kind"] == "fbank"]
+    if fbank:
+        lines.append(_line("", "filterbanks", fbank, columns))
+    for teacher in sorted({record["teacher"] for record in records} - {""}):
+        mine = [record for record in records if record["teacher"] == teacher]
+        lines.append(_line(teacher, "teacher", [one for one in mine if one["kind"] == "teacher"], columns))
+        methods = list(dict.fromkeys(record["method"] for record in mine if record["kind"] == "student"))
+        for method in sorted(methods, key=lambda name: name != "skill"):
+            lines.append(
+                _line(teacher, NAMES.get(method, method), [one for one in mine if one["method"] == method], columns)
+            )
+    lines.append("")
+    for teacher in sorted({record["teacher"] for record in records} - {""}):
+        lines.append(_verdict(teacher, records))
+        left_out = [column.title for column in columns if column not in scores.columns(teacher)]
+        if left_out:
+            lines.append(
+                f"Left out of the score of {teacher}, whose teacher is hardly better there: {', '.join(left_out)}.  "
+            )
+    return lines
+
+
+def _verdict(teacher: str, records: Sequence[Record]) -> str:
+    """Who is better, or that nobody is: a difference below the spread of the seeds is a tie."""
+    groups = {}
+    for method in ("skill", "dphubert"):
+        mine = [record for record in records if record["teacher"] == teacher and record["method"] == method]
+        groups[method] = {record["seed"]: record["score"] for record in mine if record["score"] is not None}
+    seeds = sorted(set(groups["skill"]) & set(groups["dphubert"]))
+    if len(seeds) < 2:
+        return f"{teacher}: fewer than two seeds of both methods: no verdict.  "
+    ours, theirs = ([groups[method][seed] for seed in seeds] for method in ("skill", "dphubert"))
+    difference, spread = mean(ours) - mean(theirs), (stdev(ours) ** 2 + stdev(theirs) ** 2) ** 0.5
+    said = "a tie" if abs(difference) <= spread else f"{'SKILL' if difference > 0 else 'DPHuBERT'} is better"
+    return f"{teacher}: {said} ({difference:+.0f}, spread {spread:.0f}, {len(seeds)} seeds).  "
+
+
+def _sparsity(study: Study, records: Sequence[Record]) -> list[str]:
+    students = [record for record in records if record["kind"] == "student"]
+    shares = sorted({share for group in study.groups if group["name"] == "sparsity" for share in group["sparsities"]})
+    lines = [_row(["teacher", "method", *(f"{share:.0%}" for share in shares)])]
+    lines.append(_row(["---", "---", *["---:"] * len(shares)]))
+    for teacher, method in sorted({(one["teacher"], one["method"]) for one in students}, key=_skill_first):
+        mine = {one["sparsity"]: one for one in students if (one["teacher"], one["method"]) == (teacher, method)}
+        cells = [_number(mine[share]["score"], 0) if share in mine else "not run" for share in shares]
+        lines.append(_row([teacher, NAMES.get(method, method), *cells]))
+    return lines
+
+
+def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
+    students = [record for record in records if record["kind"] == "student"]
+    columns = _columns(students)
+    lines = [_row(["variant", "params", "MACs/s", *(column.title for column in columns), "score ↑", "to SKILL"])]
+    lines.append(_row(["---"] + ["---:"] * (len(columns) + 4)))
+    base = {
+        (one["teacher"], one["seed"]): one["score"]
+        for one in students
+        if one["method"] == "skill" and one["score"] is not None
+    }
+    order = list(study.variants)
+    for record in sorted(students, key=lambda one: (one["teacher"], order.index(one["method"]), one["seed"])):
+        reference = base.get((record["teacher"], record["seed"]))
+        known = record["score"] is not None and reference is not None
+        lines.append(
+            _row(
+                [
+                    NAMES.get(record["method"], record["method"]),
+                    human(record["params"]),
+                    human(record["macs"]),
+                    *(_number(record["metrics"].get(column.name), 2) for column in columns),
+                    _number(record["score"], 0),
+                    f"{record['score'] - reference:+.0f}" if known and record["method"] != "skill" else "",
+                ]
+            )
+        )
+    return lines
+
+
+def _calibration(record: Record | None) -> list[str]:
+    if record is None:
+        return ["Not run."]
+    lines = [_row(["teacher", "audio", "largest difference of CKA", "mean difference", "agreement of clusters"])]
+    lines.append(_row(["---", "---:", "---:", "---:", "---:"]))
+    for name, teacher in record["teachers"].items():
+        for seconds in record["options"]["seconds"]:
+            rows = [row for row in teacher["samples"] if row["seconds"] == seconds]
+            lines.append(
+                _row(
+                    [
+                        name,
+                        f"{seconds:g} s",
+                        f"{max(row['largest_difference'] for row in rows):.4f}",
+                        f"{mean(row['mean_difference'] for row in rows):.4f}",
+                        f"{mean(row['agreement'] for row in rows):.2f}",
+                    ]
+                )
+            )
+    return lines
+
+
+def _baselines(records: Sequence[Record], scores: Scores) -> list[str]:
+    columns = _columns(records)
+    lines = [_row(["model", "seeds", *(column.title for column in columns)])]
+    lines.append(_row(["---", "---:", *["---:"] * len(columns)]))
+    for name in ("", *scores.teachers):
+        kind = "teacher" if name else "fbank"
+        mine = [one for one in records if one["kind"] == kind and one["teacher"] == name]
+        if mine:
+            lines.append(_row([name or "filterbanks", str(len(mine)), *_cells(mine, columns)]))
+    return lines
+
+
+def _missing(missing: Sequence[str], count: int) -> list[str]:
+    if not missing:
+        return [f"All {count} cells were run."]
+    return [f"Not run, {len(missing)} of {count} cells: {', '.join(missing)}."]
+
+
+def _line(teacher: str, name: str, records: Sequence[Record], columns: Sequence[Column]) -> str:
+    if not records:
+        return _row([teacher, name, "not run"])
+    size = human(mean(record["params"] for record in records)) if records[0]["params"] else "0"
+    scored = [record["score"] for record in records if record["score"] is not None]
+    score = (
+        _spread(scored, 0)
+        if scored and records[0]["kind"] == "student"
+        else {"fbank": "0", "teacher": "1000"}.get(records[0]["kind"], "")
+    )
+    return _row([teacher, name, size, str(len(records)), *_cells(records, columns), score])
+
+
+def _cells(records: Sequence[Record], columns: Sequence[Column]) -> list[str]:
+    values = [[one["metrics"][column.name] for one in records if column.name in one["metrics"]] for column in columns]
+    return [_spread(numbers, 1) for numbers in values]
+
+
+def _columns(records: Sequence[Record]) -> list[Column]:
+    return [column for column in COLUMNS if any(column.name in record["metrics"] for record in records)]
+
+
+def _gain(column: Column, floor: dict[str, float], top: dict[str, float]) -> float:
+    """By what share of the filterbanks' measure, of its error where it is one, the teacher is better."""
+    sign = 1 if column.higher_is_better else -1
+    return sign * (top[column.name] - floor[column.name]) / max(abs(floor[column.name]), 1e-9)
+
+
+def _means(records: Sequence[Record]) -> dict[str, float]:
+    names = {name for record in records for name in record["metrics"]}
+    return {name: mean(one["metrics"][name] for one in records if name in one["metrics"]) for name in names}
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return ""
+    text = f"{mean(values):.{digits}f}"
+    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def _skill_first(names: tuple[str, str]) -> tuple[str, bool, str]:
+    teacher, method = names
+    return teacher, method != "skill", method
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _fill(page: Path, tables: dict[str, list[str]]) -> None:
+    """Write the tables into the places that a page has for them."""
+    if not page.exists():
+        return
+    before = text = page.read_text(encoding="utf-8")
+    for name, lines in tables.items():
+        place = re.compile(rf"(<!-- study: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = place.sub(lambda found, lines=lines: found[1] + "\n".join(lines) + "\n" + found[2], text)
+    if text != before:
+        with atomic_write(page) as temporary:
+            temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,149 @@
+"""The study: its grid in the order of worth, and tables that follow from the records alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("espeakng_loader")
+
+from lab.study.grid import Study, merged
+from lab.study.tables import Scores, write_tables
+
+STUDY = Path(__file__).parents[1] / "lab" / "study" / "study.yaml"
+
+
+def record(name: str, kind: str, teacher: str, method: str, seed: int, **metrics: float) -> dict[str, Any]:
+    student = {"compress": {}, "macs": 1e8, "loss": -1.0, "clusters": None, "curves": {}}
+    widths = {"widths": {"channels": [4] * 7, "heads": [[0, 1], []], "units": [5, 0]}}
+    return {
+        "id": name,
+        "kind": kind,
+        "teacher": teacher,
+        "method": method,
+        "sparsity": 0.75 if kind == "student" else None,
+        "seed": seed,
+        "params": {"fbank": 0, "teacher": 4_000_000, "student": 1_000_000}[kind],
+        "metrics": metrics,
+        "layer_weights": {"pr": [0.5, 0.25, 0.25], "ks": [0.2, 0.3, 0.5]},
+    } | (student | widths if kind == "student" else {})
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "speech: {}\ncorpora: {}\nteachers: {t: somewhere}\nheads: heads.yaml\ntasks: pr,ks\n"
+        "compress: {clusters: 4, stage1: {steps: 5, warmup_steps: 1}}\n"
+        "variants: {skill: {}, dphubert: {method: dphubert}, short: {stage1: {steps: 2}}, macs: {macs: '0.5'}}\n"
+        "groups:\n"
+        "- {name: headline, teachers: [t], variants: [skill, dphubert], sparsities: [0.75], seeds: [0, 1]}\n"
+        "- {name: sparsity, teachers: [t], variants: [skill, dphubert], sparsities: [0.6, 0.75], seeds: [0]}\n"
+        "- {name: ablations, teachers: [t], variants: [skill, short, macs], sparsities: [0.75], seeds: [0]}\n"
+    )
+    return Study.read(path)
+
+
+def test_every_cell_comes_once_and_the_worthiest_first(study: Study) -> None:
+    cells = study.cells()
+    assert [cell.id for cell in cells] == [
+        "fbank-seed0",
+        "t-seed0",
+        "t-skill-sp75-seed0",
+        "t-dphubert-sp75-seed0",
+        "fbank-seed1",
+        "t-seed1",
+        "t-skill-sp75-seed1",
+        "t-dphubert-sp75-seed1",
+        "t-skill-sp60-seed0",
+        "t-dphubert-sp60-seed0",
+        "t-short-sp75-seed0",
+        "t-macs-seed0",
+    ]
+    assert cells[2].groups == ("headline", "sparsity", "ablations")
+    settings = {cell.id: study.settings(cell) for cell in cells if cell.kind == "student"}
+    assert settings["t-short-sp75-seed0"] == {
+        "clusters": 4,
+        "stage1": {"steps": 2, "warmup_steps": 1},
+        "teacher": "somewhere",
+        "seed": 0,
+        "sparsity": 0.75,
+    }
+    assert "sparsity" not in settings["t-macs-seed0"]
+    assert settings["t-macs-seed0"]["macs"] == "0.5"
+
+
+def test_changes_do_not_reach_the_settings_they_are_made_to() -> None:
+    settings = {"a": {"b": 1}, "c": 2}
+    assert merged(settings, {"a": {"d": 3}}) == {"a": {"b": 1, "d": 3}, "c": 2}
+    assert settings == {"a": {"b": 1}, "c": 2}
+
+
+def test_the_score_is_0_for_filterbanks_and_1000_for_the_teacher() -> None:
+    baselines = [
+        record("f", "fbank", "", "", 0, PER=60.0, PR=60.0, KS=40.0, QbE=50.0, SF_F1=0.0, SF_CER=100.0),
+        record("t", "teacher", "t", "", 0, PER=20.0, PR=20.0, KS=80.0, QbE=51.0, SF_F1=80.0, SF_CER=20.0),
+    ]
+    scores = Scores(baselines)
+    assert [column.name for column in scores.columns("t")] == ["PR", "KS", "SF_F1", "SF_CER"]
+    assert scores.of(record("f", "fbank", "t", "", 0, **baselines[0]["metrics"])) == pytest.approx(0)
+    assert scores.of(baselines[1]) == pytest.approx(1000)
+    # Half of the way in PR, all of it in KS, a quarter and three quarters in SF, which count as one task.
+    student = record("s", "student", "t", "skill", 0, PR=40.0, KS=80.0, QbE=0.0, SF_F1=20.0, SF_CER=40.0)
+    assert scores.of(student) == pytest.approx(1000 * (0.5 + 1 + 0.5) / 3)
+    del student["metrics"]["KS"]
+    assert scores.of(student) is None
+
+
+def test_tables_follow_from_the_records(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "results.md"
+    page.write_text("before\n<!-- study: headline -->\nold\n<!-- end -->\nafter\n")
+    records = [
+        record("fbank-seed0", "fbank", "", "", 0, PR=60.0, KS=40.0),
+        record("t-seed0", "teacher", "t", "", 0, PR=20.0, KS=80.0),
+        record("t-skill-sp75-seed0", "student", "t", "skill", 0, PR=30.0, KS=70.0),
+        record("t-skill-sp75-seed1", "student", "t", "skill", 1, PR=32.0, KS=70.0),
+        record("t-dphubert-sp75-seed0", "student", "t", "dphubert", 0, PR=40.0, KS=60.0),
+        record("t-dphubert-sp75-seed1", "student", "t", "dphubert", 1, PR=40.0, KS=58.0),
+    ]
+    results = tmp_path / "results"
+    (results / "records").mkdir(parents=True)
+    for one in records:
+        (results / "records" / f"{one['id']}.json").write_text(json.dumps(one))
+    write_tables(study, results)
+    headline = json.loads((results / "headline.json").read_text())
+    assert {one["id"]: round(one["score"]) for one in headline if one["kind"] == "student"} == {
+        "t-skill-sp75-seed0": 750,
+        "t-skill-sp75-seed1": 725,
+        "t-dphubert-sp75-seed0": 500,
+        "t-dphubert-sp75-seed1": 475,
+    }
+    text = page.read_text()
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| t | SKILL | 1M | 2 | 31.0 ± 1.4 | 70.0 ± 0.0 | 738 ± 18 |" in text
+    assert "t: SKILL is better (+250, spread 25, 2 seeds)." in text
+    assert "| t | DPHuBERT | not run | 500 |" in (results / "sparsity.md").read_text()
+    assert "Not run, 6 of 12 cells" in (results / "missing.md").read_text()
+    for name in ("headline", "sparsity", "survivors-t", "layers-t"):
+        assert (results / f"{name}.png").stat().st_size > 5_000
+    # A difference below the spread is a tie.
+    for one, value in zip(records[4:], (29.0, 45.0), strict=True):
+        one["metrics"] |= {"PR": value, "KS": 70.0}
+        (results / "records" / f"{one['id']}.json").write_text(json.dumps(one))
+    write_tables(study, results)
+    assert "t: a tie" in page.read_text()
+
+
+def test_the_study_of_the_documentation_can_be_read() -> None:
+    study = Study.read(STUDY)
+    ids = [cell.id for cell in study.cells()]
+    assert len(ids) == len(set(ids))
+    assert sum(cell.kind == "student" and "headline" in cell.groups for cell in study.cells()) == 12
+    assert {cell.teacher for cell in study.cells()} == {"", "hubert-mini", "wavlm-mini"}
