@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from skill_speech.reporting.figures import dendrogram, save_figure, similarity_map
+from skill_speech.reporting.shapes import CLUSTER_COLOURS
 from skill_speech.similarity import LayerClusters, cluster_layers
 
 
@@ -127,3 +128,12 @@ def test_files_are_the_same_every_time(tmp_path):
 def test_pyplot_is_not_touched():
     code = "import sys, skill_speech.reporting.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("colour", CLUSTER_COLOURS)
+def test_lines_of_a_cluster_can_be_seen_on_white(colour: str) -> None:
+    # WCAG 2.2, 1.4.11: three to one for what is not text.
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    assert 1.05 / (luminance + 0.05) >= 3

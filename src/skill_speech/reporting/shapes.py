@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 CLUSTER_COLOURS = (
     "#d1495b",
     "#00798c",
-    "#e08e1b",
+    "#c57a12",
     "#6a4c93",
     "#3a7d44",
     "#b5467f",
     "#3b6fb6",
     "#8c5a2b",
     "#5b6770",
-    "#7a9a01",
+    "#6b8801",
 )
 
 
