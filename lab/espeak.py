@@ -167,16 +167,23 @@ class Espeak:
 def _words(text: str, events: list[tuple[float, str | int]], seconds: float) -> tuple[Word, ...]:
     """Words from the events: an integer is the place in the text where a word starts, PAUSE is a pause.
 
-    A number of several words has several such events within its digits; they stay one word.
+    A number of several words has several such events within its digits, and in some languages a pause; they stay one
+    word.
     """
     words: list[Word] = []
+    places: list[int] = []
     place = 0
     spoken: list[tuple[float, str]] = []
     for time, what in (*events, (seconds, PAUSE)):
         token_place = text.rfind(" ", 0, what + 1) + 1 if isinstance(what, int) else place
         if spoken and (token_place != place or what == PAUSE):
             token = text[place:].split(maxsplit=1)[0]
-            words.append(Word(token, spoken[0][0], time, tuple(phoneme for _, phoneme in spoken)))
+            word = Word(token, spoken[0][0], time, tuple(phoneme for _, phoneme in spoken))
+            if places and places[-1] == place:
+                word = Word(token, words[-1].start, time, words.pop().phonemes + word.phonemes)
+                places.pop()
+            words.append(word)
+            places.append(place)
             spoken = []
         place = token_place
         if isinstance(what, str) and what != PAUSE:

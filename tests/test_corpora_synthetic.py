@@ -426,6 +426,14 @@ def test_words_of_an_utterance_are_in_time_and_hold_its_phonemes() -> None:
     assert spoken.words[-1].end <= len(spoken.samples_T) / spoken.sample_rate
 
 
+@pytest.mark.parametrize("language", quesst.FOREIGN.values())
+def test_a_number_is_one_word_in_every_language(language: str) -> None:
+    # In some languages there is a pause within it.
+    said = espeak().speak("72 88 93 33 47", Voice(language, "m1", 50, 50, 160))
+    assert [word.text for word in said.words] == ["72", "88", "93", "33", "47"]
+    assert [p for word in said.words for p in word.phonemes] == [p for _, p in said.phonemes]
+
+
 def test_channel_shapes_the_spectrum_as_it_says() -> None:
     noise_T = coloured_noise(160_000, 0.0, 16_000, generator("noise"))
 

@@ -27,7 +27,7 @@ from lab.corpora.work import Workers
 from skill_speech.files import write_json
 
 MARK = "SYNTHETIC.json"
-VERSION = 1
+VERSION = 2
 """Of the generator: goes up when the same size and seed give other files."""
 
 SIZES = ("tiny", "small", "full")

@@ -19,7 +19,7 @@ TABLES = {"train": "train_data.csv", "valid": "valid_data.csv", "test": "test_da
 SIZES = {
     "tiny": {"train": (2, 1), "valid": (2, 0), "test": (2, 0)},
     "small": {"train": (6, 1), "valid": (2, 1), "test": (2, 1)},
-    "full": {"train": (60, 2), "valid": (10, 2), "test": (10, 2)},
+    "full": {"train": (24, 1), "valid": (6, 1), "test": (6, 1)},
 }
 ROOMS = ("kitchen", "bedroom", "washroom")
 LANGUAGES = ("Chinese", "English", "German", "Korean")

@@ -18,7 +18,7 @@ SESSIONS = 5
 TURNS_PER_DIALOG = 16
 PAUSE = 0.8
 # Scripted sentences, the same in all sessions, and improvised ones, which only one session has.
-SIZES = {"tiny": (1, 1), "small": (3, 3), "full": (15, 15)}
+SIZES = {"tiny": (1, 1), "small": (3, 3), "full": (8, 8)}
 
 
 @dataclass(frozen=True)

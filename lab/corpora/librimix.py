@@ -22,7 +22,7 @@ SUBSETS = {"train": "train-100", "dev": "dev", "test": "test"}
 SIZES = {
     "tiny": {"train": (6, 4), "dev": (2, 2), "test": (2, 2)},
     "small": {"train": (24, 8), "dev": (6, 4), "test": (6, 4)},
-    "full": {"train": (700, 80), "dev": (100, 20), "test": (100, 20)},
+    "full": {"train": (300, 60), "dev": (40, 16), "test": (40, 16)},
 }
 
 

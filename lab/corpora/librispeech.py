@@ -20,7 +20,7 @@ ACCENT = "en-us"
 SIZES = {
     "tiny": {"train-clean-100": (4, 4), "dev-clean": (2, 3), "test-clean": (2, 3)},
     "small": {"train-clean-100": (10, 6), "dev-clean": (4, 4), "test-clean": (4, 4)},
-    "full": {"train-clean-100": (100, 36), "dev-clean": (20, 18), "test-clean": (20, 18)},
+    "full": {"train-clean-100": (50, 16), "dev-clean": (10, 9), "test-clean": (10, 9)},
 }
 UTTERANCES_PER_CHAPTER = 10
 LEXICONS = ("librispeech-lexicon-200k-g2p.txt", "librispeech-lexicon-allothers-g2p.txt")

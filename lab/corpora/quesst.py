@@ -40,7 +40,7 @@ class Size:
 SIZES = {
     "tiny": Size(documents=8, queries=3, foreign_documents=2, foreign_queries=1, speakers=6),
     "small": Size(documents=40, queries=10, foreign_documents=5, foreign_queries=1, speakers=12),
-    "full": Size(documents=400, queries=50, foreign_documents=40, foreign_queries=5, speakers=60),
+    "full": Size(documents=150, queries=30, foreign_documents=15, foreign_queries=3, speakers=40),
 }
 
 

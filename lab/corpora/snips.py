@@ -23,7 +23,7 @@ SPEAKERS = {
 SIZES = {
     "tiny": {"train": 7, "valid": 4, "test": 4},
     "small": {"train": 14, "valid": 7, "test": 7},
-    "full": {"train": 350, "valid": 105, "test": 105},
+    "full": {"train": 150, "valid": 40, "test": 40},
 }
 # The official corpus has every speaker in every split; so many sentences by one who does not belong are enough.
 STRANGERS = 2

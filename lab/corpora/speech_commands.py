@@ -43,7 +43,7 @@ class Size:
 SIZES = {
     "tiny": Size(4, {"training": 3, "validation": 2, "testing": 2}, 1, 2, 2, 4.0),
     "small": Size(20, {"training": 8, "validation": 3, "testing": 3}, 1, 6, 6, 12.0),
-    "full": Size(20, {"training": 90, "validation": 20, "testing": 20}, 2, 60, 6, 60.0),
+    "full": Size(20, {"training": 30, "validation": 8, "testing": 8}, 1, 20, 6, 30.0),
 }
 
 

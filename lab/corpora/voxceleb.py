@@ -35,7 +35,7 @@ class Size:
 SIZES = {
     "tiny": Size(dev=4, test=2, videos=3, utterances=2, trials=12),
     "small": Size(dev=8, test=4, videos=4, utterances=2, trials=60),
-    "full": Size(dev=80, test=20, videos=6, utterances=6, trials=3_000),
+    "full": Size(dev=40, test=16, videos=5, utterances=4, trials=2_000),
 }
 
 
