@@ -18,7 +18,7 @@ from skill_speech.encoder import Encoder
 from skill_speech.errors import InputError
 from skill_speech.exporting import export
 from tests.clean_environment import run_with
-from tests.exported_models import BATCHES, SHORTEST, STUDENTS, batch, student
+from tests.exported_models import BATCHES, SHORTEST, STUDENTS, batch, pruned_encoder, student
 
 ONNX_THERE = """
 import sys, numpy as np, onnxruntime
@@ -143,24 +143,27 @@ def test_s3prl_upstream_equals_the_encoder_where_only_torch_is_installed(tmp_pat
     for name, encoder in encoders.items():
         for inputs, outputs in zip(TRIED["s3prl"], torch.load(machine / f"{name}.pt"), strict=True):
             other = wanted(encoder, *inputs)
-            assert len(outputs["hidden_states"]) == encoder.config.num_layers + 1
-            for number, mine in enumerate(outputs["hidden_states"]):
-                assert_close(mine, other[f"hidden_state_{number}"], 1e-5, f"{name}: {number}")
+            # s3prl's own upstreams give the last one behind the final norm.
+            states = [*(other[f"hidden_state_{number}"] for number in range(3)), other["last_hidden_state"]]
+            for number, (mine, state) in enumerate(zip(outputs["hidden_states"], states, strict=True)):
+                assert_close(mine, state, 1e-5, f"{name}: {number}")
             assert_close(outputs["last_hidden_state"], other["last_hidden_state"], 1e-5, name)
 
 
 def test_s3prl_upstream_keeps_its_contract(tmp_path, monkeypatch):
     """What s3prl's featurizer, its wrapper and its trainer ask of an upstream."""
-    encoders = write(["wavlm"], tmp_path, "s3prl")
-    s3prl_package(tmp_path / "package", tmp_path / "machine" / "wavlm")
+    encoder = pruned_encoder("wavlm", layer_dropout=1.0)
+    encoder.save_pretrained(tmp_path / "model")
+    export(str(tmp_path / "model"), str(tmp_path / "upstream"), format="s3prl")
+    s3prl_package(tmp_path / "package", tmp_path / "upstream")
     monkeypatch.syspath_prepend(tmp_path / "package")
     from s3prl.upstream.skill_speech import hubconf
 
     entries = [name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")]
     assert entries == ["skill_speech_local"]  # what `-u` can name
-    upstream = hubconf.skill_speech_local(str(tmp_path / "machine" / "wavlm" / "model.pt"))
+    upstream = hubconf.skill_speech_local(str(tmp_path / "upstream" / "model.pt"))
     assert isinstance(upstream, torch.nn.Module)
-    assert sum(weight.numel() for weight in upstream.parameters()) == encoders["wavlm"].num_parameters()
+    assert sum(weight.numel() for weight in upstream.parameters()) == encoder.num_parameters()
     waveforms = [torch.randn(length) for length in (16_000, 800, 48_123, 4_000)]
     downsample_rate = upstream.get_downsample_rates("hidden_states")
     assert downsample_rate == 320
@@ -173,8 +176,9 @@ def test_s3prl_upstream_keeps_its_contract(tmp_path, monkeypatch):
         assert (batch_size, width) == (4, 48)
         # s3prl cuts features to round(samples / rate) and accepts a total length that is off by less than 5 frames.
         assert abs(frames - round(48_123 / downsample_rate)) < 5
-    torch.stack(states).mean().backward()  # a trainable upstream
+    torch.stack(states).mean().backward()  # a trainable upstream, of which no layer is skipped
     assert all(torch.isfinite(weight.grad).all() for weight in upstream.encoder.convs.parameters())
+    assert all(bool(layer.attention.output.bias.grad.any()) for layer in upstream.encoder.layers)
 
 
 @pytest.fixture(scope="module")
