@@ -56,6 +56,7 @@ def test_the_command_is_the_function(model, capsys, monkeypatch):
         "quantize": "int8",
         "hidden_states": "all",
         "length_aware": False,
+        "scores": None,
         "push_to_hub": None,
     }
     printed = capsys.readouterr().out
@@ -68,8 +69,9 @@ def test_the_command_writes_a_folder(model, tmp_path, capsys):
     assert main(["export", model, "--format", "transformers", "--output", str(output)]) == 0
     files = {path.name for path in output.iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", *ENCODER} <= files
-    assert (output / "README.md").read_text() == "# A card\n"
-    assert f"transformers: {output}" in capsys.readouterr().out
+    assert (output / "README.md").read_text().startswith("---\nlibrary_name: transformers\n---\n\n# A card\n")
+    size = sum(path.stat().st_size for path in output.iterdir()) / 1e6
+    assert f"transformers: {output} ({size:.1f} MB" in capsys.readouterr().out
     assert [path.name for path in output.parent.iterdir()] == ["one"]
 
 

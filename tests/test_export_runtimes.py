@@ -17,6 +17,7 @@ from skill_speech.checkpoints import load_encoder
 from skill_speech.encoder import Encoder
 from skill_speech.errors import InputError
 from skill_speech.exporting import export
+from tests.card_code import assert_the_card_loads_it
 from tests.clean_environment import run_with
 from tests.exported_models import BATCHES, SHORTEST, STUDENTS, batch, pruned_encoder, student
 
@@ -96,7 +97,7 @@ def assert_close(mine: Tensor, other: Tensor, tolerance: float, what: str) -> No
 
 
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_onnx_equals_the_encoder_where_torch_is_not_installed(slow, tmp_path):
+def test_onnx_equals_the_encoder_where_torch_is_not_installed(slow, tmp_path, monkeypatch):
     encoders = write(students(slow), tmp_path, "onnx")
     run_with(["onnxruntime"], ONNX_THERE, tmp_path / "machine", *encoders)
     for name, encoder in encoders.items():
@@ -106,10 +107,11 @@ def test_onnx_equals_the_encoder_where_torch_is_not_installed(slow, tmp_path):
             assert {key for key in made.files if key.endswith(f"/{number}")} == {f"{key}/{number}" for key in outputs}
             for key, other in outputs.items():
                 assert_close(torch.from_numpy(made[f"{key}/{number}"]), other, 1e-4, f"{name}: {key}")
+        assert_the_card_loads_it(tmp_path / "machine" / name, "onnx", encoder, monkeypatch)
 
 
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_torch_export_equals_the_encoder_where_only_torch_is_installed(slow, tmp_path):
+def test_torch_export_equals_the_encoder_where_only_torch_is_installed(slow, tmp_path, monkeypatch):
     encoders = write(students(slow), tmp_path, "torch-export")
     run_with(["torch"], TORCH_EXPORT_THERE, tmp_path / "machine", *encoders)
     for name, encoder in encoders.items():
@@ -121,6 +123,8 @@ def test_torch_export_equals_the_encoder_where_only_torch_is_installed(slow, tmp
         program = torch.export.load(tmp_path / "machine" / name / "model.pt2")
         with pytest.raises(AssertionError, match="720"):
             program.module()(*batch(719))
+        assert not any(weight.requires_grad for weight in program.module().parameters())
+        assert_the_card_loads_it(tmp_path / "machine" / name, "torch-export", encoder, monkeypatch)
         # Nothing stays behind when it goes to another device; one without memory is enough to see that.
         moved = move_to_device_pass(program, "meta").module()
         outputs = moved(torch.zeros(2, 9_600, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))

@@ -180,8 +180,9 @@ def _show_export(export: Any) -> int:
     console = Console()
     if export.measurements:
         console.print(measurement_table(export.measurements))
-    where = export.folder if export.address is None else f"{export.folder}, {export.address}"
-    console.print(f"{export.format}: {where}", markup=False, highlight=False, soft_wrap=True)
+    where = f"{export.folder}" if export.address is None else f"{export.folder}, {export.address}"
+    size = f"{export.size / 1e6:.1f} MB; README.md says how to load it"
+    console.print(f"{export.format}: {where} ({size})", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..encoder import ConvConfig, Encoder, EncoderConfig, full_layers
+from ..encoder import ConvConfig, EncoderConfig, full_layers
 from ..errors import InputError
 from .checkpoint import Checkpoint
 from .native import MODEL_TYPE, load_native
