@@ -138,6 +138,14 @@ def test_a_missing_package_is_named(model, tmp_path, monkeypatch):
     assert message == "onnxscript is not installed: pip install 'skill-speech[export]'"
 
 
+@pytest.mark.parametrize("format", ["onnx", "torch-export", "s3prl", "transformers"])
+def test_length_aware_is_for_every_format_that_can_say_it(format, model, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr("skill_speech.exporting.formats._save", lambda encoder, *_: saved.append(encoder) or ())
+    export(model, str(tmp_path / "out"), format=format, length_aware=True)
+    assert saved[0].config.length_aware
+
+
 def test_length_aware_goes_into_what_is_written(model, tmp_path):
     export(model, str(tmp_path / "out"), format="transformers", length_aware=True)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["length_aware"] is True

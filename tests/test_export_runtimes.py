@@ -17,6 +17,7 @@ from skill_speech.checkpoints import load_encoder
 from skill_speech.encoder import Encoder
 from skill_speech.errors import InputError
 from skill_speech.exporting import export
+from tests import torchaudio_reference
 from tests.card_code import assert_the_card_loads_it
 from tests.clean_environment import run_with
 from tests.exported_models import BATCHES, SHORTEST, STUDENTS, batch, pruned_encoder, student
@@ -60,6 +61,17 @@ for name in sys.argv[1:]:
 """
 
 
+TORCHAUDIO_THERE = """
+import sys, torch
+sys.path.insert(0, "reference")
+from torchaudio_reference import hidden_states
+for name in sys.argv[1:]:
+    checkpoint = torch.load(f"{name}/model.pth")
+    batches = torch.load("batches.pt")
+    torch.save([hidden_states(checkpoint["state_dict"], checkpoint["config"], *batch) for batch in batches], f"{name}.pt")
+"""
+
+
 def students(slow: bool) -> list[str]:
     """The student that is always tried, with the most traps in it, or the others."""
     return [name for name in STUDENTS if (name != "wavlm") == slow]
@@ -73,7 +85,9 @@ def wanted(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> dict[str, Te
 
 
 # A traced program of torch needs two frames.
-TRIED = {"onnx": (*BATCHES, SHORTEST), "s3prl": (*BATCHES, SHORTEST), "torch-export": (*BATCHES, batch(720))}
+TRIED = {format: (*BATCHES, SHORTEST) for format in ("onnx", "s3prl", "torchaudio")} | {
+    "torch-export": (*BATCHES, batch(720))
+}
 
 
 def write(names: list[str], folder: Path, format: str) -> dict[str, Encoder]:
@@ -81,8 +95,9 @@ def write(names: list[str], folder: Path, format: str) -> dict[str, Encoder]:
     for name, encoder in encoders.items():
         encoder.save_pretrained(folder / "models" / name)
         export(str(folder / "models" / name), str(folder / "machine" / name), format=format)
-        with pytest.raises(InputError):  # these formats are for running, not for coming back
-            load_encoder(folder / "machine" / name)
+        if format != "torchaudio":  # the others are for running, not for coming back
+            with pytest.raises(InputError):
+                load_encoder(folder / "machine" / name)
     torch.save(TRIED[format], folder / "machine" / "batches.pt")
     arrays = {}
     for number, (waveforms, lengths) in enumerate(TRIED[format]):
@@ -129,6 +144,23 @@ def test_torch_export_equals_the_encoder_where_only_torch_is_installed(slow, tmp
         moved = move_to_device_pass(program, "meta").module()
         outputs = moved(torch.zeros(2, 9_600, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
         assert {output.device.type for output in outputs.values()} == {"meta"}
+
+
+def test_a_torchaudio_file_is_the_encoder_where_only_torch_is_installed(tmp_path):
+    """By what their layout describes, of which the tests have a model of their own."""
+    encoders = write(["hubert", "wavlm", "pre-norm"], tmp_path, "torchaudio")
+    machine = tmp_path / "machine"
+    (machine / "reference").mkdir()
+    shutil.copy(torchaudio_reference.__file__, machine / "reference")
+    run_with(["torch"], TORCHAUDIO_THERE, machine, *encoders)
+    for name, encoder in encoders.items():
+        for inputs, states in zip(TRIED["torchaudio"], torch.load(machine / f"{name}.pt"), strict=True):
+            other = wanted(encoder, *inputs)
+            valid = torch.arange(other["last_hidden_state"].shape[1]) < other["frames"][:, None]
+            for number, mine in list(enumerate(states))[1:]:  # their first is h_0
+                assert_close(mine[valid], other[f"hidden_state_{number}"][valid], 1e-5, f"{name}: {number}")
+        back = load_encoder(machine / name / "model.pth")
+        assert back.config == encoder.config.replace(input_norm_eps=back.config.input_norm_eps)
 
 
 def s3prl_package(folder: Path, upstream: Path) -> None:
@@ -183,6 +215,15 @@ def test_s3prl_upstream_keeps_its_contract(tmp_path, monkeypatch):
     torch.stack(states).mean().backward()  # a trainable upstream, of which no layer is skipped
     assert all(torch.isfinite(weight.grad).all() for weight in upstream.encoder.convs.parameters())
     assert all(bool(layer.attention.output.bias.grad.any()) for layer in upstream.encoder.layers)
+
+
+def test_torch_export_of_the_last_hidden_state_alone(tmp_path):
+    encoder = student("hubert")
+    encoder.save_pretrained(tmp_path / "model")
+    export(str(tmp_path / "model"), str(tmp_path / "out"), format="torch-export", hidden_states="last")
+    made = torch.export.load(tmp_path / "out" / "model.pt2").module()(*BATCHES[0])
+    assert made.keys() == {"last_hidden_state", "frames"}
+    assert_close(made["last_hidden_state"], wanted(encoder, *BATCHES[0])["last_hidden_state"], 1e-5, "hubert")
 
 
 @pytest.fixture(scope="module")

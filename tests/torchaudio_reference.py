@@ -127,10 +127,13 @@ def hidden_states(
 ) -> list[Tensor]:
     """h_0 (the feature projection), then every layer's output.
 
-    With lengths, frames of padding are zeros where the transformer begins, and no frame attends to them.
+    With lengths, only what is no padding is normalised, frames of padding are zeros where the transformer begins, and
+    no frame attends to them.
     """
     if config["normalize_waveform"]:
-        waveforms = F.layer_norm(waveforms, waveforms.shape[-1:])
+        full = [waveforms.shape[1]] * len(waveforms) if lengths is None else lengths.tolist()
+        parts = [F.layer_norm(row[:length], (length,)) for row, length in zip(waveforms, full, strict=True)]
+        waveforms = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
     x = waveforms[:, None]
     for number, (channels, _, stride) in enumerate(config["extractor_conv_layer_config"]):
         place = f"feature_extractor.conv_layers.{number}"
