@@ -67,8 +67,8 @@ sys.path.insert(0, "reference")
 from torchaudio_reference import hidden_states
 for name in sys.argv[1:]:
     checkpoint = torch.load(f"{name}/model.pth")
-    batches = torch.load("batches.pt")
-    torch.save([hidden_states(checkpoint["state_dict"], checkpoint["config"], *batch) for batch in batches], f"{name}.pt")
+    parts = checkpoint["state_dict"], checkpoint["config"]
+    torch.save([hidden_states(*parts, *batch) for batch in torch.load("batches.pt")], f"{name}.pt")
 """
 
 
@@ -85,7 +85,7 @@ def wanted(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> dict[str, Te
 
 
 # A traced program of torch needs two frames.
-TRIED = {format: (*BATCHES, SHORTEST) for format in ("onnx", "s3prl", "torchaudio")} | {
+TRIED = dict.fromkeys(("onnx", "s3prl", "torchaudio"), (*BATCHES, SHORTEST)) | {
     "torch-export": (*BATCHES, batch(720))
 }
 
@@ -217,6 +217,7 @@ def test_s3prl_upstream_keeps_its_contract(tmp_path, monkeypatch):
     assert all(bool(layer.attention.output.bias.grad.any()) for layer in upstream.encoder.layers)
 
 
+@pytest.mark.slow
 def test_torch_export_of_the_last_hidden_state_alone(tmp_path):
     encoder = student("hubert")
     encoder.save_pretrained(tmp_path / "model")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 from skill_speech.exporting.formats import FORMATS
@@ -68,4 +67,5 @@ def test_every_cell_of_the_table_has_a_test():
         for place in tests.values():
             file, _, name = place.partition("::")
             module = file if file.startswith("torchaudio") else f"export_{file}".rstrip("_")
-            assert callable(getattr(importlib.import_module(f"tests.test_{module}"), name)), place
+            code = Path(__file__).with_name(f"test_{module}.py").read_text(encoding="utf-8")
+            assert f"\ndef {name}(" in code, place
