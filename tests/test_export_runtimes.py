@@ -85,9 +85,7 @@ def wanted(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> dict[str, Te
 
 
 # A traced program of torch needs two frames.
-TRIED = dict.fromkeys(("onnx", "s3prl", "torchaudio"), (*BATCHES, SHORTEST)) | {
-    "torch-export": (*BATCHES, batch(720))
-}
+TRIED = dict.fromkeys(("onnx", "s3prl", "torchaudio"), (*BATCHES, SHORTEST)) | {"torch-export": (*BATCHES, batch(720))}
 
 
 def write(names: list[str], folder: Path, format: str) -> dict[str, Encoder]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -18,6 +19,8 @@ from .program import HiddenStates
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
+
+logger = logging.getLogger(__name__)
 
 Format = Literal["transformers", "onnx", "torch-export", "torchaudio", "s3prl"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -126,6 +129,7 @@ def _card(encoder: Encoder, model: str, scores: str | None) -> ModelCard:
     results = results_of(encoder, folder)
     if results:
         set_scores(card, results)
+        logger.info("the model card has the scores of %s from %s", ", ".join(results), folder)
     elif scores is not None:
         raise InputError(
             f"{folder}: no result of {model}; skill-speech evaluate {model} --data CORPORA --output {folder} makes one"
