@@ -56,6 +56,7 @@ def test_the_command_is_the_function(model, capsys, monkeypatch):
         "quantize": "int8",
         "hidden_states": "all",
         "length_aware": False,
+        "scores": None,
         "push_to_hub": None,
     }
     printed = capsys.readouterr().out
@@ -68,8 +69,9 @@ def test_the_command_writes_a_folder(model, tmp_path, capsys):
     assert main(["export", model, "--format", "transformers", "--output", str(output)]) == 0
     files = {path.name for path in output.iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", *ENCODER} <= files
-    assert (output / "README.md").read_text() == "# A card\n"
-    assert f"transformers: {output}" in capsys.readouterr().out
+    assert (output / "README.md").read_text().startswith("---\nlibrary_name: transformers\n---\n\n# A card\n")
+    size = sum(path.stat().st_size for path in output.iterdir()) / 1e6
+    assert f"transformers: {output} ({size:.1f} MB" in capsys.readouterr().out
     assert [path.name for path in output.parent.iterdir()] == ["one"]
 
 
@@ -134,6 +136,14 @@ def test_a_missing_package_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     message = refused(model, str(tmp_path / "out"), format="onnx")
     assert message == "onnxscript is not installed: pip install 'skill-speech[export]'"
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch-export", "s3prl", "transformers"])
+def test_length_aware_is_for_every_format_that_can_say_it(format, model, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr("skill_speech.exporting.formats._save", lambda encoder, *_: saved.append(encoder) or ())
+    export(model, str(tmp_path / "out"), format=format, length_aware=True)
+    assert saved[0].config.length_aware
 
 
 def test_length_aware_goes_into_what_is_written(model, tmp_path):

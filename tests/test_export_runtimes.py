@@ -17,8 +17,10 @@ from skill_speech.checkpoints import load_encoder
 from skill_speech.encoder import Encoder
 from skill_speech.errors import InputError
 from skill_speech.exporting import export
+from tests import torchaudio_reference
+from tests.card_code import assert_the_card_loads_it
 from tests.clean_environment import run_with
-from tests.exported_models import BATCHES, SHORTEST, STUDENTS, batch, student
+from tests.exported_models import BATCHES, SHORTEST, STUDENTS, batch, pruned_encoder, student
 
 ONNX_THERE = """
 import sys, numpy as np, onnxruntime
@@ -59,6 +61,17 @@ for name in sys.argv[1:]:
 """
 
 
+TORCHAUDIO_THERE = """
+import sys, torch
+sys.path.insert(0, "reference")
+from torchaudio_reference import hidden_states
+for name in sys.argv[1:]:
+    checkpoint = torch.load(f"{name}/model.pth")
+    parts = checkpoint["state_dict"], checkpoint["config"]
+    torch.save([hidden_states(*parts, *batch) for batch in torch.load("batches.pt")], f"{name}.pt")
+"""
+
+
 def students(slow: bool) -> list[str]:
     """The student that is always tried, with the most traps in it, or the others."""
     return [name for name in STUDENTS if (name != "wavlm") == slow]
@@ -72,7 +85,7 @@ def wanted(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> dict[str, Te
 
 
 # A traced program of torch needs two frames.
-TRIED = {"onnx": (*BATCHES, SHORTEST), "s3prl": (*BATCHES, SHORTEST), "torch-export": (*BATCHES, batch(720))}
+TRIED = dict.fromkeys(("onnx", "s3prl", "torchaudio"), (*BATCHES, SHORTEST)) | {"torch-export": (*BATCHES, batch(720))}
 
 
 def write(names: list[str], folder: Path, format: str) -> dict[str, Encoder]:
@@ -80,8 +93,9 @@ def write(names: list[str], folder: Path, format: str) -> dict[str, Encoder]:
     for name, encoder in encoders.items():
         encoder.save_pretrained(folder / "models" / name)
         export(str(folder / "models" / name), str(folder / "machine" / name), format=format)
-        with pytest.raises(InputError):  # these formats are for running, not for coming back
-            load_encoder(folder / "machine" / name)
+        if format != "torchaudio":  # the others are for running, not for coming back
+            with pytest.raises(InputError):
+                load_encoder(folder / "machine" / name)
     torch.save(TRIED[format], folder / "machine" / "batches.pt")
     arrays = {}
     for number, (waveforms, lengths) in enumerate(TRIED[format]):
@@ -96,7 +110,7 @@ def assert_close(mine: Tensor, other: Tensor, tolerance: float, what: str) -> No
 
 
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_onnx_equals_the_encoder_where_torch_is_not_installed(slow, tmp_path):
+def test_onnx_equals_the_encoder_where_torch_is_not_installed(slow, tmp_path, monkeypatch):
     encoders = write(students(slow), tmp_path, "onnx")
     run_with(["onnxruntime"], ONNX_THERE, tmp_path / "machine", *encoders)
     for name, encoder in encoders.items():
@@ -106,10 +120,11 @@ def test_onnx_equals_the_encoder_where_torch_is_not_installed(slow, tmp_path):
             assert {key for key in made.files if key.endswith(f"/{number}")} == {f"{key}/{number}" for key in outputs}
             for key, other in outputs.items():
                 assert_close(torch.from_numpy(made[f"{key}/{number}"]), other, 1e-4, f"{name}: {key}")
+        assert_the_card_loads_it(tmp_path / "machine" / name, "onnx", encoder, monkeypatch)
 
 
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_torch_export_equals_the_encoder_where_only_torch_is_installed(slow, tmp_path):
+def test_torch_export_equals_the_encoder_where_only_torch_is_installed(slow, tmp_path, monkeypatch):
     encoders = write(students(slow), tmp_path, "torch-export")
     run_with(["torch"], TORCH_EXPORT_THERE, tmp_path / "machine", *encoders)
     for name, encoder in encoders.items():
@@ -121,10 +136,29 @@ def test_torch_export_equals_the_encoder_where_only_torch_is_installed(slow, tmp
         program = torch.export.load(tmp_path / "machine" / name / "model.pt2")
         with pytest.raises(AssertionError, match="720"):
             program.module()(*batch(719))
+        assert not any(weight.requires_grad for weight in program.module().parameters())
+        assert_the_card_loads_it(tmp_path / "machine" / name, "torch-export", encoder, monkeypatch)
         # Nothing stays behind when it goes to another device; one without memory is enough to see that.
         moved = move_to_device_pass(program, "meta").module()
         outputs = moved(torch.zeros(2, 9_600, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
         assert {output.device.type for output in outputs.values()} == {"meta"}
+
+
+def test_a_torchaudio_file_is_the_encoder_where_only_torch_is_installed(tmp_path):
+    """By what their layout describes, of which the tests have a model of their own."""
+    encoders = write(["hubert", "wavlm", "pre-norm"], tmp_path, "torchaudio")
+    machine = tmp_path / "machine"
+    (machine / "reference").mkdir()
+    shutil.copy(torchaudio_reference.__file__, machine / "reference")
+    run_with(["torch"], TORCHAUDIO_THERE, machine, *encoders)
+    for name, encoder in encoders.items():
+        for inputs, states in zip(TRIED["torchaudio"], torch.load(machine / f"{name}.pt"), strict=True):
+            other = wanted(encoder, *inputs)
+            valid = torch.arange(other["last_hidden_state"].shape[1]) < other["frames"][:, None]
+            for number, mine in list(enumerate(states))[1:]:  # their first is h_0
+                assert_close(mine[valid], other[f"hidden_state_{number}"][valid], 1e-5, f"{name}: {number}")
+        back = load_encoder(machine / name / "model.pth")
+        assert back.config == encoder.config.replace(input_norm_eps=back.config.input_norm_eps)
 
 
 def s3prl_package(folder: Path, upstream: Path) -> None:
@@ -143,24 +177,27 @@ def test_s3prl_upstream_equals_the_encoder_where_only_torch_is_installed(tmp_pat
     for name, encoder in encoders.items():
         for inputs, outputs in zip(TRIED["s3prl"], torch.load(machine / f"{name}.pt"), strict=True):
             other = wanted(encoder, *inputs)
-            assert len(outputs["hidden_states"]) == encoder.config.num_layers + 1
-            for number, mine in enumerate(outputs["hidden_states"]):
-                assert_close(mine, other[f"hidden_state_{number}"], 1e-5, f"{name}: {number}")
+            # s3prl's own upstreams give the last one behind the final norm.
+            states = [*(other[f"hidden_state_{number}"] for number in range(3)), other["last_hidden_state"]]
+            for number, (mine, state) in enumerate(zip(outputs["hidden_states"], states, strict=True)):
+                assert_close(mine, state, 1e-5, f"{name}: {number}")
             assert_close(outputs["last_hidden_state"], other["last_hidden_state"], 1e-5, name)
 
 
 def test_s3prl_upstream_keeps_its_contract(tmp_path, monkeypatch):
     """What s3prl's featurizer, its wrapper and its trainer ask of an upstream."""
-    encoders = write(["wavlm"], tmp_path, "s3prl")
-    s3prl_package(tmp_path / "package", tmp_path / "machine" / "wavlm")
+    encoder = pruned_encoder("wavlm", layer_dropout=1.0)
+    encoder.save_pretrained(tmp_path / "model")
+    export(str(tmp_path / "model"), str(tmp_path / "upstream"), format="s3prl")
+    s3prl_package(tmp_path / "package", tmp_path / "upstream")
     monkeypatch.syspath_prepend(tmp_path / "package")
     from s3prl.upstream.skill_speech import hubconf
 
     entries = [name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")]
     assert entries == ["skill_speech_local"]  # what `-u` can name
-    upstream = hubconf.skill_speech_local(str(tmp_path / "machine" / "wavlm" / "model.pt"))
+    upstream = hubconf.skill_speech_local(str(tmp_path / "upstream" / "model.pt"))
     assert isinstance(upstream, torch.nn.Module)
-    assert sum(weight.numel() for weight in upstream.parameters()) == encoders["wavlm"].num_parameters()
+    assert sum(weight.numel() for weight in upstream.parameters()) == encoder.num_parameters()
     waveforms = [torch.randn(length) for length in (16_000, 800, 48_123, 4_000)]
     downsample_rate = upstream.get_downsample_rates("hidden_states")
     assert downsample_rate == 320
@@ -173,8 +210,19 @@ def test_s3prl_upstream_keeps_its_contract(tmp_path, monkeypatch):
         assert (batch_size, width) == (4, 48)
         # s3prl cuts features to round(samples / rate) and accepts a total length that is off by less than 5 frames.
         assert abs(frames - round(48_123 / downsample_rate)) < 5
-    torch.stack(states).mean().backward()  # a trainable upstream
+    torch.stack(states).mean().backward()  # a trainable upstream, of which no layer is skipped
     assert all(torch.isfinite(weight.grad).all() for weight in upstream.encoder.convs.parameters())
+    assert all(bool(layer.attention.output.bias.grad.any()) for layer in upstream.encoder.layers)
+
+
+@pytest.mark.slow
+def test_torch_export_of_the_last_hidden_state_alone(tmp_path):
+    encoder = student("hubert")
+    encoder.save_pretrained(tmp_path / "model")
+    export(str(tmp_path / "model"), str(tmp_path / "out"), format="torch-export", hidden_states="last")
+    made = torch.export.load(tmp_path / "out" / "model.pt2").module()(*BATCHES[0])
+    assert made.keys() == {"last_hidden_state", "frames"}
+    assert_close(made["last_hidden_state"], wanted(encoder, *BATCHES[0])["last_hidden_state"], 1e-5, "hubert")
 
 
 @pytest.fixture(scope="module")

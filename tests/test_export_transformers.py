@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 import skill_speech
 from skill_speech.checkpoints import load_encoder
 from skill_speech.encoder import Encoder
+from skill_speech.errors import InputError
 from skill_speech.exporting import export
 from tests.clean_environment import run_with
 from tests.exported_models import BATCHES, SHORTEST, STUDENTS, batch, pruned_encoder, student
@@ -167,6 +169,28 @@ def test_load_encoder_reads_it_back_and_what_was_fine_tuned(exported, tmp_path):
     assert tuned.config == encoder.config.replace(hidden_dropout=0.1)
     for (name, new), old in zip(tuned.named_parameters(), encoder.parameters(), strict=True):
         assert torch.allclose(new, old + 0.01), name
+
+
+def test_what_was_pushed_loads_by_its_name(exported, tmp_path, monkeypatch):
+    """From the hub's cache, where a download would have put it."""
+    snapshot = tmp_path / "models--me--small" / "snapshots" / ("0" * 40)
+    shutil.copytree(exported, snapshot)
+    (tmp_path / "models--me--small" / "refs").mkdir()
+    (tmp_path / "models--me--small" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    encoder, wanted = load_encoder("me/small"), student("normalized-and-length-aware")
+    assert encoder.config == wanted.config
+    assert not encoder.training
+    model = transformers.AutoModel.from_pretrained("me/small", cache_dir=tmp_path).eval()
+    inputs = BATCHES[1][0]
+    normalized = (inputs - inputs.mean()) / inputs.std(correction=0)
+    with torch.inference_mode():
+        made = model(normalized).last_hidden_state
+    assert float((made - hidden_states(encoder, inputs, None)[-1]).abs().max()) < 1e-5
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="me/small"):
+        load_encoder("me/small")
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 5e-2)])

@@ -47,7 +47,9 @@ def test_the_hub_reads_the_metadata(tmp_path: Path) -> None:
     data = ModelCard.load(tmp_path / "wavlm-mini/model/README.md").data.to_dict()
     assert data["base_model"] == "microsoft/wavlm-base-plus"
     assert data["pipeline_tag"] == "feature-extraction"
+    assert data["library_name"] == "skill-speech"
     assert "skill-speech" in data["tags"]
+    assert "model-index" not in data
     assert "license" not in data  # unknown here, and not guessed
 
 
@@ -61,6 +63,8 @@ def test_the_card_says_what_a_user_asks(tmp_path: Path) -> None:
         "h_0; h_1, h_2, h_3",
         "stage1 900 steps (20 h of audio heard)",
         "data: `LibriSpeech`",
+        "batch_seconds: 40.0",
+        "Not measured when this card was written",
         "heads per layer 2 0 (of 12)",
         "per layer 600 0",
         "0.2500",
@@ -78,6 +82,7 @@ def test_the_card_does_not_tell_where_things_lay(tmp_path: Path) -> None:
     text = card(tmp_path, data=str(tmp_path / "LibriSpeech"), teacher=str(tmp_path / "wavlm"))
     assert "data: `LibriSpeech`" in text
     assert "compressed from `wavlm`" in text
+    assert "teacher: wavlm" in text
     assert str(tmp_path) not in text
 
 

@@ -122,10 +122,18 @@ def random_state(config: dict[str, Any], seed: int = 0) -> State:
     return state
 
 
-def hidden_states(state: State, config: dict[str, Any], waveforms: Tensor) -> list[Tensor]:
-    """h_0 (the feature projection), then every layer's output; no utterance is padded."""
+def hidden_states(
+    state: State, config: dict[str, Any], waveforms: Tensor, lengths: Tensor | None = None
+) -> list[Tensor]:
+    """h_0 (the feature projection), then every layer's output.
+
+    With lengths, only what is no padding is normalised, frames of padding are zeros where the transformer begins, and
+    no frame attends to them.
+    """
     if config["normalize_waveform"]:
-        waveforms = F.layer_norm(waveforms, waveforms.shape[-1:])
+        full = [waveforms.shape[1]] * len(waveforms) if lengths is None else lengths.tolist()
+        parts = [F.layer_norm(row[:length], (length,)) for row, length in zip(waveforms, full, strict=True)]
+        waveforms = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
     x = waveforms[:, None]
     for number, (channels, _, stride) in enumerate(config["extractor_conv_layer_config"]):
         place = f"feature_extractor.conv_layers.{number}"
@@ -135,22 +143,28 @@ def hidden_states(state: State, config: dict[str, Any], waveforms: Tensor) -> li
         elif number == 0:
             x = F.group_norm(x, channels, state[f"{place}.layer_norm.weight"], state[f"{place}.layer_norm.bias"])
         x = F.gelu(x)
+    valid = torch.ones(len(x), x.shape[2], dtype=torch.bool)
+    if lengths is not None:
+        for kernel, stride in KERNELS:
+            lengths = (lengths - kernel) // stride + 1
+        valid = torch.arange(x.shape[2]) < lengths[:, None]
     x = x.transpose(1, 2) * state.get("feature_extractor.dummy_weight", torch.ones(1))
     x = linear(
         state, "encoder.feature_projection.projection", layer_norm(state, "encoder.feature_projection.layer_norm", x)
     )
     states = [x]
+    x = x * valid[..., None]
     x = x + positional_convolution(state, config, x)
     if not config["encoder_layer_norm_first"]:
         x = layer_norm(state, "encoder.transformer.layer_norm", x)
     bias = position_bias(state, config, x.shape[1])
     for number in range(config["encoder_num_layers"]):
-        x = layer(state, config, number, x, bias)
+        x = layer(state, config, number, x, bias, valid)
         states.append(x)
     return states
 
 
-def layer(state: State, config: dict[str, Any], number: int, x: Tensor, bias: Tensor | None) -> Tensor:
+def layer(state: State, config: dict[str, Any], number: int, x: Tensor, bias: Tensor | None, valid: Tensor) -> Tensor:
     place, before = f"encoder.transformer.layers.{number}", config["encoder_layer_norm_first"]
 
     def feed_forward(x: Tensor) -> Tensor:
@@ -159,7 +173,7 @@ def layer(state: State, config: dict[str, Any], number: int, x: Tensor, bias: Te
 
     if config["encoder_use_attention"][number]:
         inputs = layer_norm(state, f"{place}.layer_norm", x) if before else x
-        x = x + attention(state, config, number, inputs, bias)
+        x = x + attention(state, config, number, inputs, bias, valid)
     if before:
         feeds = config["encoder_use_feed_forward"][number]
         return x + feed_forward(layer_norm(state, f"{place}.final_layer_norm", x)) if feeds else x
@@ -169,7 +183,9 @@ def layer(state: State, config: dict[str, Any], number: int, x: Tensor, bias: Te
     return layer_norm(state, f"{place}.final_layer_norm", x)
 
 
-def attention(state: State, config: dict[str, Any], number: int, x: Tensor, bias: Tensor | None) -> Tensor:
+def attention(
+    state: State, config: dict[str, Any], number: int, x: Tensor, bias: Tensor | None, valid: Tensor
+) -> Tensor:
     """Head by head, with a written-out softmax."""
     place = f"encoder.transformer.layers.{number}.attention"
     total, kept = heads_of(config)
@@ -184,6 +200,7 @@ def attention(state: State, config: dict[str, Any], number: int, x: Tensor, bias
             update, reset = slots[..., :4].sum(-1).sigmoid(), slots[..., 4:].sum(-1).sigmoid()
             const = state[f"{place}.gru_rel_pos_const"][0, head, 0, 0]
             scores = scores + (update * (reset * const - 1) + 2)[..., None] * bias[head]
+        scores = scores.masked_fill(~valid[:, None], -torch.inf)
         outputs.append(scores.softmax(-1) @ value[..., mine])
     return linear(state, f"{place}.out_proj", torch.cat(outputs, -1))
 

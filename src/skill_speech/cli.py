@@ -49,7 +49,7 @@ def _run(arguments: Sequence[str]) -> int:
     )
     commands = parser.add_subcommands(metavar="COMMAND")
     # Only the command that is asked for is imported: --help should not wait for torch.
-    asked = next((word for word in arguments if not word.startswith("-")), None)
+    asked = parser.asked = next((word for word in arguments if not word.startswith("-")), "")
     for name, help_text in EXAMPLES.items():
         commands.add_subcommand(name, _parser(name) if name == asked else _Parser(), help=help_text)
     parsed = parser.parse_args(list(arguments))
@@ -72,6 +72,8 @@ def _with_underscores(word: str) -> str:
 class _Parser(ArgumentParser):
     """A parser whose errors are ours: one line that names the setting, what it is, and what it can be."""
 
+    asked = ""  # the subcommand, where this is the parser of the whole command line
+
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
@@ -80,7 +82,8 @@ class _Parser(ArgumentParser):
         raise InputError(f"{_in_one_line(message)}; see skill-speech {self._command()}--help")
 
     def _command(self) -> str:
-        return self.prog.rpartition("] ")[2] + " " if "] " in self.prog else ""
+        name = self.prog.rpartition("] ")[2] if "] " in self.prog else self.asked
+        return f"{name} " if name in EXAMPLES else ""
 
 
 def _in_one_line(message: str) -> str:
@@ -113,9 +116,16 @@ def _parser(name: str) -> Any:
         return parser
     positional = {"prepare": "source", "import": "source", "profile": "model", "export": "model"}.get(name)
     if positional:
-        parser.add_argument(positional, type=str, help="see the first line")
+        parser.add_argument(positional, type=str, help=_help_of(function, positional))
     parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
     return parser
+
+
+def _help_of(function: Callable[..., Any], name: str) -> str | None:
+    """What the docstring says of an argument."""
+    reader = _Parser()
+    reader.add_function_arguments(function, as_group=False)
+    return next((action.help for action in reader._actions if action.dest == name), None)
 
 
 def _command(name: str) -> tuple[Callable[..., Any], Callable[[Any], int]]:
@@ -180,8 +190,9 @@ def _show_export(export: Any) -> int:
     console = Console()
     if export.measurements:
         console.print(measurement_table(export.measurements))
-    where = export.folder if export.address is None else f"{export.folder}, {export.address}"
-    console.print(f"{export.format}: {where}", markup=False, highlight=False, soft_wrap=True)
+    where = f"{export.folder}" if export.address is None else f"{export.folder}, {export.address}"
+    size = f"{export.size / 1e6:.1f} MB; README.md says how to load it"
+    console.print(f"{export.format}: {where} ({size})", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -66,6 +66,14 @@ class RunFolder:
         write_json(self.path / "status.json", values | {"updated": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
+def evaluation_of(model: str | Path) -> Path | None:
+    """Where the scores of RUN/model are expected: RUN/evaluation, if `evaluate` wrote something there."""
+    folder = Path(model)
+    folder = (folder.parent if folder.is_file() else folder).resolve()
+    found = folder.parent / "evaluation"
+    return found if folder.name == "model" and (found / "table.json").is_file() else None
+
+
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write settings as YAML, atomically.
 

@@ -72,5 +72,4 @@ def read_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
         raise InputError(f"{path}: no config.json there; give a folder that Transformers or skill-speech wrote")
     if path.is_dir() and is_native(path):
         return Checkpoint(load_native(path).eval(), "skill-speech")
-    encoder = load_hugging_face(str(path) if path.exists() else os.fspath(source), revision)
-    return Checkpoint(encoder.eval(), "Transformers")
+    return load_hugging_face(str(path) if path.exists() else os.fspath(source), revision)

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..encoder import ConvConfig, Encoder, EncoderConfig, full_layers
+from ..encoder import ConvConfig, EncoderConfig, full_layers
 from ..errors import InputError
+from .checkpoint import Checkpoint
+from .native import MODEL_TYPE, load_native
 from .weights import StateDict, build, read_weights
 
 logger = logging.getLogger(__name__)
@@ -27,18 +29,32 @@ PREFIXES = {
 }
 
 
-def load_hugging_face(source: str, revision: str | None) -> Encoder:
-    """An encoder from a hub id or a folder, whatever head was trained on it.
+def load_hugging_face(source: str, revision: str | None) -> Checkpoint:
+    """An encoder from a hub id or a folder, whatever head was trained on it; one of ours too, if it is on the hub.
 
     Raises:
         InputError: nothing there, unknown architecture, weights that do not fit.
     """
     values = _config_values(source, revision)
+    if values.get("model_type") == MODEL_TYPE:
+        return Checkpoint(load_native(_folder_of_ours(source, revision)).eval(), "skill-speech")
     config = encoder_config(values, _preprocessor(source, revision, values), source)
     theirs, prefix = _weights(source, revision), PREFIXES[config.family]
     if any(name.startswith(prefix) for name in theirs):
         theirs = {name.removeprefix(prefix): tensor for name, tensor in theirs.items() if name.startswith(prefix)}
-    return build(config, dict(convert_weights(StateDict(theirs, source), config)), source)
+    encoder = build(config, dict(convert_weights(StateDict(theirs, source), config)), source)
+    return Checkpoint(encoder.eval(), "Transformers")
+
+
+def _folder_of_ours(source: str, revision: str | None) -> Path:
+    """Where the files of a skill-speech model on the hub are, once they are here."""
+    from transformers.utils import cached_file
+
+    try:
+        paths = [cached_file(source, name, revision=revision) for name in ("config.json", "model.safetensors")]
+    except OSError as error:
+        raise InputError(f"{source}: cannot be had ({_first_line(error)})") from None
+    return Path(paths[0]).parent
 
 
 def encoder_config(values: dict[str, Any], preprocessor: dict[str, Any] | None, source: str) -> EncoderConfig:

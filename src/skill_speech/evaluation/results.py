@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.native import read_json
+from ..encoder import Encoder
 from ..files import atomic_write, write_json
 from ..pruning import human
 from .corpora import TASKS
 from .published import COLUMNS, Column, published_rows, superb_s
+from .upstream import fingerprint
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,34 @@ def make_table(results: Mapping[str, Mapping[str, dict[str, Any]]], compare: str
 
 def write_table(folder: Path, table: Table) -> None:
     """Write table.md and table.json."""
+    with atomic_write(folder / "table.md") as temporary:
+        temporary.write_text(f"# {table.title}\n\n{markdown(table)}\n", encoding="utf-8")
+    write_json(folder / "table.json", asdict(table))
+
+
+def markdown(table: Table) -> str:
+    """Rows, notes and sources of a table, without its title."""
     heading, lines = table.cells()
-    text = [f"# {table.title}", "", _line(heading), _line(["---", *["---:"] * (len(heading) - 1)])]
+    text = [_line(heading), _line(["---", *["---:"] * (len(heading) - 1)])]
     text += [_line(cells) for cells in lines]
     text += ["", *(f"{note}  " for note in table.notes)]
     text += [f"[{number}] {source}  " for number, source in enumerate(table.sources(), start=1)]
-    with atomic_write(folder / "table.md") as temporary:
-        temporary.write_text("\n".join(text) + "\n", encoding="utf-8")
-    write_json(folder / "table.json", asdict(table))
+    return "\n".join(text)
+
+
+def results_of(encoder: Encoder, folder: Path) -> dict[str, dict[str, Any]]:
+    """Results in an output folder that are this encoder's, whatever it was called there: task → contents of its JSON.
+
+    Its weights and configuration tell.
+    """
+    mine = fingerprint(encoder)
+    found = {
+        task: values
+        for tasks in read_results(folder).values()
+        for task, values in tasks.items()
+        if values.get("settings", {}).get("model") == mine
+    }
+    return {task: found[task] for task in TASKS if task in found}
 
 
 def read_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:

@@ -96,7 +96,7 @@ class EncoderUpstream:
         self.encoder = load_encoder(source, length_aware=True).requires_grad_(False).to(device)
         config = self.encoder.config
         self.name, self.source, self.device = name, source, device
-        self.fingerprint = _fingerprint(self.encoder)
+        self.fingerprint = fingerprint(self.encoder)
         self.num_states, self.width, self.hop = config.num_layers + 1, config.hidden_size, config.hop
         self.parameters = self.encoder.num_parameters()
 
@@ -142,8 +142,10 @@ def _padded(waveforms: Sequence[Tensor], shortest: int) -> Tensor:
     return torch.nn.functional.pad(waveforms_BT, (0, max(0, shortest - waveforms_BT.shape[1])))
 
 
-def _fingerprint(encoder: Encoder) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(encoder.config), sort_keys=True).encode())
+def fingerprint(encoder: Encoder) -> str:
+    """Of an encoder's weights and configuration; encoders are evaluated length-aware, whatever they are otherwise."""
+    config = encoder.config.replace(length_aware=True)
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().data)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from ..checkpoints import load_encoder
+from ..checkpoints import IN_FOLDER, load_encoder
 from ..encoder import Encoder
 from ..errors import InputError
 from ..files import atomic_folder, refuse_existing
+from ..reporting.model_card import LOADING, plain_card, read_card, set_section, write_card
+from ..run_folder import evaluation_of
+from .loading import LIBRARIES, how_to_load
 from .measuring import Measurement
 from .program import HiddenStates
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+logger = logging.getLogger(__name__)
+
 Format = Literal["transformers", "onnx", "torch-export", "torchaudio", "s3prl"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 TRACED = ("onnx", "torch-export")
 
 
@@ -45,9 +54,10 @@ def export(
     quantize: Literal["int8"] | None = None,
     hidden_states: HiddenStates = "all",
     length_aware: bool = False,
+    scores: str | None = None,
     push_to_hub: str | None = None,
 ) -> Export:
-    """Write an encoder as another runtime wants it.
+    """Write an encoder as another runtime wants it, with its model card.
 
     Args:
         model: hub id, folder or file, as `load_encoder` takes it.
@@ -57,21 +67,24 @@ def export(
         quantize: "int8" for 8-bit weights and activations; ONNX only.
         hidden_states: "last" leaves the other hidden states out; ONNX and torch-export only.
         length_aware: keep padding out of everything, so that a padded batch equals its utterances one by one.
+        scores: a folder of `evaluate` whose results of this very encoder go into the card; of RUN/model they are looked
+            for in RUN/evaluation.
         push_to_hub: repository on the hub that the folder is uploaded to when it is complete.
 
     Raises:
-        InputError: a model that cannot be loaded, options that do not go together, a package that the format needs and
-            that is not installed, an output folder in use, a hub that does not take it.
+        InputError: a model or a card of it that cannot be read, options that do not go together, a package that the
+            format needs and that is not installed, scores of other encoders only, an output folder in use, a hub that
+            does not take it.
     """
     _check(format, quantize, hidden_states, length_aware)
     refuse_existing(output)
     encoder = load_encoder(model, length_aware=length_aware)
+    card = _card(encoder, model, scores)
+    _adapt_card(card, encoder, format, quantize, hidden_states, push_to_hub)
     folder = Path(output)
     with atomic_folder(folder) as temporary:
         measurements = _save(encoder, temporary, format, quantize, hidden_states)
-        card = Path(model) / "README.md"
-        if card.is_file():
-            shutil.copyfile(card, temporary / card.name)
+        write_card(card, temporary / "README.md")
     return Export(
         folder=folder,
         format=format,
@@ -82,8 +95,8 @@ def export(
 
 
 def _check(format: str, quantize: str | None, hidden_states: str, length_aware: bool) -> None:
-    if format not in get_args(Format):
-        raise InputError(f"format is {format!r}; it can be {', '.join(get_args(Format))}")
+    if format not in FORMATS:
+        raise InputError(f"format is {format!r}; it can be {', '.join(FORMATS)}")
     if quantize not in (None, "int8"):
         raise InputError(f"quantize is {quantize!r}; it can be 'int8'")
     if hidden_states not in get_args(HiddenStates):
@@ -100,6 +113,45 @@ def _check(format: str, quantize: str | None, hidden_states: str, length_aware: 
         from .onnx_model import need_onnx
 
         need_onnx()
+
+
+def _card(encoder: Encoder, model: str, scores: str | None) -> ModelCard:
+    """The model's own card, or a plain one, with the scores that there are."""
+    path = Path(model)
+    path = (path.parent if path.name in IN_FOLDER else path) / "README.md"
+    card = read_card(path) if path.is_file() else plain_card(encoder, model)
+    folder = Path(scores) if scores is not None else evaluation_of(model)
+    if folder is None:
+        return card
+    from ..evaluation.results import results_of
+    from ..reporting.scores import set_scores
+
+    results = results_of(encoder, folder)
+    if results:
+        set_scores(card, results)
+        logger.info("the model card has the scores of %s from %s", ", ".join(results), folder)
+    elif scores is not None:
+        raise InputError(
+            f"{folder}: no result of {model}; skill-speech evaluate {model} --data CORPORA --output {folder} makes one"
+        )
+    return card
+
+
+def _adapt_card(
+    card: ModelCard, encoder: Encoder, format: Format, quantize: str | None, hidden_states: str, repository: str | None
+) -> None:
+    """Let a card speak of the folder that it will be in."""
+    text = how_to_load(
+        format,
+        width=encoder.config.hidden_size,
+        hidden_states=hidden_states,
+        quantized=quantize is not None,
+        repository=repository,
+    )
+    set_section(card, LOADING, text)
+    card.data["library_name"] = LIBRARIES.get(format)
+    if quantize:  # scores are those of the float32 encoder
+        card.data["model_name"] = card.data["eval_results"] = None
 
 
 def _save(

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..files import atomic_write
 from .evidence import Evidence, read_evidence
 from .pictures import cluster_class, readable_on
+from .scores import update_card
 from .sections import SECTIONS, write_sections
 from .shapes import CLUSTER_COLOURS
 
@@ -26,7 +27,8 @@ LIGHTER = 0.35
 def report(runs: Sequence[str], output: str | None = None) -> Path:
     """Write report.html: what came of a run, why, and how it was made; of several runs, the same side by side.
 
-    The file needs nothing else: it opens without a network. The same runs give the same file.
+    The file needs nothing else: it opens without a network. The same runs give the same file. Scores in RUN/evaluation
+    go into the student's model card too.
 
     Args:
         runs: folders of finished runs.
@@ -49,6 +51,8 @@ def report(runs: Sequence[str], output: str | None = None) -> Path:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
+    for folder in folders:
+        update_card(folder)
     return path
 
 

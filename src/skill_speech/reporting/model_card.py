@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from yaml import YAMLError
+import yaml
 
-from ..encoder import EncoderConfig
+from ..encoder import Encoder, EncoderConfig
+from ..errors import InputError
 from ..files import atomic_write
 from ..profiling import Profile
 from ..pruning import human
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 CITATION = """@inproceedings{zampierin2024skill,
   title = {{SKILL}: Similarity-aware Knowledge distILLation for Speech Self-Supervised Learning},
@@ -25,7 +30,11 @@ CITATION = """@inproceedings{zampierin2024skill,
   booktitle = {Interspeech},
   year = {2023}
 }"""
-TAGS = ["speech", "audio", "knowledge-distillation", "pruning", "skill-speech"]
+SCORES, LOADING = "Scores", "How to load it"
+"""Sections that are written again when there is more to say."""
+
+NO_SCORES = """Not measured when this card was written. `skill-speech evaluate` measures SUPERB's tasks; `skill-speech
+report` and `skill-speech export` then put them here."""
 
 
 def write_model_card(path: Path, settings: dict[str, Any], outcome: dict[str, Any], student: EncoderConfig) -> None:
@@ -37,31 +46,103 @@ def write_model_card(path: Path, settings: dict[str, Any], outcome: dict[str, An
         outcome: the run's result.json.
         student: what was left.
     """
-    from huggingface_hub import ModelCardData
-
     teacher = _name(str(settings["teacher"]))
     licence = teacher_licence(str(settings["teacher"]), settings["revision"])
+    size = human(Profile(**outcome["student"]).total_parameters)
+    card = _card(
+        harmless(path.parent.parent.name),
+        f"A speech encoder of {size} parameters, compressed from `{teacher}` by skill-speech.",
+        licence=licence,
+        teacher=teacher,
+        tags=["knowledge-distillation", "pruning"],
+    )
+    set_section(card, "Size and speed", _costs(outcome))
+    set_section(card, "How it was made", f"{_making(settings, outcome)}\n\n{_architecture(student)}")
+    set_section(card, SCORES, NO_SCORES)
+    set_section(card, LOADING, _loading())
+    set_section(card, "Limits", _limits(student))
+    set_section(card, "Licence", f"The teacher {_licence(teacher, licence)} Its terms apply to this student too.")
+    set_section(card, "Citation", f"```bibtex\n{CITATION}\n```")
+    write_card(card, path)
+
+
+def plain_card(encoder: Encoder, source: str) -> ModelCard:
+    """The card of an encoder that came without one: what can be said of it by itself."""
+    name = harmless(Path(source).resolve().name if Path(source).exists() else source)
+    size = human(encoder.num_parameters())
+    licence = teacher_licence(source, None)
+    card = _card(
+        name.rpartition("/")[2],
+        f"The speech encoder of `{name}` (family {encoder.config.family}, {size} parameters), written by skill-speech.",
+        licence=licence,
+        teacher=name,
+        tags=[],
+    )
+    set_section(card, "Size", _architecture(encoder.config))
+    set_section(card, SCORES, NO_SCORES)
+    set_section(card, LOADING, _loading())
+    set_section(card, "Licence", f"{_licence(name, licence)} Its terms apply here too.")
+    return card
+
+
+def _card(title: str, summary: str, *, licence: str | None, teacher: str, tags: list[str]) -> ModelCard:
+    """Metadata, a title and a sentence."""
+    from huggingface_hub import ModelCard, ModelCardData
+
     data = ModelCardData(
         license=licence,
         base_model=teacher if "/" in teacher else None,
+        library_name="skill-speech",
         pipeline_tag="feature-extraction",
-        tags=TAGS,
+        tags=["speech", "audio", *tags, "skill-speech"],
     )
-    size = human(Profile(**outcome["student"]).total_parameters)
-    parts = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {_plain(path.parent.parent.name)}",
-        f"A speech encoder of {size} parameters, compressed from `{teacher}` by skill-speech.",
-        _costs(outcome),
-        _making(settings, outcome),
-        _architecture(student),
-        _loading(),
-        _limits(student),
-        _licence(teacher, licence),
-        f"## Citation\n\n```bibtex\n{CITATION}\n```",
-    ]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{summary}\n")
+
+
+def read_card(path: Path) -> ModelCard:
+    """A card from a file.
+
+    Raises:
+        InputError: it is not text, or its metadata cannot be read.
+    """
+    from huggingface_hub import ModelCard
+
+    # Without metadata a card is a card; huggingface_hub warns of it.
+    log = logging.getLogger("huggingface_hub.repocard")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return ModelCard.load(path, ignore_metadata_errors=True)
+    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"{path}: its metadata cannot be read ({reason[0] if reason else error!r}); mend the file or remove it"
+        ) from None
+    finally:
+        log.setLevel(level)
+
+
+def write_card(card: ModelCard, path: Path) -> None:
+    """Write a card, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        temporary.write_text(str(card), encoding="utf-8")
+
+
+def set_section(card: ModelCard, title: str, text: str) -> None:
+    """Give a card's section `title` (of level two) this text; a card that has no such section gets it at its end."""
+    parts: dict[str, list[str]] = {"before": [], "mine": [], "after": []}
+    place, fenced = "before", False
+    for line in card.text.splitlines():
+        fenced ^= line.lstrip().startswith("```")
+        if line.startswith("## ") and not fenced:
+            if line.removeprefix("## ").strip() == title:
+                place = "mine"
+            elif place == "mine":
+                place = "after"
+        parts[place].append(line)
+    parts["mine"] = [f"## {title}", "", text]
+    blocks = ["\n".join(lines).strip("\n") for lines in parts.values()]
+    card.text = "\n" + "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def teacher_licence(source: str, revision: str | None) -> str | None:
@@ -69,11 +150,13 @@ def teacher_licence(source: str, revision: str | None) -> str | None:
     from huggingface_hub import ModelCard
     from transformers.utils import cached_file
 
+    if Path(source).is_file():  # which the hub would be asked for
+        return None
     try:
         card = cached_file(source, "README.md", revision=revision, _raise_exceptions_for_missing_entries=False)
         licence = None if card is None else ModelCard.load(card, ignore_metadata_errors=True).data.license
     # A card is a courtesy: whatever is wrong with a teacher's, its student is not the worse for it.
-    except (OSError, ValueError, AttributeError, YAMLError):
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return None
     return licence if isinstance(licence, str) else None
 
@@ -108,27 +191,31 @@ def _making(settings: dict[str, Any], outcome: dict[str, Any]) -> str:
     if outcome.get("clusters"):
         groups = "; ".join(", ".join(f"h_{layer}" for layer in group) for group in outcome["clusters"])
         clusters = f"\n- layer clusters: {groups}"
-    return f"""## How it was made
-
-- method `{settings["method"]}`, budget: {budget}, seed {settings["seed"]}{clusters}
+    names = {name: _name(value) if isinstance(value, str) else value for name, value in settings.items()}
+    told = yaml.safe_dump({name: value for name, value in names.items() if name != "output"}, sort_keys=False)
+    return f"""- method `{settings["method"]}`, budget: {budget}, seed {settings["seed"]}{clusters}
 - {", ".join(stages)}, precision {settings["precision"]}
-- data: `{_plain(_name(str(settings["data"])))}`
-- the run's config.yaml has every setting"""
+- data: `{_name(str(settings["data"]))}`
+
+<details><summary>All settings</summary>
+
+```yaml
+{told.strip()}
+```
+
+</details>"""
 
 
 def _architecture(student: EncoderConfig) -> str:
     heads = " ".join(str(len(layer.heads)) for layer in student.layers)
     units = " ".join(str(layer.units) for layer in student.layers)
     channels = " ".join(str(conv.channels) for conv in student.convs)
-    return f"""What is left: convolution channels {channels};
-attention heads per layer {heads} (of {student.num_heads}); feed-forward units per layer {units}.
-The transformer's width is {student.hidden_size}, as the teacher's."""
+    return f"""Convolution channels {channels}; attention heads per layer {heads} (of {student.num_heads});
+feed-forward units per layer {units}. The transformer's width is {student.hidden_size}."""
 
 
 def _loading() -> str:
-    return """## How to load it
-
-```python
+    return """```python
 from skill_speech import load_encoder
 
 encoder = load_encoder("path/to/this/folder")
@@ -149,23 +236,21 @@ With ONNX Runtime, without torch: `skill-speech export path/to/this/folder --for
 
 def _limits(student: EncoderConfig) -> str:
     normalized = ", normalised per utterance by the encoder itself" if student.input_normalization else ""
-    return f"""## Limits
-
-- It has the teacher's languages, domain and biases, and less of its accuracy; measure it on your task before you rely
-  on it (`skill-speech evaluate`).
+    return f"""- It has the teacher's languages, domain and biases, and less of its accuracy; measure it on your task
+  before you rely on it (`skill-speech evaluate`).
 - {student.sampling_rate} Hz mono input{normalized}."""
 
 
 def _licence(teacher: str, licence: str | None) -> str:
-    stated = f"states the licence `{_plain(licence)}`" if licence else "states no licence in its card's metadata"
-    return f"## Licence\n\nThe teacher `{teacher}` {stated}. Its terms apply to this student too."
+    stated = f"states the licence `{harmless(licence)}`" if licence else "states no licence in its card's metadata"
+    return f"`{teacher}` {stated}."
 
 
 def _name(source: str) -> str:
-    """A hub id, or a folder's name without the path of somebody's machine."""
-    return _plain(Path(source).name if os.path.isabs(source) else source)
+    """A hub id or another word, or a folder's name without the path of somebody's machine."""
+    return harmless(Path(source).name if os.path.isabs(source) else source)
 
 
-def _plain(text: str) -> str:
+def harmless(text: str) -> str:
     """A name that cannot break out of Markdown or of a code span."""
     return "".join(letter if letter.isprintable() and letter not in "`<>|[]*\\" else "_" for letter in text)

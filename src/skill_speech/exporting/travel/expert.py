@@ -11,7 +11,10 @@ from ...encoder.encoder import Encoder
 
 
 class UpstreamExpert(nn.Module):
-    """Waveforms in, all hidden states out.
+    """Waveforms in, all hidden states out, as from s3prl's own upstreams of HuBERT and WavLM.
+
+    So no layer is skipped when the upstream is trained too, and the last hidden state of a pre-norm encoder is behind
+    its final norm.
 
     Args:
         ckpt: path of model.pt, what `-k` gives.
@@ -22,7 +25,7 @@ class UpstreamExpert(nn.Module):
     def __init__(self, ckpt: str, model_config: str | None = None, **kwargs: object) -> None:
         super().__init__()
         checkpoint = torch.load(ckpt, map_location="cpu", weights_only=True)
-        self.encoder = Encoder(EncoderConfig.from_dict(checkpoint["config"]))
+        self.encoder = Encoder(EncoderConfig.from_dict(checkpoint["config"]).replace(layer_dropout=0.0))
         self.encoder.load_state_dict(checkpoint["weights"])
 
     def get_downsample_rates(self, key: str) -> int:
@@ -33,4 +36,5 @@ class UpstreamExpert(nn.Module):
         """Encode 16 kHz waveforms (T,) of any lengths; hidden states (B, frames, D), the first layer's input first."""
         lengths_B = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
         made = self.encoder(pad_sequence(wavs, batch_first=True), lengths_B)
-        return {"hidden_states": list(made.hidden_states), "last_hidden_state": made.last_hidden_state_BTD}
+        last_BTD = made.last_hidden_state_BTD
+        return {"hidden_states": [*made.hidden_states[:-1], last_BTD], "last_hidden_state": last_BTD}

@@ -1,0 +1,135 @@
+"""How each format is loaded, for the card in its folder."""
+
+from __future__ import annotations
+
+from string import Template
+
+LIBRARIES = {"transformers": "transformers", "onnx": "onnx", "s3prl": "s3prl"}
+"""Formats that are a library's own, by the name that the hub has for it."""
+
+FOLDER = "path/to/this/folder"
+
+TRANSFORMERS = """With transformers and torch alone:
+
+```python
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor = AutoFeatureExtractor.from_pretrained("$source")
+model = AutoModel.from_pretrained("$source", trust_remote_code=True)
+inputs = extractor(waveforms, sampling_rate=16_000, padding=True, return_tensors="pt")  # 16 kHz, of any lengths
+states = model(**inputs, output_hidden_states=True).hidden_states
+```
+
+Where skill_speech is installed, without remote code; AutoModel and AutoModelForAudioClassification do the same:
+
+```python
+import skill_speech
+from transformers import AutoModelForCTC
+
+skill_speech.register()
+model = AutoModelForCTC.from_pretrained("$source", vocab_size=32)
+```
+
+The encoder by itself:
+
+```python
+from skill_speech import load_encoder
+
+encoder = load_encoder("$source")
+states = encoder(waveforms_BT, lengths_B).hidden_states
+```"""
+
+ONNX = """With onnxruntime alone:
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("$source/model.onnx")
+names = [output.name for output in session.get_outputs()]
+outputs = dict(zip(names, session.run(names, {"waveforms": waveforms, "lengths": lengths})))
+```
+
+$inputs
+
+On the command line, `python encode.py speech.wav` writes `speech.npz`. In a browser: `npm install` in this folder, then
+`python3 -m http.server`, then http://localhost:8000."""
+
+TORCH_EXPORT = """With torch alone:
+
+```python
+import torch
+
+program = torch.export.load("$source/model.pt2").module()
+outputs = program(waveforms, lengths)
+```
+
+$inputs
+
+For another device: `torch.export.passes.move_to_device_pass(torch.export.load(…), "cuda")`."""
+
+TRACED = """`waveforms` (batch, samples) are float32 of 16 kHz, padded with zeros at the end; `lengths` (batch,) int64
+are the true samples of each. Out come `last_hidden_state` (batch, frames, $width), `frames`, how many are valid of
+each, and $hidden."""
+
+HIDDEN = {"all": "`hidden_state_0`, `hidden_state_1` … in Transformers' order", "last": "nothing else"}
+
+TORCHAUDIO = """With DPHuBERT's code (DiariZen's has the same function, in `diarizen.models.module.wav2vec2.model`):
+
+```python
+import torch
+from wav2vec2.model import wav2vec2_model
+
+checkpoint = torch.load("$source/model.pth")
+model = wav2vec2_model(**checkpoint["config"]).eval()
+model.load_state_dict(checkpoint["state_dict"])
+states, frames = model.extract_features(waveforms, lengths)
+```
+
+With skill_speech:
+
+```python
+from skill_speech import load_encoder
+
+encoder = load_encoder("$source/model.pth")
+states = encoder(waveforms_BT, lengths_B).hidden_states
+```"""
+
+S3PRL = """Copy this folder to `s3prl/upstream/skill_speech` and add the line
+`from s3prl.upstream.skill_speech.hubconf import *` to `s3prl/hub.py`. Then
+`run_downstream.py -u skill_speech_local -k $source/model.pt`, or:
+
+```python
+from s3prl.nn import S3PRLUpstream
+
+upstream = S3PRLUpstream("skill_speech_local", path_or_url="$source/model.pt").eval()
+states, frames = upstream(waveforms, lengths)
+```"""
+
+TEXTS = {
+    "transformers": TRANSFORMERS,
+    "onnx": ONNX,
+    "torch-export": TORCH_EXPORT,
+    "torchaudio": TORCHAUDIO,
+    "s3prl": S3PRL,
+}
+
+
+def how_to_load(format: str, *, width: int, hidden_states: str, quantized: bool, repository: str | None) -> str:
+    """The text of a card's section.
+
+    Args:
+        format: of the folder.
+        width: of hidden states.
+        hidden_states: "all" or "last", what comes out of a traced program.
+        quantized: whether linear maps are 8-bit.
+        repository: on the hub, if the folder goes there.
+    """
+    # Transformers downloads by itself.
+    by_name = repository is not None and format == "transformers"
+    inputs = Template(TRACED).substitute(width=width, hidden=HIDDEN[hidden_states])
+    text = Template(TEXTS[format]).substitute(source=repository if by_name else FOLDER, inputs=inputs)
+    if repository is not None and not by_name:
+        text = f"`hf download {repository} --local-dir {FOLDER}` brings the files.\n\n{text}"
+    if quantized:
+        text += "\n\nLinear maps are 8-bit here; what this card says of costs and scores was measured in float32."
+    return text

@@ -1,0 +1,174 @@
+"""The model card in an exported folder: how to load it, and the scores that are this encoder's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from skill_speech import export, load_encoder, report
+from skill_speech.errors import InputError
+from skill_speech.evaluation.results import make_table, results_of, write_table
+from skill_speech.evaluation.upstream import open_upstream
+from skill_speech.exporting.formats import FORMATS
+from skill_speech.reporting.model_card import read_card, set_section, write_card
+from tests.card_code import assert_the_card_loads_it, section
+from tests.exported_models import student
+from tests.test_report_html import make_run
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A student in its run, with a card that says something of its own."""
+    folder = tmp_path / "run" / "model"
+    student("hubert").save_pretrained(folder)
+    text = (
+        "---\nlicense: mit\ntags:\n- mine\n---\n\n# small\n\nMine.\n\n## How to load it\n\nOld.\n\n## Limits\n\nMany.\n"
+    )
+    (folder / "README.md").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_card_is_the_models_own_with_the_way_to_load_this_folder(format, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("skill_speech.exporting.formats._save", lambda *arguments: ())
+    export(str(model), str(tmp_path / "out"), format=format)
+    card = read_card(tmp_path / "out" / "README.md")
+    assert card.data.library_name == {"torch-export": None, "torchaudio": None}.get(format, format)
+    assert (card.data.license, card.data.tags) == ("mit", ["mine"])
+    assert "Mine." in card.text
+    assert "Many." in section(card, "Limits")
+    assert "Old." not in card.text
+    assert "path/to/this/folder" in section(card, "How to load it")
+    assert "$" not in card.text
+
+
+@pytest.mark.parametrize("format", ["transformers", "torchaudio", "s3prl"])
+def test_the_code_in_the_card_loads_the_folder(format, model, tmp_path, monkeypatch):
+    """Those of ONNX and torch.export are run where such a folder is made anyhow."""
+    export(str(model), str(tmp_path / "out"), format=format)
+    assert_the_card_loads_it(tmp_path / "out", format, load_encoder(model), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("format", "words"), [("transformers", 'from_pretrained("me/small"'), ("s3prl", "hf download me/small")]
+)
+def test_a_card_that_goes_to_the_hub_names_the_repository(format, words, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("skill_speech.exporting.formats._push", lambda folder, repository: "https://hub")
+    export(str(model), str(tmp_path / "out"), format=format, push_to_hub="me/small")
+    assert words in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_encoder_without_a_card_gets_one(model, tmp_path):
+    (model / "README.md").unlink()
+    export(str(model), str(tmp_path / "out"), format="torchaudio")
+    export(str(tmp_path / "out" / "model.pth"), str(tmp_path / "again"), format="s3prl")
+    card = read_card(tmp_path / "again" / "README.md")
+    assert (card.data.library_name, card.data.base_model) == ("s3prl", None)
+    for words in ("# model.pth", "heads per layer 3 0 1 (of 4)", "Not measured", "skill_speech_local", "no licence"):
+        assert words in card.text
+    assert str(tmp_path) not in card.text
+
+
+@pytest.mark.parametrize("content", [b"---\n- a\n---\n", b"---\nlicense: {\n---", b"\xff\xfe\x00"])
+def test_a_broken_card_is_named_before_anything_is_written(content, model, tmp_path):
+    (model / "README.md").write_bytes(content)
+    with pytest.raises(InputError, match=r"README.md: its metadata cannot be read .*; mend the file or remove it"):
+        export(str(model), str(tmp_path / "out"), format="s3prl")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_section_is_replaced_where_it_stands_and_code_is_no_heading(tmp_path):
+    card = ModelCard("---\nlicense: mit\n---\n# t\n\n## A\n\n```\n## B\n```\n\n## B\n\nold\n\n## C\n\nend\n")
+    set_section(card, "B", "new")
+    set_section(card, "D", "last")
+    write_card(card, tmp_path / "README.md")
+    wanted = "# t\n\n## A\n\n```\n## B\n```\n\n## B\n\nnew\n\n## C\n\nend\n\n## D\n\nlast\n"
+    assert read_card(tmp_path / "README.md").text.strip() == wanted.strip()
+
+
+def evaluated(folder: Path, model: Path | str, synthetic: str = "", changes: dict[str, Any] | None = None) -> Path:
+    """What `evaluate` leaves of two tasks, and of another model with the same name for its rows."""
+    mine = open_upstream(str(model), torch.device("cpu"))
+    for name, fingerprint, per in (("mine", mine.fingerprint, 9.125), ("other", "0123456789abcdef", 1.5)):
+        for task, metrics in (("ks", {"accuracy": 10 * per}), ("pr", {"per": per})):
+            values = {"kind": "skill-speech evaluation", "model": name, "task": task, "metrics": metrics}
+            values |= {"synthetic": synthetic, "not_the_protocol": changes or {}, "parameters": mine.parameters}
+            values |= {"settings": {"model": fingerprint}, "layer_weights": [0.25] * 4}
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / f"{task}.json").write_text(json.dumps(values))
+    results = {"mine": results_of(mine.encoder, folder)}
+    write_table(folder, make_table(results, None))
+    return folder
+
+
+def test_scores_are_those_of_these_weights(model, tmp_path):
+    """Found where a run keeps them, by what was evaluated and not by its name; on the hub under the names of SUPERB."""
+    evaluated(tmp_path / "run" / "evaluation", model)
+    export(str(model), str(tmp_path / "out"), format="transformers")
+    card = read_card(tmp_path / "out" / "README.md")
+    assert "| this model | 28.3k | 9.12 | 91.25 |" in section(card, "Scores")
+    assert "**SUPERB**" in section(card, "Scores")
+    found = {(one.dataset_config, one.metric_type): one.metric_value for one in card.data.eval_results}
+    assert found == {("pr", "per"): 9.125, ("ks", "accuracy"): 91.25}
+    assert {one.task_type for one in card.data.eval_results} == {"automatic-speech-recognition", "audio-classification"}
+    assert card.data.model_name == "small"
+    index = card.data.to_dict()["model-index"]
+    assert index[0]["results"][0]["dataset"] == {"name": "SUPERB", "type": "superb", "config": "pr", "split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "changes", "title"),
+    [
+        ("tones | of <b>a lab</b>", {}, "**SYNTHETIC, not SUPERB: tones _ of _b_a lab_/b_**"),
+        ("", {"steps": 20}, "**SUPERB, with settings that are not its protocol**"),
+    ],
+)
+def test_scores_that_nothing_can_be_compared_with_stay_out_of_the_metadata(synthetic, changes, title, model, tmp_path):
+    evaluated(tmp_path / "scores", model, synthetic, changes)
+    export(str(model), str(tmp_path / "out"), format="s3prl", scores=str(tmp_path / "scores"))
+    card = read_card(tmp_path / "out" / "README.md")
+    assert title in section(card, "Scores")
+    assert "91.25" in section(card, "Scores")
+    assert "model-index" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_scores_of_float32_are_not_the_metadata_of_int8(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("skill_speech.exporting.formats._save", lambda *arguments: ())
+    evaluated(tmp_path / "run" / "evaluation", model)
+    export(str(model), str(tmp_path / "out"), format="onnx", quantize="int8")
+    card = read_card(tmp_path / "out" / "README.md")
+    assert "91.25" in section(card, "Scores")
+    assert "measured in float32" in section(card, "How to load it")
+    assert "model-index" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_scores_of_other_encoders_are_refused_or_left(model, tmp_path):
+    student("wavlm").save_pretrained(tmp_path / "another")
+    folder = evaluated(tmp_path / "run" / "evaluation", tmp_path / "another")
+    with pytest.raises(InputError, match=r"evaluation: no result of .*model; skill-speech evaluate .*model --data"):
+        export(str(model), str(tmp_path / "out"), format="s3prl", scores=str(folder))
+    export(str(model), str(tmp_path / "out"), format="s3prl")
+    assert "## Scores" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_report_puts_scores_into_the_students_card(model, tmp_path):
+    """And leaves what somebody wrote there; a run without an evaluation has its card left alone."""
+    run = make_run(tmp_path / "made", evaluation=False)
+    model.rename(run / "model")
+    before = (run / "model" / "README.md").read_text()
+    report([str(run)])
+    assert (run / "model" / "README.md").read_text() == before
+    evaluated(run / "evaluation", run / "model")
+    report([str(run)])
+    card = read_card(run / "model" / "README.md")
+    assert "| this model | 28.3k | 9.12 | 91.25 |" in section(card, "Scores")
+    assert "Mine." in card.text
+    assert len(card.data.eval_results) == 2
+    once = (run / "model" / "README.md").read_text()
+    report([str(run)])
+    assert (run / "model" / "README.md").read_text() == once
