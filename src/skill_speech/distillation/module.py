@@ -67,6 +67,7 @@ class Distillation(lightning.LightningModule):
         # Not a submodule: the teacher does not belong into the checkpoints.
         self._teacher = [teacher.eval().requires_grad_(False)]
         self.student, self.loss, self.lagrangian = student, loss, lagrangian
+        self._fast_teacher: list[tuple[torch.dtype, Encoder]] = []
         self.stage, self.seed = stage, seed
         self.batches_seen = 0
         self._clock, self._audio = time.perf_counter(), 0.0
@@ -149,7 +150,7 @@ class Distillation(lightning.LightningModule):
             groups.append({"params": gates, "lr": stage.gate_learning_rate})
             multipliers = list(self.lagrangian.parameters())
             groups.append({"params": multipliers, "lr": stage.gate_learning_rate, "maximize": True})
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
 
         def rate(step: int) -> float:
             # The first update is the step numbered 1 of the schedule.
