@@ -5,7 +5,7 @@ which batch, `audio_loader` reads them.
 """
 
 from .audio import SAMPLE_RATE, BadAudio, load_waveform
-from .batches import TrainingBatches, evaluation_batches
+from .batches import Position, TrainingBatches, evaluation_batches
 from .dataset import AudioBatch, WaveformDataset, audio_loader
 from .manifests import open_cuts, prepare
 from .split import split_cuts
@@ -14,6 +14,7 @@ __all__ = [
     "SAMPLE_RATE",
     "AudioBatch",
     "BadAudio",
+    "Position",
     "TrainingBatches",
     "WaveformDataset",
     "audio_loader",

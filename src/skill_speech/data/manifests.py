@@ -23,6 +23,7 @@ from rich.progress import track
 from ..errors import InputError
 from .audio import SAMPLE_RATE, AudioHeader, BadAudio, at_16khz, is_resampled, read_header
 from .layouts import AudioFile, list_folder, list_tsv
+from .streams import transformed
 
 logger = logging.getLogger("skill_speech.data")
 
@@ -85,11 +86,11 @@ def open_cuts(data: str | Path | CutSet) -> CutSet:
     Raises InputError for anything that `prepare` refuses, and while iterating for a manifest line that is not a cut.
     """
     if isinstance(data, CutSet):
-        return data.map(_To16kHz("the given cuts"))
+        return transformed(data, _To16kHz("the given cuts"))
     path = _existing(data)
     if not path.name.endswith(MANIFEST_SUFFIXES):
         return prepare(path)
-    cuts = CutSet(_ManifestReader(path)).map(_To16kHz(str(path)))
+    cuts = transformed(CutSet(_ManifestReader(path)), _To16kHz(str(path)))
     # The wrong kind of file should fail here, not in the middle of a run.
     if next(iter(cuts), None) is None:
         raise InputError(f"{path}: the manifest is empty")

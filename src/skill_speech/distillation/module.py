@@ -10,6 +10,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..encoder import Encoder
 from ..pruning import Lagrangian, find_gates
 from .loss import DistillationLoss
@@ -26,8 +27,8 @@ class StageConfig:
         steps: optimiser updates.
         learning_rate: peak learning rate of weights and projections.
         warmup_steps: updates until the peak; from there the rate falls linearly to zero.
-        batch_seconds: seconds of audio in a batch, per process.
-        accumulate: batches per update.
+        batch_seconds: seconds of audio in a batch.
+        accumulate: batches per update, over all processes: with four of them and 4, each takes one.
         weight_decay: AdamW's, on weights and projections.
         clip_norm: largest gradient norm; 0 does not clip.
         gate_learning_rate: peak learning rate of gates and multipliers (stage 1 only).
@@ -50,8 +51,15 @@ class StageConfig:
 class Distillation(lightning.LightningModule):
     """Distil a teacher into a student; with a Lagrangian, prune it at the same time.
 
-    Everything random in a step is drawn from a seed that is a function of `seed` and the number of batches seen, so
-    that a run that continues from a checkpoint draws what it would have drawn.
+    Everything random in a step (gates, dropout) is drawn from a seed that is a function of `seed` and the number of the
+    batch, so that a run that continues from a checkpoint draws what it would have drawn. Ranks work on batches of
+    different numbers: each draws its own gates, as DPHuBERT's GPUs do and as the batches of one process do that are
+    accumulated; the gradient of the shared log α is the mean over these draws, a less noisy one than a common draw
+    would give. The penalty has nothing random in it and is the same on every rank.
+
+    Attributes:
+        batches_seen: of all ranks.
+        validation_batches: how many the validation set has; ranks may be given repeated ones beyond.
     """
 
     def __init__(
@@ -68,7 +76,7 @@ class Distillation(lightning.LightningModule):
         self._teacher = [teacher.eval().requires_grad_(False)]
         self.student, self.loss, self.lagrangian = student, loss, lagrangian
         self.stage, self.seed = stage, seed
-        self.batches_seen = 0
+        self.batches_seen = self.validation_batches = 0
         self._clock, self._audio = time.perf_counter(), 0.0
 
     @property
@@ -82,9 +90,10 @@ class Distillation(lightning.LightningModule):
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
         """Loss of one cropped batch, penalty included."""
-        torch.manual_seed((self.seed * 1_000_003 + self.batches_seen) * 1_009 + self.global_rank)
-        self.batches_seen += 1
-        self._audio += batch.waveforms_BT.numel() / self.student.config.sampling_rate
+        torch.manual_seed((self.seed * 1_000_003 + self.batches_seen + ranks.rank()) * 1_009)
+        self.batches_seen += ranks.count()
+        # Batches are about equally long: what this rank has seen stands for the others.
+        self._audio += ranks.count() * batch.waveforms_BT.numel() / self.student.config.sampling_rate
         terms = self._distil(batch.waveforms_BT, None)
         total = terms["distillation"]
         logged: dict[str, Any] = {name: value.detach() for name, value in terms.items()}
@@ -95,11 +104,25 @@ class Distillation(lightning.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in logged.items()})
         return total
 
+    def on_validation_epoch_start(self) -> None:
+        """Nothing has been summed yet."""
+        self._sums: dict[str, float] = {}
+
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
-        """Distillation loss of a padded batch, logged; it decides nothing."""
+        """Distillation loss of a padded batch, summed over its frames; it decides nothing."""
         terms = self._distil(batch.waveforms_BT, batch.lengths_B)
+        if batch_idx * ranks.count() + ranks.rank() >= self.validation_batches:
+            return  # a repeated one, so that all ranks have equally many
         frames = int(self.student.num_frames(batch.lengths_B).sum())
-        self.log_dict({f"validation/{name}": value for name, value in terms.items()}, batch_size=frames)
+        for name, value in {**terms, "frames": torch.ones(())}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + frames * float(value)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all frames of all ranks."""
+        parts = ranks.gathered(self._sums)
+        frames = sum(part.get("frames", 0.0) for part in parts)
+        for name in dict.fromkeys(name for part in parts for name in part if name != "frames"):
+            self.log(f"validation/{name}", sum(part.get(name, 0.0) for part in parts) / frames)
 
     def _distil(self, waveforms_BT: Tensor, lengths_B: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -125,7 +148,8 @@ class Distillation(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: AudioBatch, batch_idx: int) -> None:
         """Log the speed since the last time."""
-        whole = (batch_idx + 1) % self.stage.accumulate == 0  # the last batch of an update
+        # The last batch of an update.
+        whole = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0  # type: ignore[attr-defined]
         if whole and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.perf_counter()
             self.log("train/audio_seconds_per_second", self._audio / (now - self._clock))

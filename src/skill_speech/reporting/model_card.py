@@ -102,7 +102,7 @@ def _making(settings: dict[str, Any], outcome: dict[str, Any]) -> str:
     stages = []
     for name in ("stage1", "stage2"):
         stage = settings[name]
-        audio = stage["steps"] * stage["batch_seconds"] * stage["accumulate"] * settings["devices"] / 3600
+        audio = stage["steps"] * stage["batch_seconds"] * stage["accumulate"] / 3600
         stages.append(f"{name} {stage['steps']} steps ({audio:.3g} h of audio heard)")
     clusters = ""
     if outcome.get("clusters"):
