@@ -84,6 +84,20 @@ class Distillation(lightning.LightningModule):
         """The frozen teacher."""
         return self._teacher[0]
 
+    def freeze_what_the_loss_does_not_reach(self) -> None:
+        """Leave weights out of the training that get no gradient, such as the final norm of a pre-norm student.
+
+        An optimiser passes over them anyway; ranks that add up gradients would wait for theirs. A short forward pass
+        tells: it depends on the teacher's family, the targets, and the layers that pruning has emptied.
+        """
+        weights = list(self.parameters())
+        with torch.enable_grad():
+            total = self._distil(torch.randn(1, self.student.config.sampling_rate // 2), None)["distillation"]
+            if self.lagrangian is not None:
+                total = total + self.lagrangian(self.student, 0)[0]
+            for weight, gradient in zip(weights, torch.autograd.grad(total, weights, allow_unused=True), strict=True):
+                weight.requires_grad_(gradient is not None)
+
     def on_fit_start(self) -> None:
         """Bring the teacher to where the student is."""
         self.teacher.to(self.device)

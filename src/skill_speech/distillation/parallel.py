@@ -23,8 +23,6 @@ def placement(strategy: Literal["ddp", "fsdp"]) -> dict[str, Any]:
         "num_nodes": ranks.count() // local,
         "plugins": [environment],
         "strategy": DDPStrategy(
-            # Not all of a student's weights need to be under the loss: the final norm of a pre-norm model never is.
-            find_unused_parameters=True,
             # There are none that training changes, and ranks validate at their own pace.
             broadcast_buffers=False,
             gradient_as_bucket_view=True,

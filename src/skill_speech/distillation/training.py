@@ -76,6 +76,8 @@ def run_stage(
     """
     folder.mkdir(parents=True, exist_ok=True)
     accumulate = batches_per_rank(module.stage, ranks.count(), name)
+    if ranks.count() > 1:
+        module.freeze_what_the_loss_does_not_reach()
     started = time.perf_counter()
     checkpoints = ModelCheckpoint(
         folder / "checkpoints",

@@ -1,0 +1,95 @@
+"""What the processes of tests/test_distributed.py do; they find it by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skill_speech import InputError, compress, ranks
+from skill_speech.compression import CompressionResult
+from skill_speech.data import AudioBatch
+from skill_speech.distillation import Distillation, training
+
+
+def observed_compress(observations: str, die_at: int | None = None, **settings: Any) -> CompressionResult:
+    """`compress` that writes what each update and each rank worked with to a folder.
+
+    gradients-STAGE-STEP.pt has the gradients by name, before clipping, gathered where they are sharded; ids-RANK.jsonl
+    the stage, the step and the cuts of every batch. With `die_at` every rank stops without a word in stage 1 behind so
+    many updates.
+    """
+    folder = Path(observations)
+    folder.mkdir(exist_ok=True)
+    clip, step, end = (
+        Distillation.configure_gradient_clipping,
+        Distillation.training_step,
+        training._Watch.on_train_batch_end,
+    )
+
+    def stage_of(module: Distillation) -> str:
+        return "stage1" if module.lagrangian is not None else "stage2"
+
+    def clipping(self: Distillation, *arguments: Any, **options: Any) -> None:
+        gradients = {}
+        for name, weight in self.named_parameters():
+            if weight.grad is not None:
+                gathers = getattr(weight.grad, "full_tensor", None)
+                gradients[name] = weight.grad.clone() if gathers is None else gathers()
+        if ranks.is_first():
+            torch.save(gradients, folder / f"gradients-{stage_of(self)}-{self.global_step}.pt")
+        clip(self, *arguments, **options)
+
+    def observed_step(self: Distillation, batch: AudioBatch, batch_idx: int) -> Any:
+        with (folder / f"ids-{ranks.rank()}.jsonl").open("a") as file:
+            file.write(json.dumps([stage_of(self), self.global_step, sorted(batch.ids)]) + "\n")
+        return step(self, batch, batch_idx)
+
+    def dying(self: Any, trainer: Any, *arguments: Any) -> None:
+        end(self, trainer, *arguments)
+        if die_at is not None and trainer.global_step == die_at:
+            raise InputError("stopped by the test")
+
+    Distillation.configure_gradient_clipping = clipping  # type: ignore[method-assign]
+    Distillation.training_step = observed_step  # type: ignore[method-assign]
+    training._Watch.on_train_batch_end = dying  # type: ignore[method-assign]
+    try:
+        return compress(**settings)
+    finally:
+        Distillation.configure_gradient_clipping = clip  # type: ignore[method-assign]
+        Distillation.training_step = step  # type: ignore[method-assign]
+        training._Watch.on_train_batch_end = end  # type: ignore[method-assign]
+
+
+def lose_a_rank(how: str) -> None:
+    """Rank 1 goes while the others wait for it."""
+    ranks.join()
+    if ranks.rank() == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "mistake":
+            raise InputError("there is no such thing")
+        raise ZeroDivisionError("a defect")
+    ranks.sum_in_place(torch.ones(1))
+
+
+def on_first_only(folder: str) -> Any:
+    """`on_first` with a value and with a mistake, and sums, as every rank saw them."""
+    ranks.join()
+    calls = Path(folder) / f"calls-{ranks.rank()}"
+    value = ranks.on_first(lambda: calls.write_text("called"))
+    try:
+        ranks.on_first(lambda: _refuse())
+    except InputError as error:
+        message = str(error)
+    total = torch.tensor([ranks.rank() + 1.0])
+    ranks.sum_in_place(total)
+    return ranks.gathered((value, message, float(total), ranks.share([0, 1, 2, 3, 4])))
+
+
+def _refuse() -> None:
+    raise InputError(f"refused by {ranks.rank()}")

@@ -1,0 +1,215 @@
+"""Several processes over gloo on this machine: one run, whoever carries it out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from skill_speech import Encoder, InputError, ranks
+from skill_speech.compression import AnalysisConfig
+from skill_speech.distillation import StageConfig
+from skill_speech.encoder import hubert_config, wavlm_config
+from skill_speech.similarity import load_analysis
+
+from .distributed_workers import lose_a_rank, observed_compress, on_first_only
+
+pytestmark = pytest.mark.distributed
+
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_heads": 2, "units": 48, "channels": 16, "depth": 3}
+SMALL |= {"positional_kernel": 16, "positional_groups": 4}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("teacher") / "wavlm"
+    Encoder(wavlm_config(**SMALL)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder, rng = tmp_path_factory.mktemp("speech"), np.random.default_rng(0)
+    for number in range(40):
+        samples = int(rng.integers(32_000, 48_000))
+        envelope = np.sin(np.arange(samples) / rng.uniform(500, 3_000))
+        soundfile.write(folder / f"{number:02}.wav", 0.1 * envelope * rng.standard_normal(samples), 16_000)
+    return str(folder)
+
+
+def settings(accumulate: int, steps: int = 2) -> dict[str, Any]:
+    return {
+        "clusters": 2,
+        "sparsity": 0.4,
+        "analysis": AnalysisConfig(calibration_seconds=24, batch_seconds=6, batch_frames=64),
+        "stage1": StageConfig(steps=steps, warmup_steps=1, sparsity_steps=1, batch_seconds=6, accumulate=accumulate),
+        "stage2": StageConfig(steps=2, warmup_steps=1, batch_seconds=6, accumulate=accumulate),
+        # Three batches: one of two ranks has to be given a repeated one.
+        "validation_seconds": 6.0,
+        "validate_every": 1,
+        "checkpoint_every": 1,
+        "precision": "float32",
+    }
+
+
+def run(folder: Path, processes: int, **arguments: Any) -> Any:
+    arguments |= {"observations": str(folder) + "-observed", "output": str(folder)}
+    if processes == 1:
+        return observed_compress(**arguments)
+    return ranks.start(observed_compress, arguments, processes)
+
+
+def observed(folder: Path, processes: int) -> tuple[dict[str, dict[str, torch.Tensor]], list[list[Any]]]:
+    """Gradients by stage and step, and the batches of every rank in the order of the sequence."""
+    observations = Path(str(folder) + "-observed")
+    gradients = {path.stem: torch.load(path) for path in sorted(observations.glob("gradients-*.pt"))}
+    of_ranks = [
+        [json.loads(line) for line in (observations / f"ids-{rank}.jsonl").read_text().splitlines()]
+        for rank in range(processes)
+    ]
+    assert len({len(batches) for batches in of_ranks}) == 1, "every rank takes equally many"
+    return gradients, [batch for turn in zip(*of_ranks, strict=True) for batch in turn]
+
+
+def assert_same_run(one: Path, one_processes: int, other: Path, other_processes: int) -> None:
+    (one_gradients, one_ids), (gradients, ids) = observed(one, one_processes), observed(other, other_processes)
+    assert ids == one_ids, "the same cuts at the same update, whoever worked on them"
+    assert gradients.keys() == one_gradients.keys()
+    assert len(gradients) >= 4
+    for name, tensors in gradients.items():
+        reference = one_gradients[name]
+        assert tensors.keys() == reference.keys()
+        for weight, gradient in tensors.items() if name == "gradients-stage1-0" else ():
+            scale = reference[weight].abs().max().item() + 1e-6
+            torch.testing.assert_close(gradient / scale, reference[weight] / scale, rtol=0, atol=1e-4, msg=weight)
+        # Of the gradients that are next to nothing, AdamW makes updates as large as of any: later ones are less alike.
+        flat, flat_reference = (torch.cat([values[key].flatten() for key in reference]) for values in (tensors, reference))
+        assert torch.cosine_similarity(flat, flat_reference, dim=0) > 0.999
+
+
+def losses(folder: Path, stage: str) -> dict[str, float]:
+    return json.loads((folder / stage / "result.json").read_text())["validation_at_start"]
+
+
+def test_two_processes_are_one_that_accumulates(teacher: str, speech: str, tmp_path: Path) -> None:
+    """The analysis, gradients, data, validation and files of a run on two ranks are those of a run on one."""
+    common = {"teacher": teacher, "data": speech, **settings(accumulate=2)}
+    run(tmp_path / "one", 1, **common)
+    result = run(tmp_path / "two", 2, **common, devices=1)
+    assert result.folder == tmp_path / "two"
+    one_gradients, one_ids = observed(tmp_path / "one", 1)
+    stage1 = [batch for batch in one_ids if batch[0] == "stage1"]
+    used = [cut for _, _, cuts in stage1 for cut in cuts]
+    assert len(used) == len(set(used)), "within an epoch no cut is used twice"
+    # Clusters come from other minibatches of frames, and the first update goes with them.
+    groups = [load_analysis(tmp_path / name / "analysis")[1].groups for name in ("one", "two")]
+    assert groups[0] == groups[1]
+    assert_same_run(tmp_path / "one", 1, tmp_path / "two", 2)
+    cka = [np.load(tmp_path / name / "analysis/cka.npy") for name in ("one", "two")]
+    assert 0 < np.abs(cka[0] - cka[1]).max() < 0.1, "the same up to the sampling of minibatches"
+    scales = [np.load(tmp_path / name / "analysis/scales.npy") for name in ("one", "two")]
+    np.testing.assert_allclose(scales[0], scales[1], rtol=1e-6)
+    assert losses(tmp_path / "two", "stage1") == pytest.approx(losses(tmp_path / "one", "stage1"), rel=1e-5)
+    seconds = [
+        json.loads((tmp_path / name / "stage1/result.json").read_text())["audio_seconds"] for name in ("one", "two")
+    ]
+    assert seconds[0] == pytest.approx(seconds[1])
+    files = [
+        {str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*") if "events." not in path.name}
+        for name in ("one", "two")
+    ]
+    assert files[0] == files[1], "one rank writes"
+
+
+def test_a_rank_that_is_killed_ends_the_job() -> None:
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"rank 1 \(process \d+\) was ended by SIGKILL, .* the others were stopped"):
+        ranks.start(lose_a_rank, {"how": "killed"}, 2)
+    assert time.monotonic() - started < 60 + 60, "a minute, and what a loaded machine takes to start"
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_job_with_its_error() -> None:
+    with pytest.raises(InputError, match=r"^there is no such thing$"):
+        ranks.start(lose_a_rank, {"how": "mistake"}, 2)
+    with pytest.raises(RuntimeError, match=r"rank 1 failed: ZeroDivisionError: a defect(.|\n)*in lose_a_rank"):
+        ranks.start(lose_a_rank, {"how": "defect"}, 4)
+
+
+@pytest.mark.slow
+def test_what_the_first_rank_finds_all_ranks_know(tmp_path: Path) -> None:
+    seen = ranks.start(on_first_only, {"folder": str(tmp_path)}, 4)
+    shares = [[0, 4], [1], [2], [3]]
+    assert seen == [(6, "refused by 0", 10.0, shares[rank]) for rank in range(4)]
+    assert [path.name for path in tmp_path.iterdir()] == ["calls-0"]
+
+
+@pytest.mark.slow
+def test_four_processes_are_one_that_accumulates(teacher: str, speech: str, tmp_path: Path) -> None:
+    common = {"teacher": teacher, "data": speech, "method": "dphubert", **settings(accumulate=4)}
+    run(tmp_path / "one", 1, **common)
+    run(tmp_path / "four", 4, **common)
+    assert_same_run(tmp_path / "one", 1, tmp_path / "four", 4)
+    assert losses(tmp_path / "four", "stage1") == pytest.approx(losses(tmp_path / "one", "stage1"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(teacher: str, speech: str, tmp_path: Path) -> None:
+    """Two updates on four ranks, one on one, the rest on two: the batches of a run that was never stopped."""
+    common = {"teacher": teacher, "data": speech, "method": "dphubert", **settings(accumulate=4, steps=5)}
+    run(tmp_path / "whole", 1, **common)
+    whole = observed(tmp_path / "whole", 1)[1]
+    batches: list[list[Any]] = []
+    for processes, die_at in ((4, 2), (1, 3), (2, None)):
+        for path in tmp_path.glob("run-observed/ids-*"):
+            path.unlink()
+        if die_at is None:
+            run(tmp_path / "run", processes, **common)
+        else:
+            with pytest.raises(InputError, match="stopped by the test"):
+                run(tmp_path / "run", processes, die_at=die_at, **common)
+        batches += observed(tmp_path / "run", processes)[1]
+        steps = (die_at or 7) * 4
+        assert len(batches) == steps
+    assert batches == whole
+    one, other = (load_file(tmp_path / name / "stage1/student/model.safetensors") for name in ("whole", "run"))
+    distance = sum((one[name] - other[name]).square().sum() for name in one).sqrt()
+    moved = load_file(Path(teacher) / "model.safetensors")
+    assert distance < 0.05 * sum((one[name] - moved[name]).square().sum() for name in moved).sqrt()
+
+
+@pytest.mark.slow
+def test_a_teacher_with_unused_weights_is_trained_by_ranks_too(speech: str, tmp_path: Path) -> None:
+    """The final norm of a pre-norm model is not under the loss."""
+    torch.manual_seed(0)
+    config = hubert_config(**SMALL, pre_norm=True, conv_norm="layer", conv_bias=True, input_normalization=True)
+    Encoder(config).save_pretrained(tmp_path / "teacher")
+    common = {"teacher": str(tmp_path / "teacher"), "data": speech, **settings(accumulate=2)}
+    run(tmp_path / "one", 1, **common)
+    run(tmp_path / "two", 2, **common)
+    assert (tmp_path / "two/model/model.safetensors").exists()
+
+
+def test_what_cannot_be_shared_is_refused(teacher: str, speech: str, tmp_path: Path) -> None:
+    common = {"teacher": teacher, "data": speech, "output": str(tmp_path / "run")}
+    from skill_speech import compress
+
+    with pytest.raises(InputError, match=r"stage1\.accumulate is 3: .* cannot be shared evenly by 2 processes"):
+        compress(**common, **settings(accumulate=3), devices=2)
+    with pytest.raises(InputError, match="2 nodes were asked for: start the command on each of them by torchrun"):
+        compress(**common, **settings(accumulate=2), nodes=2)
+    with pytest.raises(InputError, match="devices is 0"):
+        compress(**common, **settings(accumulate=2), devices=0)
+    assert not (tmp_path / "run").exists()
