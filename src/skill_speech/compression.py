@@ -23,7 +23,7 @@ from . import ranks
 from .checkpoints import load_encoder
 from .checkpoints.native import read_json
 from .checkpoints.weights import fill, read_weights
-from .data import TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts
+from .data import Part, TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts
 from .distillation import Distillation, DistillationLoss, LossConfig, Method, StageConfig, make_targets, needs_clusters
 from .distillation.training import Precision, Strategy, batches_per_rank, run_stage
 from .encoder import Encoder, EncoderConfig
@@ -99,7 +99,7 @@ class CompressionResult:
 
 def analyze(
     teacher: str,
-    data: str,
+    data: str | list[Part],
     output: str,
     *,
     clusters: int | Literal["auto"] = 4,
@@ -114,7 +114,7 @@ def analyze(
 
     Args:
         teacher: hub id, folder or file.
-        data: a manifest, or anything `prepare` takes.
+        data: a manifest, shards, anything `prepare` takes, or a list of parts that are mixed.
         output: the run's folder.
         clusters: number of clusters K, or "auto".
         analysis: the other settings.
@@ -199,7 +199,7 @@ def _analyze(
 
 def compress(
     teacher: str,
-    data: str,
+    data: str | list[Part],
     output: str,
     *,
     method: Method = "skill",
@@ -231,7 +231,8 @@ def compress(
 
     Args:
         teacher: hub id, folder or file.
-        data: unlabelled speech: a manifest, or anything `prepare` takes.
+        data: unlabelled speech: a manifest, shards, anything `prepare` takes, or a list of parts (path and weight) that
+            are mixed.
         output: the run's folder; the student will be in its `model`.
         method: "skill", or one of the methods it is compared with.
         clusters: number of layer clusters K, or "auto".
@@ -361,7 +362,7 @@ def compress(
 
 
 def _open_data(
-    data: str, validation_data: str | None, validation_seconds: float, seed: int
+    data: str | list[Part], validation_data: str | None, validation_seconds: float, seed: int
 ) -> tuple[CutSet, CutSet | None]:
     """Training cuts, and validation cuts if there are any."""
     cuts = open_cuts(data)
@@ -497,9 +498,9 @@ def _take_over(source: Path, target: Path) -> None:
 def _plain(value: Any) -> Any:
     """Types that YAML writes as a person would; paths in full, so that the run can be repeated from anywhere."""
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, tuple):
-        return list(value)
+        return {name: _plain(item) for name, item in asdict(value).items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
     if isinstance(value, str | Path) and Path(value).exists():
         return str(Path(value).resolve())
     return value

@@ -10,6 +10,9 @@ from typing import TypeVar
 
 from lhotse import CutSet
 from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
+
+from ..errors import InputError
 
 Item = TypeVar("Item")
 
@@ -30,8 +33,13 @@ def in_order(cuts: CutSet, key: str) -> Iterator[Cut]:
 
 
 def first_cuts(cuts: CutSet, key: str) -> list[Cut]:
-    """The cuts that are looked at: all of small data."""
-    return list(islice(in_order(cuts, key), LOOKED_AT))
+    """The cuts that are looked at: all of small data, each once."""
+    found: dict[tuple[object, ...], Cut] = {}
+    for cut in islice(in_order(cuts, key), LOOKED_AT):
+        # A mixture repeats cuts, and its corpora may use the same ids.
+        source = cut.recording.sources[0].source if cut.has_recording and isinstance(cut, DataCut) else None
+        found.setdefault((cut.id, cut.start, cut.duration, source), cut)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,42 @@ class Transformed:
 def transformed(cuts: CutSet, function: Callable[[Cut], Cut | None]) -> CutSet:
     """A CutSet of what a function makes of the cuts, each time they are gone through."""
     return CutSet(Transformed(cuts, function))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several sets of cuts, the next one drawn from set i with probability weight_i / sum; to be wrapped in a CutSet.
+
+    A set that comes to its end starts again, in another order, until all have come to theirs: then an epoch is over.
+    lhotse's `CutSet.mux` goes on without the sets that have ended, and so leaves the weights behind.
+    """
+
+    sets: tuple[CutSet, ...]
+    weights: tuple[float, ...]
+
+    def __iter__(self) -> Iterator[Cut]:
+        return self.in_order("as stored")
+
+    def in_order(self, key: str) -> Iterator[Cut]:
+        """The draws are a function of the key."""
+        generator = random.Random(f"{key}/mixture")
+        rounds = [0] * len(self.sets)
+        streams = [self._again(number, 0, key) for number in range(len(self.sets))]
+        while True:
+            number = generator.choices(range(len(self.sets)), self.weights)[0]
+            cut = next(streams[number], None)
+            if cut is None:
+                rounds[number] += 1
+                if all(rounds):
+                    return
+                streams[number] = self._again(number, rounds[number], key)
+                cut = next(streams[number], None)
+                if cut is None:
+                    raise InputError(f"part {number + 1} of the data has no cuts")
+            yield cut
+
+    def _again(self, number: int, times: int, key: str) -> Iterator[Cut]:
+        return in_order(self.sets[number], f"{key}/{number}/{times}")
 
 
 def shuffled(items: Iterable[Item], generator: random.Random, at_once: int = SHUFFLED_AT_ONCE) -> Iterator[Item]:

@@ -112,8 +112,14 @@ def _making(settings: dict[str, Any], outcome: dict[str, Any]) -> str:
 
 - method `{settings["method"]}`, budget: {budget}, seed {settings["seed"]}{clusters}
 - {", ".join(stages)}, precision {settings["precision"]}
-- data: `{_plain(_name(str(settings["data"])))}`
+- data: {_data(settings["data"])}
 - the run's config.yaml has every setting"""
+
+
+def _data(data: str | list[dict[str, Any]]) -> str:
+    if isinstance(data, str):
+        return f"`{_plain(_name(data))}`"
+    return ", ".join(f"`{_plain(_name(str(part['path'])))}` (weight {part['weight']:g})" for part in data)
 
 
 def _architecture(student: EncoderConfig) -> str:
