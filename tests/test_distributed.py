@@ -201,6 +201,22 @@ def test_a_teacher_with_unused_weights_is_trained_by_ranks_too(speech: str, tmp_
     assert (tmp_path / "two/model/model.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_sharded_students_are_one_that_is_whole(teacher: str, speech: str, tmp_path: Path) -> None:
+    """FSDP on two ranks: gradients and data of one process, one rank's files, and a run that goes on as DDP, or alone."""
+    common = {"teacher": teacher, "data": speech, "method": "dphubert", **settings(accumulate=2, steps=4)}
+    run(tmp_path / "one", 1, **common)
+    run(tmp_path / "two", 2, **common, strategy="fsdp")
+    assert_same_run(tmp_path / "one", 1, tmp_path / "two", 2)
+    with pytest.raises(InputError, match="stopped by the test"):
+        run(tmp_path / "run", 2, die_at=2, **common, strategy="fsdp")
+    for path in tmp_path.glob("run-observed/ids-*"):
+        path.unlink()
+    run(tmp_path / "run", 2, **common, strategy="fsdp")
+    batches = observed(tmp_path / "run", 2)[1]
+    assert batches == observed(tmp_path / "one", 1)[1][2 * 2 :]
+
+
 def test_what_cannot_be_shared_is_refused(teacher: str, speech: str, tmp_path: Path) -> None:
     common = {"teacher": teacher, "data": speech, "output": str(tmp_path / "run")}
     from skill_speech import compress

@@ -25,7 +25,8 @@ from .checkpoints.native import read_json
 from .checkpoints.weights import fill, read_weights
 from .data import Part, TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts
 from .distillation import Distillation, DistillationLoss, LossConfig, Method, StageConfig, make_targets, needs_clusters
-from .distillation.training import Precision, Strategy, batches_per_rank, run_stage
+from .distillation.parallel import Strategy
+from .distillation.training import Precision, batches_per_rank, run_stage
 from .encoder import Encoder, EncoderConfig
 from .environment import environment
 from .errors import InputError

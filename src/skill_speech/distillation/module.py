@@ -14,6 +14,7 @@ from .. import ranks
 from ..encoder import Encoder
 from ..pruning import Lagrangian, find_gates
 from .loss import DistillationLoss
+from .parallel import average_whole_gradients, clip_gradients, shard
 
 if TYPE_CHECKING:
     from ..data import AudioBatch
@@ -78,6 +79,7 @@ class Distillation(lightning.LightningModule):
         self.stage, self.seed = stage, seed
         self.batches_seen = self.validation_batches = 0
         self._clock, self._audio = time.perf_counter(), 0.0
+        self._sharded = False
 
     @property
     def teacher(self) -> Encoder:
@@ -97,6 +99,17 @@ class Distillation(lightning.LightningModule):
                 total = total + self.lagrangian(self.student, 0)[0]
             for weight, gradient in zip(weights, torch.autograd.grad(total, weights, allow_unused=True), strict=True):
                 weight.requires_grad_(gradient is not None)
+
+    def configure_model(self) -> None:
+        """Shard the student, where the strategy has a mesh of devices for that."""
+        if self.device_mesh is not None and not self._sharded:
+            shard(self.student, self.loss, self.device_mesh["data_parallel"])
+            self._sharded = True
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What sharding leaves whole is averaged here."""
+        if self._sharded:
+            average_whole_gradients(self)
 
     def on_fit_start(self) -> None:
         """Bring the teacher to where the student is."""
@@ -158,7 +171,7 @@ class Distillation(lightning.LightningModule):
         """Clip, and log the norm there was."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         limit = self.stage.clip_norm or float("inf")
-        self.log("train/gradient_norm", torch.nn.utils.clip_grad_norm_(weights, limit))
+        self.log("train/gradient_norm", clip_gradients(weights, limit))
 
     def on_train_batch_end(self, outputs: Any, batch: AudioBatch, batch_idx: int) -> None:
         """Log the speed since the last time."""

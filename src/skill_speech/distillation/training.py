@@ -27,12 +27,11 @@ from ..errors import InputError
 from ..files import write_json
 from ..progress import Meter
 from .module import Distillation, StageConfig
-from .parallel import placement
+from .parallel import Strategy, gather, placement
 
 logger = logging.getLogger(__name__)
 
 Precision = Literal["bf16", "float32"]
-Strategy = Literal["ddp", "fsdp"]
 Batches = Callable[[Position, int, int], TrainingBatches]
 Reader = Callable[[Iterable[CutSet]], DataLoader[Any]]
 
@@ -138,6 +137,7 @@ def run_stage(
             raise
     if trainer.interrupted:
         raise KeyboardInterrupt
+    gather(module)
     return {
         "steps": trainer.global_step,
         "seconds": time.perf_counter() - started,
