@@ -2,8 +2,8 @@
 
     python -m benchmarks.manifests --output benchmarks/results/manifests.json
 
-The manifests are made up, with durations and fields like LibriSpeech's and no audio: the batches are made, not read. Each
-measurement is a process of its own, which first imports everything: the memory stated is what comes on top of that.
+The manifests are made up, with durations and fields like LibriSpeech's and no audio: the batches are made, not read.
+Each measurement is a process of its own, which first imports everything: the memory stated is what comes on top.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What compressing a full-size teacher costs, at 960, 10,000 and 100,000 hours: a model, and what it is checked against.
+"""What compressing a full-size teacher costs at 960, 10,000 and 100,000 hours: a model, and what it is checked by.
 
     python -m lab.scaling measure     # steps of full-size models here, in CPU time → lab/results/scaling-measured.json
     python -m lab.scaling tables      # the model → lab/results/scaling.json, and the tables of docs/scaling.md
@@ -86,7 +86,7 @@ def macs(config: EncoderConfig, widths: Widths, seconds: float = UTTERANCE_SECON
 
 
 def forward_equivalents(share: float) -> dict[str, float]:
-    """MACs of a step in forward passes of the teacher: one of the teacher, and three (there and back) of the student."""
+    """MACs of a step in forward passes of the teacher: one of the teacher, three (there and back) of the student."""
     return {"stage1": 1 + 3, "stage2": 1 + 3 * share}
 
 
@@ -270,7 +270,10 @@ def cost(name: str, hours: float, measured: dict[str, Any], stretched: bool) -> 
         "read_gb": seen * ASSUMED["flac_bytes_per_second"] / 1e9,
         "requests_dollars": seen / UTTERANCE_SECONDS * ASSUMED["requests_dollars_per_million"] / 1e6,
         "shard_cpu_hours": hours
-        * (1 / measured["audio_seconds_per_cpu_second"]["decoded"] + 1 / measured["audio_seconds_per_cpu_second"]["encoded"]),
+        * (
+            1 / measured["audio_seconds_per_cpu_second"]["decoded"]
+            + 1 / measured["audio_seconds_per_cpu_second"]["encoded"]
+        ),
     }
 
 
@@ -283,7 +286,7 @@ def memory(name: str, measured: dict[str, Any]) -> dict[str, float]:
     return {
         "teacher": 4 * parameters / 1e9,
         "student_and_optimiser": 16 * parameters / 1e9,
-        # Half of float32's: under autocast matrix products keep bf16, norms and losses float32. An upper bound is twice.
+        # Half of float32's: under autocast matrix products keep bf16, but norms and losses float32. At most twice this.
         "activations": row["saved_mb_per_second_float32"]["stage1"] * batch / 2 / 1e3,
         "batch_seconds": batch,
     }
@@ -345,7 +348,18 @@ def tables(model: dict[str, Any]) -> dict[str, str]:
     manifests = json.loads(MANIFESTS.read_text(encoding="utf-8"))
     return {
         "costs": _table(
-            ["teacher", "data", "updates", "epochs", "EFLOP", "A100 hours", "H100 hours", "$ (H100)", "FLAC", "$ a month"],
+            [
+                "teacher",
+                "data",
+                "updates",
+                "epochs",
+                "EFLOP",
+                "A100 hours",
+                "H100 hours",
+                "$ (H100)",
+                "FLAC",
+                "$ a month",
+            ],
             [
                 [
                     row["teacher"],
@@ -361,6 +375,11 @@ def tables(model: dict[str, Any]) -> dict[str, str]:
                 ]
                 for row in model["costs"]
             ],
+        ),
+        "reading": _reading(model["costs"]),
+        "lengths": (
+            f"A second of an utterance of 3 s takes {model['macs_of_short_utterances']:.0%} of the multiply-accumulates of "
+            "a second of one of 15.6 s (WavLM Base+)."
         ),
         "memory": _table(
             ["teacher", "batch", "teacher's weights", "student, gradients, AdamW", "kept for the way back", "sum"],
@@ -412,7 +431,15 @@ def tables(model: dict[str, Any]) -> dict[str, str]:
             ],
         ),
         "manifests": _table(
-            ["data", "cuts", "first batch", "of it CPU", "memory until then", "memory after 50,000 more", "CPU per cut"],
+            [
+                "data",
+                "cuts",
+                "first batch",
+                "of it CPU",
+                "memory until then",
+                "memory after 50,000 more",
+                "CPU per cut",
+            ],
             [
                 [
                     row["kind"],
@@ -427,6 +454,18 @@ def tables(model: dict[str, Any]) -> dict[str, str]:
             ],
         ),
     }
+
+
+def _reading(costs: list[dict[str, Any]]) -> str:
+    published = next(row for row in costs if row["schedule"] == "published")
+    return (
+        f"The published number of updates sees {published['epochs'] * published['hours']:,.0f} h of audio, however much "
+        f'there is: {published["epochs"]:.0f} epochs of LibriSpeech. The rows "one epoch" have as many updates as it '
+        "takes to go through larger data once. More data costs nothing but its storage until one wants more updates. "
+        f"Reading is small beside it: {published['read_gb']:,.0f} GB in all, and ${published['requests_dollars']:.1f} for an "
+        f"object store's requests. Writing shards takes {costs[-1]['shard_cpu_hours']:,.0f} CPU hours for "
+        f"{costs[-1]['hours']:,} h."
+    )
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

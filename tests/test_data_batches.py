@@ -25,8 +25,8 @@ from skill_speech.data import (
     load_waveform,
     prepare,
     split_cuts,
+    streams,
 )
-from skill_speech.data import streams
 from skill_speech.errors import InputError
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import numpy as np
@@ -62,7 +63,7 @@ def sharded(audio: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
     """Python's own server, with what object stores have and it has not: parts of files. Counts bytes by name."""
 
-    sent: Counter[str] = Counter()
+    sent: ClassVar[Counter[str]] = Counter()
     ranges = True
     failures = 0
 
@@ -141,7 +142,7 @@ def test_an_epoch_has_all_shards_in_another_order(sharded: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_http_and_disk_give_the_same_batches_and_a_run_goes_on(sharded: Path, address: str, workers: int) -> None:
-    local = [batch for batch in islice(audio_loader(training(open_cuts(sharded))), 20)]
+    local = list(islice(audio_loader(training(open_cuts(sharded))), 20))
     batches = training(open_cuts(address))
     loader = iter(audio_loader(batches, workers=workers))
     served = list(islice(loader, 12))

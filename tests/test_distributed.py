@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -95,7 +91,9 @@ def assert_same_run(one: Path, one_processes: int, other: Path, other_processes:
             scale = reference[weight].abs().max().item() + 1e-6
             torch.testing.assert_close(gradient / scale, reference[weight] / scale, rtol=0, atol=1e-4, msg=weight)
         # Of the gradients that are next to nothing, AdamW makes updates as large as of any: later ones are less alike.
-        flat, flat_reference = (torch.cat([values[key].flatten() for key in reference]) for values in (tensors, reference))
+        flat, flat_reference = (
+            torch.cat([values[key].flatten() for key in reference]) for values in (tensors, reference)
+        )
         assert torch.cosine_similarity(flat, flat_reference, dim=0) > 0.999
 
 
@@ -109,7 +107,7 @@ def test_two_processes_are_one_that_accumulates(teacher: str, speech: str, tmp_p
     run(tmp_path / "one", 1, **common)
     result = run(tmp_path / "two", 2, **common, devices=1)
     assert result.folder == tmp_path / "two"
-    one_gradients, one_ids = observed(tmp_path / "one", 1)
+    _, one_ids = observed(tmp_path / "one", 1)
     stage1 = [batch for batch in one_ids if batch[0] == "stage1"]
     used = [cut for _, _, cuts in stage1 for cut in cuts]
     assert len(used) == len(set(used)), "within an epoch no cut is used twice"
@@ -203,7 +201,7 @@ def test_a_teacher_with_unused_weights_is_trained_by_ranks_too(speech: str, tmp_
 
 @pytest.mark.slow
 def test_sharded_students_are_one_that_is_whole(teacher: str, speech: str, tmp_path: Path) -> None:
-    """FSDP on two ranks: gradients and data of one process, one rank's files, and a run that goes on as DDP, or alone."""
+    """FSDP on two ranks: the gradients and the data of one process, and a run that goes on where it stopped."""
     common = {"teacher": teacher, "data": speech, "method": "dphubert", **settings(accumulate=2, steps=4)}
     run(tmp_path / "one", 1, **common)
     run(tmp_path / "two", 2, **common, strategy="fsdp")

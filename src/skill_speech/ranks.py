@@ -1,7 +1,7 @@
 """Processes that carry out one run together: how they are started, who is who, and what they tell one another.
 
-A rank is one process, with one accelerator where there are any. Every rank runs the same function from its first line to
-its last, so that all of them take the same turns: what depends on files is looked up by the first rank, which tells
+A rank is one process, with one accelerator where there are any. Every rank runs the same function from its first line
+to its last, so that all of them take the same turns: what depends on files is looked up by the first rank, which tells
 the others (`on_first`), and only the first rank writes. In a single process everything here does nothing.
 
 torch is not imported before there is more than one process.

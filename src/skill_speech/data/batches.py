@@ -229,10 +229,10 @@ def _long_enough(cuts: Iterable[Cut], min_seconds: float) -> list[Cut]:
 
 def _until(cuts: list[Cut], limit_seconds: float) -> list[Cut]:
     total = 0.0
-    for count, cut in enumerate(cuts, start=1):
+    for number, cut in enumerate(cuts, start=1):
         total += cut.duration
         if total >= limit_seconds:
-            return cuts[:count]
+            return cuts[:number]
     return cuts
 
 

@@ -109,8 +109,9 @@ def prepare(
 def open_cuts(data: str | Path | CutSet | Sequence[Part]) -> CutSet:
     """Opens training data: a manifest or shards (read lazily), a CutSet, or anything else that `prepare` takes.
 
-    Shards may lie anywhere that fsspec reaches: https://…, s3://…. Of several parts a mixture is made. The cuts count in samples of 16 kHz, whatever their files' rate. A manifest's audio is not checked here: bad files
-    show when they are read.
+    Shards may lie anywhere that fsspec reaches: https://…, s3://…. Of several parts a mixture is made. The cuts count
+    in samples of 16 kHz, whatever their files' rate. A manifest's audio is not checked here: bad files show when they
+    are read.
 
     Raises InputError for anything that `prepare` refuses, and while iterating for a manifest line that is not a cut.
     """
@@ -319,9 +320,7 @@ def _check_cut(cut: Cut) -> tuple[Cut, BadAudio | None]:
     return cut, None
 
 
-def in_threads(
-    function: Callable[[In], Out], items: Iterable[In], jobs: int, at_once: int = 1000
-) -> Iterator[Out]:
+def in_threads(function: Callable[[In], Out], items: Iterable[In], jobs: int, at_once: int = 1000) -> Iterator[Out]:
     """An ordered map that holds `at_once` items at a time, however many there are."""
     remaining = iter(items)
     with ThreadPoolExecutor(max_workers=jobs) as pool:

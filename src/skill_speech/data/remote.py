@@ -44,6 +44,7 @@ def read_bytes(location: str, start: int | None = None, stop: int | None = None)
             time.sleep(wait)
     if start is not None and stop is not None and len(data) != stop - start:
         raise OSError(
-            f"sent {len(data)} bytes instead of {stop - start}: it is cut off, or its server does not know range requests"
+            f"sent {len(data)} bytes instead of {stop - start}: it is cut off, or its server does not know range "
+            "requests"
         )
     return data

@@ -76,12 +76,12 @@ class ShardReader:
         where, tar = f"{self.location}/{shard.cuts}", f"{self.location}/{shard.recording}"
         number = 1
         try:
-            lines = gzip.decompress(read_bytes(where)).splitlines()
-            for number, line in enumerate(lines, start=1):
+            for line in gzip.decompress(read_bytes(where)).splitlines():
                 cut = deserialize_item(json.loads(line))
                 first, stop = cut.custom[MEMBER]
                 cut.custom = {**cut.custom, MEMBER: (tar, int(first), int(stop))}
                 yield cut
+                number += 1
         except FileNotFoundError:
             raise InputError(f"{where}: no such file: the shards are not complete") from None
         # What damaged JSON, a truncated gzip stream and a foreign object make of themselves.
@@ -205,15 +205,14 @@ def _write_shard(items: Iterator[tuple[Cut, bytes]], folder: Path, number: int) 
     if first is None:
         return None
     lines, seconds = [], 0.0
-    with atomic_write(folder / tar_name) as temporary:
-        with tarfile.open(temporary, "w") as tar:
-            for cut, audio in chain([first], items):
-                _add(tar, f"{cut.id}.flac", audio)
-                stop = tar.offset - -len(audio) % TAR_BLOCK
-                cut.custom = {MEMBER: (stop - len(audio), stop)}
-                _add(tar, f"{cut.id}.json", json.dumps(cut.recording.to_dict()).encode())
-                lines.append(json.dumps(cut.to_dict()))
-                seconds += cut.duration
+    with atomic_write(folder / tar_name) as temporary, tarfile.open(temporary, "w") as tar:
+        for cut, audio in chain([first], items):
+            _add(tar, f"{cut.id}.flac", audio)
+            stop = tar.offset - -len(audio) % TAR_BLOCK
+            cut.custom = {MEMBER: (stop - len(audio), stop)}
+            _add(tar, f"{cut.id}.json", json.dumps(cut.recording.to_dict()).encode())
+            lines.append(json.dumps(cut.to_dict()))
+            seconds += cut.duration
     with atomic_write(folder / cuts_name) as temporary:
         temporary.write_bytes(gzip.compress("\n".join([*lines, ""]).encode(), mtime=0))
     return Shard(cuts_name, tar_name, len(lines), round(seconds, 3))

@@ -27,7 +27,7 @@ SHUFFLED_AT_ONCE = 20_000
 
 
 def in_order(cuts: CutSet, key: str) -> Iterator[Cut]:
-    """All cuts once, their parts (shards, corpora) in an order that is a function of `key`; others as they are stored."""
+    """All cuts once: shards and corpora in an order that is a function of `key`, others as they are stored."""
     ordered = getattr(cuts.data, "in_order", None)
     return iter(cuts) if ordered is None else ordered(key)
 

@@ -78,8 +78,8 @@ def gather(module: nn.Module) -> None:
     if not any(_is_sharded(weight) for weight in module.parameters()):
         return
     for part in module.modules():
-        # torch has no way back from `fully_shard`. Its hooks, on every module with sharded weights, would put the shards
-        # in place again; no other hooks are on an encoder.
+        # torch has no way back from `fully_shard`. Its hooks, on every module with sharded weights, would put the
+        # shards in place again; no other hooks are on an encoder.
         for hooks in ("state_dict_pre", "load_state_dict_pre", "forward_pre", "forward"):
             getattr(part, f"_{hooks}_hooks").clear()
         for name, weight in list(part.named_parameters(recurse=False)):

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lhotse import CutSet
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lhotse import CutSet
 from torch.utils.data import DataLoader
 
 from .. import ranks
@@ -155,8 +155,8 @@ def batches_per_rank(stage: StageConfig, processes: int, name: str) -> int:
     """
     if stage.accumulate % processes:
         raise InputError(
-            f"{name}.accumulate is {stage.accumulate}: these batches of an update cannot be shared evenly by {processes} "
-            f"processes; give a multiple of {processes}, or another number of devices"
+            f"{name}.accumulate is {stage.accumulate}: these batches of an update cannot be shared evenly by "
+            f"{processes} processes; give a multiple of {processes}, or another number of devices"
         )
     return stage.accumulate // processes
 

@@ -70,8 +70,8 @@ def evaluate(
 ) -> Evaluation:
     """Train and score heads on the frozen hidden states of some encoders; what is done already is not done again.
 
-    Started by torchrun or srun in several processes, these share the encoding of what goes to the cache and the scoring;
-    heads are small, and each process trains the same ones.
+    Started by torchrun or srun in several processes, these share the encoding of what goes to the cache, and the
+    scoring; heads are small, and each process trains the same ones.
 
     Args:
         models: each [NAME=]SOURCE, where SOURCE is what `load_encoder` takes, or "fbank" for log-mel filterbanks.

@@ -96,7 +96,11 @@ def train(
             looked = step % config.eval_every == 0 or step == config.steps
             if looked:
                 look(task, trials, states[task.chosen_on[0]], step)
-            if checkpoint is not None and ranks.is_first() and (looked or time.monotonic() > saved + SECONDS_BETWEEN_CHECKPOINTS):
+            if (
+                checkpoint is not None
+                and ranks.is_first()
+                and (looked or time.monotonic() > saved + SECONDS_BETWEEN_CHECKPOINTS)
+            ):
                 _save(checkpoint, trials, step)
                 saved = time.monotonic()
     return trials

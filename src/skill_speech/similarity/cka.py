@@ -208,7 +208,6 @@ class ExactCKA:
                 hsic_LL[i, j] = hsic_LL[j, i] = block_DD.square().sum()
         return _normalize(hsic_LL, self.first_layer)
 
-
     def _add_up(self) -> None:
         """Bring the sums of all ranks to the first rank's shift, and add them.
 
