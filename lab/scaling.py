@@ -378,8 +378,8 @@ def tables(model: dict[str, Any]) -> dict[str, str]:
         ),
         "reading": _reading(model["costs"]),
         "lengths": (
-            f"A second of an utterance of 3 s takes {model['macs_of_short_utterances']:.0%} of the multiply-accumulates of "
-            "a second of one of 15.6 s (WavLM Base+)."
+            f"A second of an utterance of 3 s takes {model['macs_of_short_utterances']:.0%} of the multiply-"
+            "accumulates of a second of one of 15.6 s (WavLM Base+)."
         ),
         "memory": _table(
             ["teacher", "batch", "teacher's weights", "student, gradients, AdamW", "kept for the way back", "sum"],
@@ -457,14 +457,14 @@ def tables(model: dict[str, Any]) -> dict[str, str]:
 
 
 def _reading(costs: list[dict[str, Any]]) -> str:
-    published = next(row for row in costs if row["schedule"] == "published")
+    published, last = next(row for row in costs if row["schedule"] == "published"), costs[-1]
+    seen = published["epochs"] * published["hours"]
     return (
-        f"The published number of updates sees {published['epochs'] * published['hours']:,.0f} h of audio, however much "
-        f'there is: {published["epochs"]:.0f} epochs of LibriSpeech. The rows "one epoch" have as many updates as it '
-        "takes to go through larger data once. More data costs nothing but its storage until one wants more updates. "
-        f"Reading is small beside it: {published['read_gb']:,.0f} GB in all, and ${published['requests_dollars']:.1f} for an "
-        f"object store's requests. Writing shards takes {costs[-1]['shard_cpu_hours']:,.0f} CPU hours for "
-        f"{costs[-1]['hours']:,} h."
+        f"The published number of updates sees {seen:,.0f} h of audio, however much there is: "
+        f'{published["epochs"]:.0f} epochs of LibriSpeech. The rows "one epoch" have as many updates as it takes to go '
+        "through larger data once. More data costs nothing but its storage until one wants more updates. Reading is "
+        f"small beside it: {published['read_gb']:,.0f} GB in all, and ${published['requests_dollars']:.1f} for an object "
+        f"store's requests. Writing shards takes {last['shard_cpu_hours']:,.0f} CPU hours for {last['hours']:,} h."
     )
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,13 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from skill_speech import Encoder, InputError, ranks
+from skill_speech import Encoder, InputError, compress, evaluate, ranks
 from skill_speech.compression import AnalysisConfig
 from skill_speech.distillation import StageConfig
 from skill_speech.encoder import hubert_config, wavlm_config
 from skill_speech.similarity import load_analysis
 
+from . import corpora_by_hand
 from .distributed_workers import lose_a_rank, observed_compress, on_first_only
 
 pytestmark = pytest.mark.distributed
@@ -217,8 +222,6 @@ def test_sharded_students_are_one_that_is_whole(teacher: str, speech: str, tmp_p
 
 def test_what_cannot_be_shared_is_refused(teacher: str, speech: str, tmp_path: Path) -> None:
     common = {"teacher": teacher, "data": speech, "output": str(tmp_path / "run")}
-    from skill_speech import compress
-
     with pytest.raises(InputError, match=r"stage1\.accumulate is 3: .* cannot be shared evenly by 2 processes"):
         compress(**common, **settings(accumulate=3), devices=2)
     with pytest.raises(InputError, match="2 nodes were asked for: start the command on each of them by torchrun"):
@@ -226,3 +229,73 @@ def test_what_cannot_be_shared_is_refused(teacher: str, speech: str, tmp_path: P
     with pytest.raises(InputError, match="devices is 0"):
         compress(**common, **settings(accumulate=2), devices=0)
     assert not (tmp_path / "run").exists()
+
+
+def in_two_processes(command: list[str], environments: list[dict[str, str]]) -> list[subprocess.Popen[str]]:
+    """The same command once per environment, all at the same time; their ends are waited for."""
+    processes = [
+        subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for own in environments
+    ]
+    for process in processes:
+        process.wait(timeout=500)
+    return processes
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command_line(teacher: str, speech: str, tmp_path: Path) -> None:
+    """Two machines of one process each, as far as torchrun can tell; the second one knows its number from there."""
+    options = ["--clusters", "2", "--analysis.calibration_seconds", "24", "--analysis.batch_seconds", "6"]
+    port = free_port()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    command += [f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=test", "-m", "skill_speech.cli", "analyze", *options]
+    command += ["--teacher", teacher, "--data", speech, "--output", str(tmp_path / "run"), "--nodes", "2"]
+    processes = in_two_processes(command, [{}, {}])
+    assert [process.returncode for process in processes] == [0, 0]
+    errors = [process.stderr.read() for process in processes if process.stderr]
+    assert sum("written: " in text for text in errors) == 1, "one of them speaks"
+    assert load_analysis(tmp_path / "run/analysis")[1].groups
+
+
+@pytest.mark.slow
+def test_slurm_tells_each_process_its_place(teacher: str, speech: str, tmp_path: Path) -> None:
+    common = {
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NNODES": "1",
+        "SLURM_JOB_ID": "31415",
+        "SLURM_JOB_NAME": "test",
+        "SLURM_NODELIST": "localhost",
+        "SLURM_NODEID": "0",
+        "MASTER_PORT": str(free_port()),
+    }
+    options = ["--method", "dphubert", "--validation_seconds", "0", "--precision", "float32"]
+    for stage in ("stage1", "stage2"):
+        options += [f"--{stage}.steps", "1", f"--{stage}.warmup_steps", "1", f"--{stage}.batch_seconds", "6"]
+        options += [f"--{stage}.accumulate", "2"]
+    command = [sys.executable, "-m", "skill_speech.cli", "compress", *options, "--stage1.sparsity_steps", "1"]
+    command += ["--teacher", teacher, "--data", speech, "--output", str(tmp_path / "run")]
+    places = [common | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    processes = in_two_processes(command, places)
+    assert [process.returncode for process in processes] == [0, 0], processes[1].stderr
+    assert (tmp_path / "run/model/model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_shared(teacher: str, tmp_path: Path) -> None:
+    """Encoding and scoring on two ranks give the results of one."""
+    corpora_by_hand.speech_commands(tmp_path / "corpora")
+    common = {"models": [f"m={teacher}"], "data": str(tmp_path / "corpora"), "tasks": "ks", "steps": 3}
+    evaluate(**common, output=str(tmp_path / "one"))
+    ranks.start(evaluate, common | {"output": str(tmp_path / "two")}, 2)
+    one, two = (json.loads((tmp_path / name / "m/ks.json").read_text()) for name in ("one", "two"))
+    assert one["metrics"] == two["metrics"]
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    states = [len(list((tmp_path / name).glob("hidden_states/*/*.states"))) for name in ("one", "two")]
+    assert states[1] == 2 * states[0], "each rank has written what it encoded"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
