@@ -459,12 +459,13 @@ def tables(model: dict[str, Any]) -> dict[str, str]:
 def _reading(costs: list[dict[str, Any]]) -> str:
     published, last = next(row for row in costs if row["schedule"] == "published"), costs[-1]
     seen = published["epochs"] * published["hours"]
+    requests = published["requests_dollars"]
     return (
         f"The published number of updates sees {seen:,.0f} h of audio, however much there is: "
-        f'{published["epochs"]:.0f} epochs of LibriSpeech. The rows "one epoch" have as many updates as it takes to go '
-        "through larger data once. More data costs nothing but its storage until one wants more updates. Reading is "
-        f"small beside it: {published['read_gb']:,.0f} GB in all, and ${published['requests_dollars']:.1f} for an object "
-        f"store's requests. Writing shards takes {last['shard_cpu_hours']:,.0f} CPU hours for {last['hours']:,} h."
+        f"{published['epochs']:.0f} epochs of LibriSpeech. The rows of one epoch have as many updates as it takes to "
+        "go through larger data once. More data costs nothing but its storage until one wants more updates. Reading "
+        f"is small beside it: {published['read_gb']:,.0f} GB in all, and ${requests:.1f} for an object store's "
+        f"requests. Writing shards takes {last['shard_cpu_hours']:,.0f} CPU hours for {last['hours']:,} h."
     )
 
 

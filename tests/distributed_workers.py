@@ -15,6 +15,7 @@ from skill_speech import InputError, compress, ranks
 from skill_speech.compression import CompressionResult
 from skill_speech.data import AudioBatch
 from skill_speech.distillation import Distillation, training
+from skill_speech.similarity import ExactCKA, LayerScales, MinibatchCKA
 
 
 def observed_compress(observations: str, die_at: int | None = None, **settings: Any) -> CompressionResult:
@@ -90,7 +91,30 @@ def on_first_only(folder: str) -> Any:
         message = str(error)
     total = torch.tensor([ranks.rank() + 1.0])
     ranks.sum_in_place(total)
-    return ranks.gathered((value, message, float(total), ranks.share([0, 1, 2, 3, 4])))
+    similar = compare(ranks.share(calibration()))
+    return ranks.gathered((value, message, float(total), ranks.share([0, 1, 2, 3, 4]), *similar))
+
+
+def calibration() -> list[list[torch.Tensor]]:
+    """Three batches of the states of three layers, far from zero and each about elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for number in range(3):
+        base = torch.randn(2, 40, 6, generator=generator)
+        mixed = base @ torch.randn(6, 5, generator=torch.Generator().manual_seed(1)) + torch.randn(
+            2, 40, 5, generator=generator
+        )
+        batches.append([base + 3 * number, mixed - number, base.square() + 10])
+    return batches
+
+
+def compare(batches: list[list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Exact and minibatch CKA, and the scales, of some batches."""
+    exact, minibatch, scales = ExactCKA(), MinibatchCKA(batch_frames=16), LayerScales()
+    for layers in batches:
+        for measure in (exact, minibatch, scales):
+            measure.update(layers)
+    return exact.compute(), minibatch.compute(), scales.compute()
 
 
 def _refuse() -> None:

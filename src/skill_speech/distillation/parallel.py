@@ -37,7 +37,9 @@ def placement(strategy: Strategy) -> dict[str, Any]:
 
 
 def shard(student: Encoder, loss: DistillationLoss, mesh: Any) -> None:
-    """Shard the weights of a student and its projections over ranks, in place (FSDP2): a part of each on every rank.
+    """Shard the weights of a student and its projections over ranks (FSDP2): a part of each on every rank.
+
+    In place and for good: torch has no way back, which is why copies are sharded and `gather` copies from them.
 
     Each transformer layer is gathered when its turn comes and given up behind it. Gates stay whole: they are a few
     thousand numbers, of which the penalty needs all at once; `average_whole_gradients` is for them.
@@ -73,18 +75,13 @@ def clip_gradients(weights: Sequence[Tensor], limit: float) -> Tensor:
     return norm
 
 
-def gather(module: nn.Module) -> None:
-    """Give every rank all weights of a sharded module again, on the CPU, and make it a common module again."""
-    if not any(_is_sharded(weight) for weight in module.parameters()):
-        return
-    for part in module.modules():
-        # torch has no way back from `fully_shard`. Its hooks, on every module with sharded weights, would put the
-        # shards in place again; no other hooks are on an encoder.
-        for hooks in ("state_dict_pre", "load_state_dict_pre", "forward_pre", "forward"):
-            getattr(part, f"_{hooks}_hooks").clear()
-        for name, weight in list(part.named_parameters(recurse=False)):
-            if _is_sharded(weight):
-                part.register_parameter(name, nn.Parameter(weight.detach().full_tensor().cpu()))  # type: ignore[operator]
+def gather(sharded: nn.Module, whole: nn.Module) -> None:
+    """Copy all weights of a sharded module to one of the same shape that is not, on every rank."""
+    weights = dict(whole.named_parameters())
+    with torch.no_grad():
+        for name, weight in sharded.named_parameters():
+            full = weight.full_tensor() if _is_sharded(weight) else weight  # type: ignore[operator]
+            weights[name].copy_(full)
 
 
 def _is_sharded(tensor: Tensor) -> bool:

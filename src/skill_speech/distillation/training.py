@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import logging
@@ -77,6 +78,10 @@ def run_stage(
     accumulate = batches_per_rank(module.stage, ranks.count(), name)
     if ranks.count() > 1:
         module.freeze_what_the_loss_does_not_reach()
+    whole = None
+    if ranks.count() > 1 and strategy == "fsdp":
+        whole = module.student, module.loss
+        module.student, module.loss = copy.deepcopy(module.student), copy.deepcopy(module.loss)
     started = time.perf_counter()
     checkpoints = ModelCheckpoint(
         folder / "checkpoints",
@@ -137,7 +142,10 @@ def run_stage(
             raise
     if trainer.interrupted:
         raise KeyboardInterrupt
-    gather(module)
+    if whole is not None:
+        for sharded, own in zip((module.student, module.loss), whole, strict=True):
+            gather(sharded, own)
+        module.student, module.loss = whole
     return {
         "steps": trainer.global_step,
         "seconds": time.perf_counter() - started,
