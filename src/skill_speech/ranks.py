@@ -191,6 +191,7 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
         InputError: as one of the processes raised it, or one was killed from outside.
         RuntimeError: whatever else a process died of, with its traceback.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -212,6 +213,11 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
         results: dict[int, Made] = elastic_launch(config, _work)(function, arguments, to_terminal)
     except ChildFailedError as error:
         raise _cause(error) from None
+    except SignalException as error:
+        # The processes were sent it too and have had half a minute to write where they are.
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + error.sigval) from None
     finally:
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]

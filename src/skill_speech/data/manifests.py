@@ -117,7 +117,7 @@ def open_cuts(data: str | Path | CutSet | Sequence[Part]) -> CutSet:
     """
     if isinstance(data, CutSet):
         return transformed(data, _To16kHz("the given cuts"))
-    if isinstance(data, Sequence) and not isinstance(data, str):
+    if not isinstance(data, str | Path):
         return _mixture(data)
     if is_sharded(data):
         return open_shards(data)
