@@ -14,7 +14,7 @@ from .. import ranks
 from ..encoder import Encoder
 from ..pruning import Lagrangian, find_gates
 from .loss import DistillationLoss
-from .parallel import average_whole_gradients, clip_gradients, shard
+from .parallel import average_whole_gradients, clip_gradients, count_batches_anew, shard
 
 if TYPE_CHECKING:
     from ..data import AudioBatch
@@ -219,3 +219,4 @@ class Distillation(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue at the position in the data."""
         self.batches_seen = checkpoint["batches_seen"]
+        count_batches_anew(checkpoint, self.trainer.accumulate_grad_batches)  # type: ignore[attr-defined]

@@ -36,6 +36,19 @@ def placement(strategy: Strategy) -> dict[str, Any]:
     return {"devices": local, "num_nodes": ranks.count() // local, "plugins": [environment], "strategy": how}
 
 
+def count_batches_anew(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Tell Lightning's loop how many batches this rank would have seen at a checkpoint of another number of ranks.
+
+    It counts them to know where an update ends: `accumulate` of this rank's batches each.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    for counts in loop.get("epoch_loop.batch_progress", {}).values():
+        if isinstance(counts, dict):
+            # "ready" is the batch at hand; "completed" may lag behind by one, which tells Lightning where it was saved.
+            more = checkpoint["global_step"] * accumulate - counts["ready"]
+            counts.update({name: number + more for name, number in counts.items()})
+
+
 def shard(student: Encoder, loss: DistillationLoss, mesh: Any) -> None:
     """Shard the weights of a student and its projections over ranks (FSDP2): a part of each on every rank.
 
