@@ -98,7 +98,7 @@ class Distillation(lightning.LightningModule):
             if self.lagrangian is not None:
                 total = total + self.lagrangian(self.student, 0)[0]
             for weight, gradient in zip(weights, torch.autograd.grad(total, weights, allow_unused=True), strict=True):
-                weight.requires_grad_(gradient is not None)
+                weight.requires_grad_(gradient is not None and weight.numel() > 0)
 
     def configure_model(self) -> None:
         """Shard the student, where the strategy has a mesh of devices for that."""

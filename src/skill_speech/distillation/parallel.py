@@ -59,10 +59,12 @@ def shard(student: Encoder, loss: DistillationLoss, mesh: Any) -> None:
     """
     from torch.distributed.fsdp import fully_shard
 
-    gates = {gate.module.log_alpha for gate in find_gates(student)}
+    whole = {gate.module.log_alpha for gate in find_gates(student)}
+    # Of layers that pruning has emptied: torch 2.13 cannot gather what has no elements.
+    whole |= {weight for weight in student.parameters() if not weight.numel()}
     for layer in student.layers:
-        fully_shard(layer, mesh=mesh, ignored_params=gates)
-    fully_shard(student, mesh=mesh, ignored_params=gates)
+        fully_shard(layer, mesh=mesh, ignored_params=whole)
+    fully_shard(student, mesh=mesh, ignored_params=whole)
     fully_shard(loss, mesh=mesh)
 
 
