@@ -342,4 +342,6 @@ def _silence_lightning() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    # FSDP warns of changes in place of what a module returns; there are none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module.*returned a view")
     torch.set_float32_matmul_precision("high")
