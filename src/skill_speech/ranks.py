@@ -95,7 +95,7 @@ def on_first(make: Callable[[], Made]) -> Made:
     well, value = outcome[0]
     if not well:
         raise value
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def gathered(value: Made) -> list[Made]:

@@ -176,7 +176,7 @@ class Distillation(lightning.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: AudioBatch, batch_idx: int) -> None:
         """Log the speed since the last time."""
         # The last batch of an update.
-        whole = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0  # type: ignore[attr-defined]
+        whole = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if whole and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.perf_counter()
             self.log("train/audio_seconds_per_second", self._audio / (now - self._clock))
@@ -219,4 +219,4 @@ class Distillation(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue at the position in the data."""
         self.batches_seen = checkpoint["batches_seen"]
-        count_batches_anew(checkpoint, self.trainer.accumulate_grad_batches)  # type: ignore[attr-defined]
+        count_batches_anew(checkpoint, self.trainer.accumulate_grad_batches)

@@ -95,7 +95,7 @@ def gather(sharded: nn.Module, whole: nn.Module) -> None:
     weights = dict(whole.named_parameters())
     with torch.no_grad():
         for name, weight in sharded.named_parameters():
-            full = weight.full_tensor() if _is_sharded(weight) else weight  # type: ignore[operator]
+            full = weight.full_tensor() if _is_sharded(weight) else weight  # type: ignore[attr-defined]
             weights[name].copy_(full)
 
 
