@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,9 +9,9 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionYesNo, ArgumentParser
 from rich.console import Console
-from rich.logging import RichHandler
 
 from .errors import InputError
+from .progress import log_to_terminal
 
 EXAMPLES = {
     "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
@@ -58,7 +57,7 @@ def _run(arguments: Sequence[str]) -> int:
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     values = instantiate(parsed)[name].as_dict()
     values.pop("config", None)
-    _log_to_terminal()
+    log_to_terminal()
     function, show = _command(name)
     return show(function(**values))
 
@@ -221,17 +220,6 @@ def _show_result(result: Any) -> int:
     if (result.folder / "report.html").exists():
         console.print(f"report: {result.folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return 0
-
-
-def _log_to_terminal() -> None:
-    console = Console(stderr=True)
-    handler: logging.Handler = logging.StreamHandler()
-    if console.is_terminal:  # elsewhere a line stays a line
-        handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
-    logger = logging.getLogger("skill_speech")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 if __name__ == "__main__":

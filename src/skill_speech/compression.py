@@ -1,7 +1,8 @@
 """The recipe: analyse, prune and distil (stage 1), cut (surgery), distil again (stage 2).
 
 Every step reads its input from the run's folder and writes its output there, whole or not at all; what exists is not
-made again, so that the same command goes on where a run stopped.
+made again, so that the same command goes on where a run stopped. Of several processes (`ranks`) all take every step
+together; the first one looks at files and writes them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import shutil
 import time
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +19,11 @@ import torch
 from lhotse import CutSet
 from safetensors.torch import save
 
+from . import ranks
 from .checkpoints import load_encoder
 from .checkpoints.native import read_json
 from .checkpoints.weights import fill, read_weights
-from .data import TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts
+from .data import Part, TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts
 from .distillation import (
     Distillation,
     DistillationLoss,
@@ -31,7 +34,8 @@ from .distillation import (
     make_targets,
     needs_clusters,
 )
-from .distillation.training import Precision, run_stage
+from .distillation.parallel import Strategy
+from .distillation.training import Precision, batches_per_rank, run_stage
 from .encoder import Encoder, EncoderConfig
 from .environment import environment
 from .errors import InputError
@@ -105,11 +109,13 @@ class CompressionResult:
 
 def analyze(
     teacher: str,
-    data: str,
+    data: str | list[Part],
     output: str,
     *,
     clusters: int | Literal["auto"] = 4,
     analysis: AnalysisConfig = AnalysisConfig(),
+    devices: int = 1,
+    nodes: int = 1,
     revision: str | None = None,
     seed: int = 0,
     workers: int = 0,
@@ -118,17 +124,23 @@ def analyze(
 
     Args:
         teacher: hub id, folder or file.
-        data: a manifest, or anything `prepare` takes.
+        data: a manifest, shards, anything `prepare` takes, or a list of parts that are mixed.
         output: the run's folder.
         clusters: number of clusters K, or "auto".
         analysis: the other settings.
+        devices: processes on this machine that share the audio.
+        nodes: machines, all with so many; torchrun or srun starts the command on each of them.
         revision: of the teacher on the hub.
         seed: of the calibration sample.
-        workers: processes that read audio.
+        workers: processes that read audio, per device.
 
     Raises:
         InputError: bad teacher, data or number of clusters.
     """
+    arguments = dict(locals())
+    if ranks.to_be_started(devices, nodes):
+        return ranks.start(analyze, arguments | {"devices": 1}, devices)
+    ranks.join()
     settings = _analysis_settings(teacher, revision, clusters, analysis, seed)
     encoder = load_encoder(teacher, revision=revision)
     _check_clusters(clusters, encoder.config, analysis)
@@ -159,20 +171,21 @@ def _analyze(
     seed: int,
     workers: int,
 ) -> LayerClusters:
-    """The analysis in a folder: taken from there if it was made with these settings, made otherwise."""
-    if (folder / "clusters.json").exists():
-        refuse_changes(folder / "config.yaml", settings)
+    """The analysis in a folder: taken from there if it was made with these settings, made otherwise, by all ranks."""
+    if ranks.on_first((folder / "clusters.json").exists):
+        ranks.on_first(lambda: refuse_changes(folder / "config.yaml", settings))
         logger.info("%s is finished: taken as it is", folder)
-        return load_analysis(folder)[1]
-    write_settings(folder / "config.yaml", settings)
+        return ranks.on_first(lambda: load_analysis(folder)[1])
+    ranks.on_first(lambda: write_settings(folder / "config.yaml", settings))
     batches = evaluation_batches(
         cuts, batch_seconds=config.batch_seconds, limit_seconds=config.calibration_seconds, seed=seed
     )
     scales = LayerScales()
-    with Meter("analysis", len(batches)) as meter:
+    own = ranks.share(batches)
+    with Meter("analysis", len(own)) as meter:
         cka_LL = estimate_cka(
             encoder,
-            audio_loader(batches, workers=workers),
+            audio_loader(own, workers=workers),
             estimator=config.estimator,
             batch_frames=config.batch_frames,
             include_features=config.include_features,
@@ -188,14 +201,15 @@ def _analyze(
         first_layer=0 if config.include_features else 1,
     )
     logger.info("%s", groups.reason)
-    save_analysis(folder, cka_LL, groups, scales.compute())
+    spreads_L = scales.compute()
+    ranks.on_first(lambda: save_analysis(folder, cka_LL, groups, spreads_L))
     logger.info("written: %s/similarity.svg, dendrogram.svg, clusters.json, cka.npy, linkage.npy", folder)
     return groups
 
 
 def compress(
     teacher: str,
-    data: str,
+    data: str | list[Part],
     output: str,
     *,
     method: Method = "skill",
@@ -216,6 +230,8 @@ def compress(
     checkpoint_every: int = 500,
     precision: Precision = "bf16",
     devices: int = 1,
+    nodes: int = 1,
+    strategy: Strategy = "ddp",
     revision: str | None = None,
     start_from: str | None = None,
     seed: int = 0,
@@ -225,7 +241,8 @@ def compress(
 
     Args:
         teacher: hub id, folder or file.
-        data: unlabelled speech: a manifest, or anything `prepare` takes.
+        data: unlabelled speech: a manifest, shards, anything `prepare` takes, or a list of parts (path and weight) that
+            are mixed.
         output: the run's folder; the student will be in its `model`.
         method: "skill", or one of the methods it is compared with.
         clusters: number of layer clusters K, or "auto".
@@ -245,7 +262,10 @@ def compress(
         validate_every: updates between validations.
         checkpoint_every: updates between checkpoints.
         precision: "bf16" or "float32".
-        devices: accelerators to train on.
+        devices: accelerators to train on in this machine, or processes where there are none; they share the batches of
+            an update.
+        nodes: machines, all with so many devices; torchrun or srun starts the command on each of them.
+        strategy: "ddp" keeps the student on every device, "fsdp" shards it and the optimiser's state.
         revision: of the teacher on the hub.
         start_from: a finished stage of another run, RUN/analysis, RUN/stage1 or RUN/surgery: it and what it needed are
             copied, and the run starts behind it.
@@ -255,14 +275,19 @@ def compress(
     Raises:
         InputError: bad teacher, data, budget or settings, or an output folder of another run.
     """
-    settings = {name: _plain(value) for name, value in locals().items()}
+    arguments = dict(locals())
+    settings = {name: _plain(value) for name, value in arguments.items()}
+    if ranks.to_be_started(devices, nodes):
+        _check_stages(stage1, stage2, devices)
+        return ranks.start(compress, arguments | {"devices": 1}, devices)
+    ranks.join()
     if sparsity is None and params is None and macs is None:
         settings["sparsity"] = sparsity = 0.75
-    run = RunFolder(output, settings)
-    if run.status().get("finished"):
+    run = ranks.on_first(lambda: RunFolder(output, settings))
+    if ranks.on_first(run.status).get("finished"):
         logger.info("%s is finished: nothing to do", run.path)
-        return _read_result(run, already_done=True)
-    _check_stages(stage1, stage2)
+        return ranks.on_first(lambda: _read_result(run, already_done=True))
+    _check_stages(stage1, stage2, ranks.count())
     model = load_encoder(teacher, revision=revision)
     torch.manual_seed(seed)
     gated = attach_gates(_copy(model, model.config, stage1.student_dropout), pruned_units)
@@ -278,17 +303,18 @@ def compress(
     if start_from is not None:
         _check_source(Path(start_from))
     # Everything that can be wrong with the settings has been looked at: from here on the folder is this run's.
-    run.start()
+    ranks.on_first(run.start)
     if start_from is not None:
-        _take_over(Path(start_from), run.path)
+        source = Path(start_from)
+        ranks.on_first(lambda: _take_over(source, run.path))
     groups = None
     if needs_clusters(method) or scaled:
-        if not (run / "analysis/clusters.json").exists():
+        if not ranks.on_first((run / "analysis/clusters.json").exists):
             run.report("analysis")
         wanted = _analysis_settings(teacher, revision, clusters, analysis, seed)
         groups = _analyze(model, cuts, run / "analysis", wanted, clusters, analysis, seed, workers)
     targets = make_targets(method, model.config.num_layers, groups, count=count, share_projections=share_projections)
-    scales = load_scales(run / "analysis").tolist() if scaled else None
+    scales = ranks.on_first(lambda: load_scales(run / "analysis").tolist()) if scaled else None
     distance = DistillationLoss(targets, model.config.hidden_size, loss, scales)
 
     def train(name: str, student: Encoder, stage: StageConfig, lagrangian: Lagrangian | None) -> None:
@@ -304,49 +330,52 @@ def compress(
         stage_seed = 2 * seed + (name == "stage2")
         held_out = None
         if validation is not None:
-            batches = evaluation_batches(validation, batch_seconds=stage.batch_seconds)
-            held_out = audio_loader(batches, workers=workers)
+            held_out = evaluation_batches(validation, batch_seconds=stage.batch_seconds)
         logger.info("%s: %d steps of %g s of audio", name, stage.steps, stage.batch_seconds * stage.accumulate)
         module = Distillation(model, student, distance, stage, lagrangian, stage_seed)
         outcome = run_stage(
             module,
-            lambda start, rank, world_size: audio_loader(
-                TrainingBatches(
-                    cuts,
-                    batch_seconds=stage.batch_seconds,
-                    seed=stage_seed,
-                    start_batch=start,
-                    rank=rank,
-                    world_size=world_size,
-                ),
-                workers=workers,
+            lambda start, rank, world_size: TrainingBatches(
+                cuts,
+                batch_seconds=stage.batch_seconds,
+                seed=stage_seed,
+                start=start,
+                rank=rank,
+                world_size=world_size,
             ),
             held_out,
+            partial(audio_loader, workers=workers),
             folder,
             name=name,
             precision=precision,
-            devices=devices,
+            strategy=strategy,
             checkpoint_every=checkpoint_every,
             validate_every=validate_every,
             on_step=report,
         )
-        _save(student, distance, folder / "student")
-        write_json(folder / "result.json", outcome | {"peak_memory": peak_memory()})
 
-    if not (run / "surgery/result.json").exists():
-        if not (run / "stage1/result.json").exists():
+        def keep() -> None:
+            _save(student, distance, folder / "student")
+            write_json(folder / "result.json", outcome | {"peak_memory": peak_memory()})
+
+        ranks.on_first(keep)
+
+    def done(name: str) -> bool:
+        return ranks.on_first((run / name / "result.json").exists)
+
+    if not done("surgery"):
+        if not done("stage1"):
             train("stage1", gated, stage1, Lagrangian(budget, stage1.sparsity_steps))
-        _load(gated, distance, run / "stage1/student")
-        _operate(run, gated, distance, budget)
-    if not (run / "stage2/result.json").exists():
+        ranks.on_first(lambda: _operate(run, gated, distance, budget))
+    if not done("stage2"):
         pruned = _copy(load_encoder(run / "surgery"), model.config, stage2.student_dropout)
         _load(pruned, distance, run / "surgery")
         train("stage2", pruned, stage2, None)
-    return _finish(run, settings, model)
+    return ranks.on_first(lambda: _finish(run, settings, model))
 
 
 def _open_data(
-    data: str, validation_data: str | None, validation_seconds: float, seed: int
+    data: str | list[Part], validation_data: str | None, validation_seconds: float, seed: int
 ) -> tuple[CutSet, CutSet | None]:
     """Training cuts, and validation cuts if there are any."""
     cuts = open_cuts(data)
@@ -361,6 +390,7 @@ def _open_data(
 def _operate(run: RunFolder, gated: Encoder, distance: DistillationLoss, budget: Budget) -> None:
     """Surgery: from RUN/stage1/student to RUN/surgery."""
     run.report("surgery")
+    _load(gated, distance, run / "stage1/student")
     fix_gates(gated, budget)
     pruned = prune(gated)
     _save(pruned, distance, run / "surgery")
@@ -449,12 +479,13 @@ def _load(encoder: Encoder, distance: DistillationLoss, folder: Path) -> None:
     fill(distance, read_weights(folder / "projections.safetensors"), str(folder))
 
 
-def _check_stages(stage1: StageConfig, stage2: StageConfig) -> None:
-    """See that the settings of the stages make sense."""
+def _check_stages(stage1: StageConfig, stage2: StageConfig, processes: int) -> None:
+    """See that the settings of the stages make sense, for so many processes."""
     for name, stage in (("stage1", stage1), ("stage2", stage2)):
         for key in ("steps", "learning_rate", "batch_seconds", "accumulate", "gate_learning_rate"):
             if not getattr(stage, key) > 0:
                 raise InputError(f"{name}.{key} is {getattr(stage, key):g}; it must be positive")
+        batches_per_rank(stage, processes, name)
         ramps = ("warmup_steps", "sparsity_steps") if name == "stage1" else ("warmup_steps",)
         for key in ramps:
             if not 0 <= getattr(stage, key) <= stage.steps:
@@ -480,9 +511,9 @@ def _take_over(source: Path, target: Path) -> None:
 def _plain(value: Any) -> Any:
     """Types that YAML writes as a person would; paths in full, so that the run can be repeated from anywhere."""
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, tuple):
-        return list(value)
+        return {name: _plain(item) for name, item in asdict(value).items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
     if isinstance(value, str | Path) and Path(value).exists():
         return str(Path(value).resolve())
     return value

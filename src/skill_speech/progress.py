@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from . import ranks
+
 SECONDS_BETWEEN_LINES = 15.0
+
+
+def log_to_terminal() -> None:
+    """Show what the library says, on stderr."""
+    console = Console(stderr=True)
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:  # elsewhere a line stays a line
+        handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    logger = logging.getLogger("skill_speech")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 class Meter:
     """Progress of one piece of work with a known number of steps.
 
     On a terminal it is a bar with the remaining time; in a log it is a line at the start of the work, every fifteen
-    seconds, and at the end. To be used in a `with` statement.
+    seconds, and at the end. Of several ranks the first one shows it. To be used in a `with` statement.
     """
 
     def __init__(self, what: str, total: int, done: int = 0, console: Console | None = None) -> None:
         self.what, self.total, self.done = what, total, done
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, quiet=not ranks.is_first())
         self._started = time.monotonic()
         self._first = done
         self._next_line = self._started + SECONDS_BETWEEN_LINES

@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
+from . import ranks
 from .errors import InputError
 from .files import atomic_write, write_json
 
 # What a first step by itself leaves: `compress` goes on from the analysis that `analyze` made in the same folder.
 MAY_BE_THERE = ("analysis",)
 # Settings that change how a run is carried out but not what comes of it: they may differ when it goes on.
-FREE_KEYS = ("output", "workers", "checkpoint_every", "start_from")
+FREE_KEYS = ("output", "workers", "checkpoint_every", "start_from", "devices", "nodes", "strategy")
 
 
 class RunFolder:
@@ -61,7 +62,9 @@ class RunFolder:
         return dict(status)
 
     def report(self, stage: str, step: int | None = None, steps: int | None = None, finished: bool = False) -> None:
-        """Say how far the run is."""
+        """Say how far the run is; the first rank says it."""
+        if not ranks.is_first():
+            return
         values = {"stage": stage, "step": step, "steps": steps, "finished": finished}
         write_json(self.path / "status.json", values | {"updated": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 

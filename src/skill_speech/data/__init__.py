@@ -5,15 +5,17 @@ which batch, `audio_loader` reads them.
 """
 
 from .audio import SAMPLE_RATE, BadAudio, load_waveform
-from .batches import TrainingBatches, evaluation_batches
+from .batches import Position, TrainingBatches, evaluation_batches
 from .dataset import AudioBatch, WaveformDataset, audio_loader
-from .manifests import open_cuts, prepare
+from .manifests import Part, open_cuts, prepare
 from .split import split_cuts
 
 __all__ = [
     "SAMPLE_RATE",
     "AudioBatch",
     "BadAudio",
+    "Part",
+    "Position",
     "TrainingBatches",
     "WaveformDataset",
     "audio_loader",

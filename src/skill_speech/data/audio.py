@@ -5,6 +5,7 @@ Legend of the tensor suffixes: T samples, C channels.
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +19,13 @@ from lhotse.cut.data import DataCut
 from lhotse.utils import compute_num_samples
 
 from ..errors import InputError
+from .remote import read_bytes
 
 SAMPLE_RATE = 16_000
 """Hz; what every encoder of this family was trained on and the only rate that leaves this package."""
+
+MEMBER = "shard_member"
+"""Custom field of a cut from shards: (path or address of a tar file, first byte of the audio in it, byte behind it)."""
 
 RESAMPLING_MARGIN_SECONDS = 0.05
 """Audio read on both sides of a resampled crop, so that the filter sees what it would see in the whole file."""
@@ -92,7 +97,8 @@ def load_waveform(cut: Cut) -> npt.NDArray[np.float32]:
     except BadAudio:
         raise
     except (OSError, soundfile.SoundFileError) as error:
-        raise BadAudio(f"{path}: {_reason(path, error)}") from error
+        reason = _reason(path, error) if _member(cut) is None else f"cannot be decoded ({_one_line(error)})"
+        raise BadAudio(f"{path}: {reason}") from error
     if not np.isfinite(waveform_T).all():
         raise BadAudio(f"{path}: the audio holds NaN or infinite values: repair or remove the file")
     return waveform_T
@@ -100,14 +106,23 @@ def load_waveform(cut: Cut) -> npt.NDArray[np.float32]:
 
 def audio_path(cut: Cut) -> str:
     """Where the cut's audio lies, for messages: the path of its (first) file, else the cut's id."""
+    if _member(cut) is not None:
+        return f"{_member(cut)[0]}: {cut.recording_id}"
     if isinstance(cut, DataCut) and cut.recording.sources[0].type == "file":
         return str(cut.recording.sources[0].source)
     return f"cut {cut.id}"
 
 
+def _member(cut: Cut) -> Any:
+    """Where in which tar file the cut's audio lies; None for other cuts."""
+    return (cut.custom or {}).get(MEMBER) if isinstance(cut, DataCut) else None
+
+
 def _is_part_of_a_file(cut: Cut) -> bool:
     if not isinstance(cut, DataCut):
         return False
+    if _member(cut) is not None:
+        return True
     recording = cut.recording
     # One change of the sample rate is what `_read_part` does itself, from the file's own rate.
     only_resampled = [_transform_name(transform) for transform in recording.transforms or ()] in ([], ["Resample"])
@@ -130,7 +145,7 @@ def _read_part(path: str, cut: DataCut, length: int) -> npt.NDArray[np.float32]:
     file_channels = cut.recording.sources[0].channels
     wanted = [cut.channel] if isinstance(cut.channel, int) else cut.channel
     channels = [file_channels.index(channel) for channel in wanted]
-    with soundfile.SoundFile(path) as file:
+    with soundfile.SoundFile(path if _member(cut) is None else _read_member(cut)) as file:
         if max(channels) >= file.channels:
             raise BadAudio(f"{path}: has {file.channels} channels, the manifest asks for channel {max(channels)}")
         if file.samplerate == SAMPLE_RATE:
@@ -139,6 +154,13 @@ def _read_part(path: str, cut: DataCut, length: int) -> npt.NDArray[np.float32]:
                 raise _truncated(path, (start + len(waveform_T)) / SAMPLE_RATE, (start + length) / SAMPLE_RATE)
             return waveform_T
         return _read_resampled(file, path, start, length, channels)
+
+
+def _read_member(cut: Cut) -> io.BytesIO:
+    try:
+        return io.BytesIO(read_bytes(*_member(cut)))
+    except OSError as error:
+        raise BadAudio(f"{audio_path(cut)}: {_one_line(error)}") from error
 
 
 def _read_resampled(

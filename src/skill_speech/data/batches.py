@@ -1,6 +1,7 @@
 """Which cuts make up which batch: pure functions of the cuts and a seed; no audio is read here.
 
-Nothing depends on global random state. Batch n of a run is the same after a restart, for any number of workers.
+Nothing depends on global random state. Batch n of a run is the same after a restart, for any number of workers and of
+ranks.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import logging
 import math
 import random
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import count, pairwise
 
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -19,6 +21,7 @@ from torch.utils.data import Sampler
 
 from ..errors import InputError
 from .audio import SAMPLE_RATE, at_16khz, num_samples
+from .streams import first_cuts, in_order, shuffled
 
 logger = logging.getLogger("skill_speech.data")
 
@@ -30,28 +33,45 @@ SHORTEST_EVALUATED_SECONDS = 0.025
 """One frame of the convolutional front end (400 samples); it has no output for anything shorter."""
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a sequence of training batches stands: in which epoch, and how many batches of it are behind."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
 class TrainingBatches(Sampler[CutSet]):
     """An endless sequence of training batches, epoch after epoch, each batch a CutSet of equally long crops.
 
     Cuts longer than `max_seconds` are divided into equal windows, so that nothing is lost; shorter ones than
-    `min_seconds` are dropped. An epoch shuffles all of them and lhotse's DynamicBucketingSampler collects cuts of
-    similar duration. Every cut of a batch is then cropped at random to the shortest of the batch, on the cut, so that
-    reading it is a pure function of the cut (DPHuBERT, arXiv 2305.17651, crops so too instead of padding).
+    `min_seconds` are dropped. An epoch shuffles them (`shuffled`: data beyond 20,000 cuts approximately) and lhotse's
+    DynamicBucketingSampler collects cuts of similar duration. Every cut of a batch is then cropped at random to the
+    shortest of the batch, on the cut, so that reading it is a pure function of the cut (DPHuBERT, arXiv 2305.17651,
+    crops so too instead of padding).
 
-    The cuts' metadata is held in memory without supervisions: about 1 kB a cut. To be used as a DataLoader's
-    `sampler` with `batch_size=None`; see `audio_loader`. A loader asks for batches ahead of the training: where a run
-    stands is for the caller to count, who continues it with `start_batch`.
+    The cuts are streamed: no more than about 30,000 are held at a time. To be used as a DataLoader's `sampler` with
+    `batch_size=None`; see `audio_loader`.
+
+    The sequence does not depend on the number of ranks, which take turns: with three of them
+
+        batch of the sequence   0  1  2  3  4  5  6 …
+        goes to rank            0  1  2  0  1  2  0 …
+
+    so that no two ranks get the same batch, none runs out before another, and a run can go on with another number of
+    them. A loader asks for batches ahead of the training: how many were used is for the caller to count, whom
+    `position` tells where a later run has to start.
 
     Args:
         cuts: what `prepare` or `open_cuts` returned.
-        batch_seconds: seconds of audio per batch and rank before cropping, as lhotse's `max_duration`: about the
-            number of cuts times the longest one. Windows are at most this long.
+        batch_seconds: seconds of audio per batch before cropping, as lhotse's `max_duration`: about the number of cuts
+            times the longest one. Windows are at most this long.
         min_seconds: shortest cut that is used.
         max_seconds: longest cut; at least twice `min_seconds`, so that windows are not too short themselves.
         seed: of the order, the batches and the crops.
-        start_batch: the number of batches (of this rank) to skip; nothing is decoded for that.
+        start: of the sequence; nothing is decoded for what lies before it.
         num_buckets: number of duration buckets; by default up to 30, fewer for small data.
-        rank: this process among world_size, each of which gets its own batches, all equally many.
+        rank: this process among world_size.
         world_size: number of training processes.
 
     Raises:
@@ -66,7 +86,7 @@ class TrainingBatches(Sampler[CutSet]):
         min_seconds: float = 2.0,
         max_seconds: float = 15.6,
         seed: int = 0,
-        start_batch: int = 0,
+        start: Position = Position(),
         num_buckets: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -77,52 +97,55 @@ class TrainingBatches(Sampler[CutSet]):
                 f"min_seconds={min_seconds:g} must be positive and at most half of max_seconds={max_seconds:g} and of "
                 f"batch_seconds={batch_seconds:g}"
             )
-        self.batch_seconds, self.min_seconds, self.seed, self.start_batch = (
-            batch_seconds,
-            min_seconds,
-            seed,
-            start_batch,
-        )
-        self.rank, self.world_size = rank, world_size
-        self._cuts = _long_enough(_windows(cuts, longest), min_seconds)
-        self.seconds = sum(cut.duration for cut in self._cuts)
-        """Audio per epoch, in seconds."""
+        self.batch_seconds, self.min_seconds, self.longest, self.seed = batch_seconds, min_seconds, longest, seed
+        self.start, self.rank, self.world_size = start, rank, world_size
+        self._all_cuts = cuts
+        self._began: dict[int, int] = {}
+        looked_at = _long_enough(_windows(first_cuts(cuts, f"{seed}/look"), longest), min_seconds)
         if num_buckets is None:
-            batches = self.seconds / (batch_seconds * world_size)
+            # More data than was looked at has more batches than that, and so as many buckets as are of use.
+            batches = sum(cut.duration for cut in looked_at) / batch_seconds
             num_buckets = max(1, min(MOST_BUCKETS, int(batches / BATCHES_PER_BUCKET)))
-        num_buckets = min(num_buckets, len(self._cuts))
+        num_buckets = min(num_buckets, len(looked_at))
         # lhotse wants at least one border: one beyond all durations makes a single bucket.
-        self._borders = estimate_duration_buckets(self._cuts, num_buckets) if num_buckets > 1 else [longest + 1.0]
+        self._borders = estimate_duration_buckets(looked_at, num_buckets) if num_buckets > 1 else [longest + 1.0]
 
     def __iter__(self) -> Iterator[CutSet]:
-        to_skip = self.start_batch
-        epoch = 0
-        while True:
+        began = -self.start.batch
+        for epoch in count(self.start.epoch):
+            self._began[epoch] = began
+            length = 0
             for index, batch in enumerate(self._epoch(epoch)):
-                if to_skip > 0:
-                    to_skip -= 1
-                else:
+                length, number = index + 1, began + index
+                if number >= 0 and number % self.world_size == self.rank:
                     yield _crop_to_shortest(batch, f"{self.seed}/{epoch}/{index}")
-            epoch += 1
+            if not length:
+                raise InputError(f"no audio of at least {self.min_seconds:g} s is left: was the data changed?")
+            began += length
+
+    def position(self, used: int) -> Position:
+        """Where the sequence stands when `used` of its batches, over all ranks, have been used since `start`."""
+        epoch = max((epoch for epoch, began in self._began.items() if began <= used), default=self.start.epoch)
+        return Position(epoch, used - self._began.get(epoch, -self.start.batch))
 
     def _epoch(self, epoch: int) -> Iterable[CutSet]:
         # Seeding with a string hashes it: unlike seed + epoch, no two runs share an epoch.
         generator = random.Random(f"{self.seed}/{epoch}")
-        shuffled = self._cuts.copy()
-        generator.shuffle(shuffled)
-        buckets = len(self._borders) + 1
+        windows = _windows(in_order(self._all_cuts, f"{self.seed}/{epoch}"), self.longest)
+        long_enough = (cut for cut in windows if cut.duration >= self.min_seconds)
+        seed = generator.getrandbits(32)
         return DynamicBucketingSampler(
-            shuffled,
+            CutSet(shuffled(long_enough, generator)),
             max_duration=self.batch_seconds,
             duration_bins=self._borders,
-            # Enough that some bucket always holds a full batch for every rank, and no more: lhotse walks it each time.
-            buffer_size=2 * self.world_size * buckets * math.ceil(self.batch_seconds / self.min_seconds),
-            # Ranks wait for one another, so they should get equally long batches at the same time. Also for one rank:
-            # without it, lhotse 1.33 may end an epoch at the first empty bucket (a Queue is always true) and lose cuts.
+            # Enough that some bucket always holds a full batch, and no more: lhotse walks it each time.
+            buffer_size=2 * (len(self._borders) + 1) * math.ceil(self.batch_seconds / self.min_seconds),
+            # Without it, lhotse 1.33 may end an epoch at the first empty bucket (a Queue is always true) and lose cuts.
             sync_buckets=True,
-            world_size=self.world_size,
-            rank=self.rank,
-            seed=generator.getrandbits(32),
+            # The ranks take turns at the batches of one process.
+            world_size=1,
+            rank=0,
+            seed=seed,
         )
 
 
@@ -141,7 +164,7 @@ def evaluation_batches(
         batch_seconds: the most seconds of audio per batch, padding included.
         max_seconds: longest window; no window is longer than `batch_seconds` either.
         limit_seconds: take a random sample of about this much audio (the first windows in a random order that
-            reach it) instead of all.
+            reach it) instead of all; of more than 20,000 cuts, from the first ones of shards in random order.
         seed: of the sample and of the order of the batches.
 
     Returns:
@@ -152,7 +175,8 @@ def evaluation_batches(
     if batch_seconds <= 0 or max_seconds < SHORTEST_EVALUATED_SECONDS:
         raise InputError(f"batch_seconds={batch_seconds:g} and max_seconds={max_seconds:g} must be positive")
     generator = random.Random(seed)
-    chosen = _long_enough(_windows(cuts, min(max_seconds, batch_seconds)), SHORTEST_EVALUATED_SECONDS)
+    looked_at: Iterable[Cut] = cuts if limit_seconds is None else first_cuts(cuts, f"{seed}/sample")
+    chosen = _long_enough(_windows(looked_at, min(max_seconds, batch_seconds)), SHORTEST_EVALUATED_SECONDS)
     if limit_seconds is not None:
         generator.shuffle(chosen)
         chosen = _until(chosen, limit_seconds)
@@ -163,7 +187,7 @@ def evaluation_batches(
     return batches
 
 
-def _windows(cuts: CutSet, longest_seconds: float) -> Iterator[Cut]:
+def _windows(cuts: Iterable[Cut], longest_seconds: float) -> Iterator[Cut]:
     """Cuts of at most `longest_seconds`: longer ones divided equally, on the grid of samples, named id-0, id-1 …
 
     lhotse's own windows leave a tail that may be too short to use and would be lost: 16 s at 15.6 s gives it
@@ -173,11 +197,11 @@ def _windows(cuts: CutSet, longest_seconds: float) -> Iterator[Cut]:
     for cut in map(at_16khz, cuts):
         cut = cut.drop_supervisions()
         total = num_samples(cut)
-        count = math.ceil(total / longest)
-        if count <= 1:
+        parts = math.ceil(total / longest)
+        if parts <= 1:
             yield cut
             continue
-        borders = [total * index // count for index in range(count + 1)]
+        borders = [total * index // parts for index in range(parts + 1)]
         for index, (start, stop) in enumerate(pairwise(borders)):
             yield _part(cut, start, stop - start).with_id(f"{cut.id}-{index}")
 
@@ -205,10 +229,10 @@ def _long_enough(cuts: Iterable[Cut], min_seconds: float) -> list[Cut]:
 
 def _until(cuts: list[Cut], limit_seconds: float) -> list[Cut]:
     total = 0.0
-    for count, cut in enumerate(cuts, start=1):
+    for number, cut in enumerate(cuts, start=1):
         total += cut.duration
         if total >= limit_seconds:
-            return cuts[:count]
+            return cuts[:number]
     return cuts
 
 

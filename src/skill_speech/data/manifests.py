@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from rich.progress import track
 from ..errors import InputError
 from .audio import SAMPLE_RATE, AudioHeader, BadAudio, at_16khz, is_resampled, read_header
 from .layouts import AudioFile, list_folder, list_tsv
+from .shards import INDEX, is_sharded, open_shards, write_shards
+from .streams import Mixture, transformed
 
 logger = logging.getLogger("skill_speech.data")
 
@@ -31,12 +34,32 @@ Out = TypeVar("Out")
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
 KNOWN_SOURCES = (
-    "a folder of audio, a LibriSpeech folder, a fairseq .tsv, or a lhotse manifest of cuts or recordings "
-    "(.jsonl, .jsonl.gz)"
+    "a folder of audio, a LibriSpeech folder, a fairseq .tsv, a lhotse manifest of cuts or recordings "
+    "(.jsonl, .jsonl.gz), or shards"
 )
 
 
-def prepare(source: str | Path, output: str | Path | None = None, *, jobs: int = 2, max_bad: float = 0.01) -> CutSet:
+@dataclass(frozen=True)
+class Part:
+    """One of several corpora that are mixed.
+
+    Attributes:
+        path: anything that `open_cuts` takes.
+        weight: of its cuts among those of the others: with 3 and 1, three of four cuts are from the first.
+    """
+
+    path: str
+    weight: float = 1.0
+
+
+def prepare(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    shards: bool = False,
+    jobs: int = 2,
+    max_bad: float = 0.01,
+) -> CutSet:
     """Makes a cut set of 16 kHz mono audio from a folder, a LibriSpeech folder, a fairseq tsv or a lhotse manifest.
 
     Every file's header and last sample are read. Files that cannot be used are named in the log and left out.
@@ -47,8 +70,10 @@ def prepare(source: str | Path, output: str | Path | None = None, *, jobs: int =
         source: a folder of audio (anything soundfile reads, searched recursively), a LibriSpeech folder (a subset, or
             the folder of several; transcripts and speakers become supervisions), a fairseq or DPHuBERT tsv, or a
             lhotse manifest of cuts or recordings.
-        output: where to write the cuts (.jsonl or .jsonl.gz, with absolute paths); written whole or not at all.
-        jobs: number of threads that read headers.
+        output: where to write the cuts (.jsonl or .jsonl.gz, with absolute paths); written whole or not at all. With
+            `shards`, the folder for them.
+        shards: copy the audio too, as 16 kHz mono FLAC in tar files of about 200 MB, which can be read from a server.
+        jobs: number of threads that read headers and encode audio.
         max_bad: the share of files that may be unusable, 0.01 for 1 %.
 
     Returns:
@@ -59,7 +84,9 @@ def prepare(source: str | Path, output: str | Path | None = None, *, jobs: int =
             than `max_bad`, or an output that cannot be written.
     """
     path = _existing(source)
-    if output is not None and not str(output).endswith(MANIFEST_SUFFIXES):
+    if shards and output is None:
+        raise InputError("shards need an output folder: give --output")
+    if output is not None and not shards and not str(output).endswith(MANIFEST_SUFFIXES):
         raise InputError(f"{output}: a manifest's name must end in .jsonl or .jsonl.gz")
     tally = _Tally(path)
     cuts = (
@@ -71,29 +98,46 @@ def prepare(source: str | Path, output: str | Path | None = None, *, jobs: int =
         logger.info("%s: %d cuts, %.2f h", path, tally.usable, tally.seconds / 3600)
         return CutSet(kept)
     output = Path(output).expanduser()
+    if shards:
+        _write_shards(cuts, output, tally, jobs, max_bad)
+        return open_shards(output)
     _write_whole(cuts, output, tally, max_bad)
     logger.info("%s: %d cuts, %.2f h", output, tally.usable, tally.seconds / 3600)
     return CutSet(_ManifestReader(output))
 
 
-def open_cuts(data: str | Path | CutSet) -> CutSet:
-    """Opens training data: a manifest (read lazily), a CutSet, or anything else that `prepare` takes.
+def open_cuts(data: str | Path | CutSet | Sequence[Part]) -> CutSet:
+    """Opens training data: a manifest or shards (read lazily), a CutSet, or anything else that `prepare` takes.
 
-    The cuts count in samples of 16 kHz, whatever their files' rate. A manifest's audio is not checked here: bad files
-    show when they are read.
+    Shards may lie anywhere that fsspec reaches: https://…, s3://…. Of several parts a mixture is made. The cuts count
+    in samples of 16 kHz, whatever their files' rate. A manifest's audio is not checked here: bad files show when they
+    are read.
 
     Raises InputError for anything that `prepare` refuses, and while iterating for a manifest line that is not a cut.
     """
     if isinstance(data, CutSet):
-        return data.map(_To16kHz("the given cuts"))
+        return transformed(data, _To16kHz("the given cuts"))
+    if not isinstance(data, str | Path):
+        return _mixture(data)
+    if is_sharded(data):
+        return open_shards(data)
     path = _existing(data)
     if not path.name.endswith(MANIFEST_SUFFIXES):
         return prepare(path)
-    cuts = CutSet(_ManifestReader(path)).map(_To16kHz(str(path)))
+    cuts = transformed(CutSet(_ManifestReader(path)), _To16kHz(str(path)))
     # The wrong kind of file should fail here, not in the middle of a run.
     if next(iter(cuts), None) is None:
         raise InputError(f"{path}: the manifest is empty")
     return cuts
+
+
+def _mixture(parts: Sequence[Part]) -> CutSet:
+    for part in parts:
+        if not (math.isfinite(part.weight) and part.weight > 0):
+            raise InputError(f"{part.path}: its weight is {part.weight:g}; it must be positive")
+    if not parts:
+        raise InputError("the list of data is empty")
+    return CutSet(Mixture(tuple(open_cuts(part.path) for part in parts), tuple(part.weight for part in parts)))
 
 
 @dataclass
@@ -276,11 +320,11 @@ def _check_cut(cut: Cut) -> tuple[Cut, BadAudio | None]:
     return cut, None
 
 
-def in_threads(function: Callable[[In], Out], items: Iterable[In], jobs: int) -> Iterator[Out]:
-    """An ordered map that holds a thousand items at a time, however many there are."""
+def in_threads(function: Callable[[In], Out], items: Iterable[In], jobs: int, at_once: int = 1000) -> Iterator[Out]:
+    """An ordered map that holds `at_once` items at a time, however many there are."""
     remaining = iter(items)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        while some := list(islice(remaining, 1000)):
+        while some := list(islice(remaining, at_once)):
             yield from pool.map(function, some)
 
 
@@ -290,6 +334,33 @@ def with_progress(items: Iterable[In], total: int) -> Iterable[In]:
     if not console.is_terminal:
         return items
     return track(items, total=total, description="reading headers", console=console, transient=True)
+
+
+def _write_shards(cuts: Iterable[Cut], output: Path, tally: _Tally, jobs: int, max_bad: float) -> None:
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: a file; the output of shards is a folder")
+    if (output / INDEX).exists():
+        raise InputError(f"{output}: has shards already; remove them or choose another folder")
+
+    def encode(function: Callable[[Cut], Out], items: Iterable[Cut]) -> Iterator[Out]:
+        return in_threads(function, items, jobs, at_once=8 * jobs)
+
+    def on_bad(error: BadAudio) -> None:
+        tally.usable -= 1
+        tally.bad.append(str(error))
+
+    try:
+        # The tally counts what the headers say, before the audio is read.
+        number, seconds = write_shards(cuts, output, encode=encode, on_bad=on_bad)
+        tally.report(max_bad)
+    except OSError as error:
+        raise InputError(
+            f"{output}: cannot be written ({error.strerror or error}): free space or choose another"
+        ) from error
+    except InputError:
+        (output / INDEX).unlink(missing_ok=True)
+        raise
+    logger.info("%s: %d cuts, %.2f h in shards", output, number, seconds / 3600)
 
 
 def _write_whole(cuts: Iterable[Cut], output: Path, tally: _Tally, max_bad: float) -> None:

@@ -10,6 +10,8 @@ from functools import partial
 from lhotse import CutSet
 from lhotse.cut import Cut, MixedCut
 
+from .streams import first_cuts, transformed
+
 logger = logging.getLogger("skill_speech.data")
 
 LARGEST_SHARE = 0.05
@@ -23,29 +25,34 @@ def split_cuts(cuts: CutSet, *, validation_seconds: float, seed: int) -> tuple[C
     Groups are speakers if every recording has exactly one and they fill at least half of that; recordings otherwise.
     When not even one recording fits, the validation set is empty, and the log says so.
 
+    Of more than 20,000 cuts only so many are looked at, the first ones of shards in random order: the validation set
+    comes from among these, and what else there is of its speakers is left out of training.
+
     Returns:
-        (training cuts, validation cuts), lazy if `cuts` is; a function of the cuts and the seed alone.
+        (training cuts, read anew each time; validation cuts, in memory); a function of the cuts and the seed alone.
     """
     speaker_of: dict[str, set[str | None]] = defaultdict(set)
     seconds: dict[str, float] = defaultdict(float)
-    for cut in cuts:
+    looked_at = first_cuts(cuts, f"{seed}/split")
+    for cut in looked_at:
         seconds[recording_of(cut)] += cut.duration
         speaker_of[recording_of(cut)] |= {supervision.speaker for supervision in cut.supervisions} or {None}
     budget = min(validation_seconds, LARGEST_SHARE * sum(seconds.values()))
 
     chosen: set[str] = set()
-    if all(len(speakers) == 1 and None not in speakers for speakers in speaker_of.values()):
-        group_of = {recording: str(*speakers) for recording, speakers in speaker_of.items()}
+    speakers: set[str] = set()
+    if all(len(spoken) == 1 and None not in spoken for spoken in speaker_of.values()):
+        group_of = {recording: str(*spoken) for recording, spoken in speaker_of.items()}
         chosen = _fill(group_of, seconds, budget, seed)
+        speakers = {group_of[recording] for recording in chosen}
     if sum(seconds[recording] for recording in chosen) < budget / 2:
         chosen = _fill({recording: recording for recording in seconds}, seconds, budget, seed)
+        speakers = set()
     if not chosen and validation_seconds > 0:
         logger.warning("no recording fits into %.1f s for validation: the validation set is empty", budget)
-    held_out = frozenset(chosen)
-    return (
-        cuts.filter(partial(_belongs, held_out=held_out, validation=False)),
-        cuts.filter(partial(_belongs, held_out=held_out, validation=True)),
-    )
+    held_out = [cut for cut in looked_at if recording_of(cut) in chosen]
+    rest = partial(_without, recordings=frozenset(chosen), speakers=frozenset(speakers))
+    return transformed(cuts, rest), CutSet(held_out)
 
 
 def recording_of(cut: Cut) -> str:
@@ -69,5 +76,6 @@ def _fill(group_of: dict[str, str], seconds: dict[str, float], budget: float, se
     return chosen
 
 
-def _belongs(cut: Cut, *, held_out: frozenset[str], validation: bool) -> bool:
-    return (recording_of(cut) in held_out) == validation
+def _without(cut: Cut, *, recordings: frozenset[str], speakers: frozenset[str]) -> Cut | None:
+    held_out = recording_of(cut) in recordings or any(said.speaker in speakers for said in cut.supervisions)
+    return None if held_out else cut

@@ -10,10 +10,12 @@ import lightning
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..encoder import Encoder
 from ..pruning import Lagrangian, find_gates
 from .acceleration import Compiled, reuse_memory, teacher_for_computing
 from .loss import DistillationLoss
+from .parallel import average_whole_gradients, clip_gradients, count_batches_anew, shard
 
 if TYPE_CHECKING:
     from ..data import AudioBatch
@@ -27,8 +29,8 @@ class StageConfig:
         steps: optimiser updates.
         learning_rate: peak learning rate of weights and projections.
         warmup_steps: updates until the peak; from there the rate falls linearly to zero.
-        batch_seconds: seconds of audio in a batch, per process.
-        accumulate: batches per update.
+        batch_seconds: seconds of audio in a batch.
+        accumulate: batches per update, over all processes: with four of them and 4, each takes one.
         weight_decay: AdamW's, on weights and projections.
         clip_norm: largest gradient norm; 0 does not clip.
         gate_learning_rate: peak learning rate of gates and multipliers (stage 1 only).
@@ -54,8 +56,15 @@ class StageConfig:
 class Distillation(lightning.LightningModule):
     """Distil a teacher into a student; with a Lagrangian, prune it at the same time.
 
-    Everything random in a step is drawn from a seed that is a function of `seed` and the number of batches seen, so
-    that a run that continues from a checkpoint draws what it would have drawn.
+    Everything random in a step (gates, dropout) is drawn from a seed that is a function of `seed` and the number of the
+    batch, so that a run that continues from a checkpoint draws what it would have drawn. Ranks work on batches of
+    different numbers: each draws its own gates, as DPHuBERT's GPUs do and as the batches of one process do that are
+    accumulated; the gradient of the shared log α is the mean over these draws, a less noisy one than a common draw
+    would give. The penalty has nothing random in it and is the same on every rank.
+
+    Attributes:
+        batches_seen: of all ranks.
+        validation_batches: how many the validation set has; ranks may be given repeated ones beyond.
     """
 
     def __init__(
@@ -74,13 +83,39 @@ class Distillation(lightning.LightningModule):
         self._running: Compiled | None = None
         self.student, self.loss, self.lagrangian = student, loss, lagrangian
         self.stage, self.seed = stage, seed
-        self.batches_seen = 0
+        self.batches_seen = self.validation_batches = 0
         self._clock, self._audio = time.perf_counter(), 0.0
+        self._sharded = False
 
     @property
     def teacher(self) -> Encoder:
         """The frozen teacher."""
         return self._teacher[0]
+
+    def freeze_what_the_loss_does_not_reach(self) -> None:
+        """Leave weights out of the training that get no gradient, such as the final norm of a pre-norm student.
+
+        An optimiser passes over them anyway; ranks that add up gradients would wait for theirs. A short forward pass
+        tells: it depends on the teacher's family, the targets, and the layers that pruning has emptied.
+        """
+        weights = list(self.parameters())
+        with torch.enable_grad():
+            total = self._distil(torch.randn(1, self.student.config.sampling_rate // 2), None)["distillation"]
+            if self.lagrangian is not None:
+                total = total + self.lagrangian(self.student, 0)[0]
+            for weight, gradient in zip(weights, torch.autograd.grad(total, weights, allow_unused=True), strict=True):
+                weight.requires_grad_(gradient is not None and weight.numel() > 0)
+
+    def configure_model(self) -> None:
+        """Shard the student, where the strategy has a mesh of devices for that."""
+        if self.device_mesh is not None and not self._sharded:
+            shard(self.student, self.loss, self.device_mesh["data_parallel"])
+            self._sharded = True
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What sharding leaves whole is averaged here."""
+        if self._sharded:
+            average_whole_gradients(self)
 
     def on_fit_start(self) -> None:
         """Bring the teacher to where the student is."""
@@ -89,9 +124,10 @@ class Distillation(lightning.LightningModule):
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
         """Loss of one cropped batch, penalty included."""
-        torch.manual_seed((self.seed * 1_000_003 + self.batches_seen) * 1_009 + self.global_rank)
-        self.batches_seen += 1
-        self._audio += batch.waveforms_BT.numel() / self.student.config.sampling_rate
+        torch.manual_seed((self.seed * 1_000_003 + self.batches_seen + ranks.rank()) * 1_009)
+        self.batches_seen += ranks.count()
+        # Batches are about equally long: what this rank has seen stands for the others.
+        self._audio += ranks.count() * batch.waveforms_BT.numel() / self.student.config.sampling_rate
         terms = self._distil(batch.waveforms_BT, None)
         total = terms["distillation"]
         logged: dict[str, Any] = {name: value.detach() for name, value in terms.items()}
@@ -102,11 +138,25 @@ class Distillation(lightning.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in logged.items()})
         return total
 
+    def on_validation_epoch_start(self) -> None:
+        """Nothing has been summed yet."""
+        self._sums: dict[str, float] = {}
+
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
-        """Distillation loss of a padded batch, logged; it decides nothing."""
+        """Distillation loss of a padded batch, summed over its frames; it decides nothing."""
         terms = self._distil(batch.waveforms_BT, batch.lengths_B)
+        if batch_idx * ranks.count() + ranks.rank() >= self.validation_batches:
+            return  # a repeated one, so that all ranks have equally many
         frames = int(self.student.num_frames(batch.lengths_B).sum())
-        self.log_dict({f"validation/{name}": value for name, value in terms.items()}, batch_size=frames)
+        for name, value in {**terms, "frames": torch.ones(())}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + frames * float(value)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all frames of all ranks."""
+        parts = ranks.gathered(self._sums)
+        frames = sum(part.get("frames", 0.0) for part in parts)
+        for name in dict.fromkeys(name for part in parts for name in part if name != "frames"):
+            self.log(f"validation/{name}", sum(part.get(name, 0.0) for part in parts) / frames)
 
     def _distil(self, waveforms_BT: Tensor, lengths_B: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -145,11 +195,12 @@ class Distillation(lightning.LightningModule):
         """Clip, and log the norm there was."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         limit = self.stage.clip_norm or float("inf")
-        self.log("train/gradient_norm", torch.nn.utils.clip_grad_norm_(weights, limit))
+        self.log("train/gradient_norm", clip_gradients(weights, limit))
 
     def on_train_batch_end(self, outputs: Any, batch: AudioBatch, batch_idx: int) -> None:
         """Log the speed since the last time."""
-        whole = (batch_idx + 1) % self.stage.accumulate == 0  # the last batch of an update
+        # The last batch of an update.
+        whole = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if whole and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.perf_counter()
             self.log("train/audio_seconds_per_second", self._audio / (now - self._clock))
@@ -192,3 +243,4 @@ class Distillation(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue at the position in the data."""
         self.batches_seen = checkpoint["batches_seen"]
+        count_batches_anew(checkpoint, self.trainer.accumulate_grad_batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import logging
@@ -9,51 +10,59 @@ import pickle
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import torch
+from lhotse import CutSet
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from .. import ranks
+from ..data import Position, TrainingBatches
 from ..errors import InputError
 from ..files import write_json
 from ..progress import Meter
-from .module import Distillation
+from .module import Distillation, StageConfig
+from .parallel import Strategy, gather, placement
 
 logger = logging.getLogger(__name__)
 
 Precision = Literal["bf16", "float32"]
-Loaders = Callable[[int, int, int], DataLoader[Any]]
+Batches = Callable[[Position, int, int], TrainingBatches]
+Reader = Callable[[Iterable[CutSet]], DataLoader[Any]]
 
 
 def run_stage(
     module: Distillation,
-    training: Loaders,
-    validation: DataLoader[Any] | None,
+    training: Batches,
+    validation: Sequence[CutSet] | None,
+    read: Reader,
     folder: Path,
     *,
     name: str,
     precision: Precision = "bf16",
-    devices: int = 1,
+    strategy: Strategy = "ddp",
     checkpoint_every: int = 500,
     validate_every: int = 1_000,
     on_step: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Train one stage to its end, from its last checkpoint if there is one.
+    """Train one stage to its end, from its last checkpoint if there is one; every rank calls it.
 
     Args:
-        module: what to train; holds its result afterwards.
-        training: makes the loader of training batches from (first batch, rank, number of ranks).
-        validation: batches whose loss is logged, at the end always.
+        module: what to train; holds its result afterwards, on every rank.
+        training: makes the training batches from (where to start, rank, number of ranks).
+        validation: batches whose loss is logged, at the end always; None for no validation.
+        read: makes a loader of batches.
         folder: gets checkpoints/, metrics.csv and TensorBoard's events.
         name: of the stage, for the progress bar.
         precision: "bf16" computes in bfloat16 where that is safe and keeps float32 weights.
-        devices: how many accelerators (or processes on a CPU).
+        strategy: how ranks share the work where there are several: "ddp" keeps the student on each, "fsdp" shards it
+            and the optimiser's state.
         checkpoint_every: updates between checkpoints.
         validate_every: updates between validations.
         on_step: called after updates, with their number.
@@ -66,6 +75,13 @@ def run_stage(
         InputError: the loss is not finite; the disk is full; all checkpoints are damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    accumulate = batches_per_rank(module.stage, ranks.count(), name)
+    if ranks.count() > 1:
+        module.freeze_what_the_loss_does_not_reach()
+    whole = None
+    if ranks.count() > 1 and strategy == "fsdp":
+        whole = module.student, module.loss
+        module.student, module.loss = copy.deepcopy(module.student), copy.deepcopy(module.loss)
     started = time.perf_counter()
     checkpoints = ModelCheckpoint(
         folder / "checkpoints",
@@ -80,22 +96,23 @@ def run_stage(
     )
     watch = _Watch(name, module, on_step)
     csv_log = CsvLogger(folder / "metrics.csv")
-    last, at_start = _newest_checkpoint(folder / "checkpoints"), folder / "validation_at_start.json"
+    at_start = folder / "validation_at_start.json"
+    last = ranks.on_first(lambda: _newest_checkpoint(folder / "checkpoints"))
     with warnings.catch_warnings():
         _silence_lightning()
         trainer = lightning.Trainer(
             max_steps=module.stage.steps,
             max_epochs=-1,
-            accumulate_grad_batches=module.stage.accumulate,
+            accumulate_grad_batches=accumulate,
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             accelerator="auto",
-            devices=devices,
+            **placement(strategy),
             # Distillation.configure_gradient_clipping says what is clipped; this has to be set for it to be called.
             gradient_clip_val=module.stage.clip_norm or None,
             logger=[csv_log, TensorBoardLogger(folder, name="", version="", sub_dir=None)],
             callbacks=[checkpoints, watch],
             log_every_n_steps=max(1, min(50, module.stage.steps // 20)),
-            val_check_interval=validate_every * module.stage.accumulate,
+            val_check_interval=validate_every * accumulate,
             check_val_every_n_epoch=None,
             limit_val_batches=0 if validation is None else 1.0,
             num_sanity_val_steps=0,
@@ -104,17 +121,19 @@ def run_stage(
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        data = _Data(training, validation)
+        data = _Data(training, validation, read)
+        module.validation_batches = len(validation or ())
 
         def validate() -> dict[str, float]:
             if validation is None:
                 return {}
-            [results] = trainer.validate(module, dataloaders=validation, verbose=False)
+            [results] = trainer.validate(module, dataloaders=data.val_dataloader(), verbose=False)
             return {key.removeprefix("validation/"): float(value) for key, value in results.items()}
 
         try:
-            if not at_start.exists():
-                write_json(at_start, validate())
+            if not ranks.on_first(at_start.exists):
+                losses = validate()
+                ranks.on_first(lambda: write_json(at_start, losses))
             trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
             means = validate()
         except OSError as error:
@@ -123,13 +142,31 @@ def run_stage(
             raise
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if whole is not None:
+        for sharded, own in zip((module.student, module.loss), whole, strict=True):
+            gather(sharded, own)
+        module.student, module.loss = whole
     return {
         "steps": trainer.global_step,
         "seconds": time.perf_counter() - started,
-        "audio_seconds": watch.audio_seconds,
+        "audio_seconds": sum(ranks.gathered(watch.audio_seconds)),
         "validation_at_start": json.loads(at_start.read_text(encoding="utf-8")),
         "validation": means,
     }
+
+
+def batches_per_rank(stage: StageConfig, processes: int, name: str) -> int:
+    """How many batches of an update each rank takes.
+
+    Raises:
+        InputError: the batches of an update cannot be divided among so many.
+    """
+    if stage.accumulate % processes:
+        raise InputError(
+            f"{name}.accumulate is {stage.accumulate}: these batches of an update cannot be shared evenly by "
+            f"{processes} processes; give a multiple of {processes}, or another number of devices"
+        )
+    return stage.accumulate // processes
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
@@ -206,22 +243,44 @@ class CsvLogger(Logger):
 
 
 class _Data(lightning.LightningDataModule):
-    """Hands the loaders over when Lightning knows where the run stands."""
+    """Hands the loaders over when Lightning knows where the run stands, and remembers the position in the data."""
 
-    def __init__(self, training: Loaders, validation: DataLoader[Any] | None) -> None:
+    def __init__(self, training: Batches, validation: Sequence[CutSet] | None, read: Reader) -> None:
         super().__init__()
-        self.training, self.validation = training, validation
+        self.training, self.validation, self.read = training, validation, read
+        self._start, self._seen_before = Position(), 0
+        self._batches: TrainingBatches | None = None
 
     def train_dataloader(self) -> DataLoader[Any]:
         """From the batch that comes next."""
+        self._seen_before = self._module.batches_seen
+        self._batches = self.training(self._start, ranks.rank(), ranks.count())
+        return self.read(self._batches)
+
+    def val_dataloader(self) -> Any:
+        """This rank's share, every time, padded with repeats: a rank with nothing to do would keep others waiting."""
+        if self.validation is None:
+            return []
+        missing = -len(self.validation) % ranks.count()
+        return self.read(ranks.share([*self.validation, *[self.validation[0]] * missing]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, for checkpoints: the same for any number of ranks."""
+        position = self._start
+        if self._batches is not None:
+            position = self._batches.position(self._module.batches_seen - self._seen_before)
+        return {"epoch": position.epoch, "batch": position.batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Start there."""
+        self._start = Position(state["epoch"], state["batch"])
+
+    @property
+    def _module(self) -> Distillation:
         assert self.trainer is not None
         module = self.trainer.lightning_module
         assert isinstance(module, Distillation)
-        return self.training(module.batches_seen, self.trainer.global_rank, self.trainer.world_size)
-
-    def val_dataloader(self) -> Any:
-        """All of it, every time."""
-        return [] if self.validation is None else self.validation
+        return module
 
 
 class _Watch(Callback):
@@ -283,4 +342,6 @@ def _silence_lightning() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    # FSDP warns of changes in place of what a module returns; there are none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module.*returned a view")
     torch.set_float32_matmul_precision("high")

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..errors import InputError
 from ..files import atomic_write, write_json
 
@@ -94,9 +95,20 @@ class StateCache:
             self.own.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
-        self._remove_leftovers()
-        for index in sorted(self.own.glob("*.json")):
-            self._open(index)
+        # A rank on another machine cannot tell whose processes are alive.
+        ranks.on_first(self._remove_leftovers)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Take note of what other ranks have written and removed."""
+        known = {shard.path: shard for shard in self._shard_of.values()}
+        indices = sorted(self.own.glob("*.json"))
+        there = {index.with_suffix(".states") for index in indices}
+        for path in known.keys() - there:
+            self._forget(known[path])
+        for index in indices:
+            if index.with_suffix(".states") not in known:
+                self._open(index)
 
     def __contains__(self, key: str) -> bool:
         return key in self._shard_of
@@ -199,11 +211,14 @@ class StateCache:
         self._shard_of.update(dict.fromkeys(places, shard))
 
     def _drop(self, shard: _Shard) -> None:
+        self._forget(shard)
+        _remove(shard.path)
+
+    def _forget(self, shard: _Shard) -> None:
         for key in shard.places:
             if self._shard_of.get(key) is shard:
                 del self._shard_of[key]
             self._checked.discard(key)
-        _remove(shard.path)
 
     def _remove_leftovers(self) -> None:
         """What a process left behind that died while it was writing."""

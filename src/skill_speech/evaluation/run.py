@@ -8,11 +8,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import ranks
 from ..checkpoints.native import read_json
 from ..files import write_json
 from ..progress import Meter
@@ -56,19 +58,23 @@ def run_task(
     outcomes = {}
     for data in folds:
         done = scratch.with_name(f"{scratch.name}{data.fold}.json")
-        if done.exists():
-            outcomes[data.fold] = read_json(done)
+        if ranks.on_first(done.exists):
+            outcomes[data.fold] = ranks.on_first(partial(read_json, done))
             continue
         outcomes[data.fold] = _run_fold(
             upstream, data, config, cache, scratch.with_name(f"{scratch.name}{data.fold}.ckpt"), seed
         )
         if len(folds) > 1:
-            write_json(done, outcomes[data.fold])
-    for path in scratch.parent.glob(f"{scratch.name}*"):
-        path.unlink()
+            ranks.on_first(partial(write_json, done, outcomes[data.fold]))
+    ranks.on_first(partial(_remove, scratch))
     if len(outcomes) == 1:
         return next(iter(outcomes.values()))
     return _average(outcomes) | {"seconds": time.perf_counter() - started, "folds": outcomes}
+
+
+def _remove(scratch: Path) -> None:
+    for path in scratch.parent.glob(f"{scratch.name}*"):
+        path.unlink()
 
 
 def fingerprint_of(folds: Sequence[TaskData]) -> str:

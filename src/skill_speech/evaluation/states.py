@@ -20,6 +20,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
+from .. import ranks
 from ..data import SAMPLE_RATE, load_waveform
 from ..data.audio import audio_path, num_samples
 from ..progress import Meter
@@ -98,18 +99,22 @@ class HiddenStates:
     def fill(self, what: str, beside: Iterable[HiddenStates] = ()) -> None:
         """Encode what is not in the cache and write it there, as far as there is room; says how much that is.
 
+        Ranks share the work, each writes what it has encoded, and afterwards all find what the others have.
+
         Args:
             what: of the progress bar and the log.
             beside: states that are needed at the same time: no room is made of theirs.
         """
         if self.cache is None:
             return
-        missing = [index for index, key in enumerate(self._keys) if key not in self.cache]
+        cache = self.cache
+        # Of several ranks one may have lost a damaged shard: the first one says what is missing.
+        missing = ranks.on_first(lambda: [index for index, key in enumerate(self._keys) if key not in cache])
         if not missing:
             return
         sizes = [self._bytes(index) for index in missing]
         keep = {key for states in (self, *beside) for key in states._keys}
-        room = self.cache.room_for(sum(sizes), keep)
+        room = ranks.on_first(lambda: cache.room_for(sum(sizes), keep))
         chosen = _as_fit(missing, sizes, room)
         hours = sum(self.cuts[index].duration for index in missing) / 3600
         logger.info(
@@ -128,8 +133,12 @@ class HiddenStates:
                 len(missing),
                 readable_bytes(room),
             )
-        with Meter(what, len(chosen)) as meter:
-            self.cache.write(self._keyed(chosen, meter.advance))
+        own = ranks.share(chosen)
+        with Meter(what, len(own)) as meter:
+            cache.write(self._keyed(own, meter.advance))
+        if ranks.count() > 1:
+            ranks.gathered(None)  # all have written
+            cache.look_again()
 
     def _mend(self) -> None:
         """Write again what was lost with a damaged shard."""

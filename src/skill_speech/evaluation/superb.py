@@ -9,12 +9,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from .. import ranks
 from ..checkpoints.native import read_json
 from ..environment import environment
 from ..errors import InputError
@@ -68,6 +70,9 @@ def evaluate(
 ) -> Evaluation:
     """Train and score heads on the frozen hidden states of some encoders; what is done already is not done again.
 
+    Started by torchrun or srun in several processes, these share the encoding of what goes to the cache, and the
+    scoring; heads are small, and each process trains the same ones.
+
     Args:
         models: each [NAME=]SOURCE, where SOURCE is what `load_encoder` takes, or "fbank" for log-mel filterbanks.
         data: the folder of corpora; each task's is found by its layout.
@@ -87,6 +92,7 @@ def evaluate(
         InputError: bad models, data or settings; results of other settings in the output folder; published rows
             asked for beside synthetic data.
     """
+    ranks.join()
     asked, sources = known_tasks(tasks), _sources(models)
     _refuse_unknown(settings or {})
     folds = _read_tasks(Path(data), asked, strict=tasks.strip().lower() != "all")
@@ -103,13 +109,15 @@ def evaluate(
         )
         for task in folds
     }
-    folder = _open_folder(Path(output), synthetic)
+    folder = ranks.on_first(lambda: _open_folder(Path(output), synthetic))
     prints = {task: fingerprint_of(part) for task, part in folds.items()}
 
     def plan(upstream: Upstream) -> dict[str, dict[str, Any]]:
         """The tasks that are still to be done, each with what makes its result the same result."""
         wanted = {task: _settings(upstream, config, prints[task], seed) for task, config in configs.items()}
-        return {task: one for task, one in wanted.items() if not _is_done(folder, upstream.name, task, one)}
+        return ranks.on_first(
+            lambda: {task: one for task, one in wanted.items() if not _is_done(folder, upstream.name, task, one)}
+        )
 
     # What is wrong with the last model should be said before hours are spent on the first one.
     for model in sources.values():
@@ -124,8 +132,9 @@ def evaluate(
             scratch = folder / name / f".{task}-{_digest(wanted)}-"
             outcome = run_task(upstream, folds[task], configs[task], cache=states, scratch=scratch, seed=seed)
             header = _header(upstream, task, folds[task], configs[task], synthetic)
-            write_json(folder / name / f"{task}.json", header | {"settings": wanted, "started": started} | outcome)
-    return _finish(folder, list(sources), compare)
+            result = header | {"settings": wanted, "started": started} | outcome
+            ranks.on_first(partial(write_json, folder / name / f"{task}.json", result))
+    return ranks.on_first(lambda: _finish(folder, list(sources), compare))
 
 
 def _sources(models: Sequence[str]) -> dict[str, str]:

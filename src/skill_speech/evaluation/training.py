@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..files import atomic_write
 from ..progress import Meter
 from .heads import Downstream, weighted_sums
@@ -85,7 +86,7 @@ def train(
         for rate in task.config.learning_rates
     ]
     config, done = task.config, 0
-    if checkpoint is not None and checkpoint.exists():
+    if checkpoint is not None and ranks.on_first(checkpoint.exists):
         done = _resume(checkpoint, trials)
     batches, saved = _drawn(task, seed, done * config.accumulate), time.monotonic()
     with Meter(name, config.steps, done) as meter:
@@ -95,7 +96,11 @@ def train(
             looked = step % config.eval_every == 0 or step == config.steps
             if looked:
                 look(task, trials, states[task.chosen_on[0]], step)
-            if checkpoint is not None and (looked or time.monotonic() > saved + SECONDS_BETWEEN_CHECKPOINTS):
+            if (
+                checkpoint is not None
+                and ranks.is_first()
+                and (looked or time.monotonic() > saved + SECONDS_BETWEEN_CHECKPOINTS)
+            ):
                 _save(checkpoint, trials, step)
                 saved = time.monotonic()
     return trials
@@ -143,17 +148,20 @@ def predict(
     split: str,
     progress: Callable[[int], object] = lambda count: None,
 ) -> list[list[Any]]:
-    """What each model makes of all utterances of a split, in their order."""
+    """What each model makes of all utterances of a split, in their order; ranks share them."""
     results: list[dict[int, Any]] = [{} for _ in models]
     for model in models:
         model.eval()
-    for indices in _evaluation_batches(task, split):
+    for indices in ranks.share(_evaluation_batches(task, split)):
         features = _features(models, states, split, indices, [None] * len(indices))
         for model, batch, result in zip(models, features, results, strict=True):
             result.update(zip(indices, task.predict(model.head, batch), strict=True))
         progress(len(indices))
     for model in models:
         model.train()
+    for part in ranks.gathered(results):
+        for result, of_others in zip(results, part, strict=True):
+            result.update(of_others)
     return [[result[index] for index in range(len(result))] for result in results]
 
 

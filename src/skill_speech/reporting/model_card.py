@@ -185,17 +185,17 @@ def _making(settings: dict[str, Any], outcome: dict[str, Any]) -> str:
     stages = []
     for name in ("stage1", "stage2"):
         stage = settings[name]
-        audio = stage["steps"] * stage["batch_seconds"] * stage["accumulate"] * settings["devices"] / 3600
+        audio = stage["steps"] * stage["batch_seconds"] * stage["accumulate"] / 3600
         stages.append(f"{name} {stage['steps']} steps ({audio:.3g} h of audio heard)")
     clusters = ""
     if outcome.get("clusters"):
         groups = "; ".join(", ".join(f"h_{layer}" for layer in group) for group in outcome["clusters"])
         clusters = f"\n- layer clusters: {groups}"
-    names = {name: _name(value) if isinstance(value, str) else value for name, value in settings.items()}
+    names = _shown(settings)
     told = yaml.safe_dump({name: value for name, value in names.items() if name != "output"}, sort_keys=False)
     return f"""- method `{settings["method"]}`, budget: {budget}, seed {settings["seed"]}{clusters}
 - {", ".join(stages)}, precision {settings["precision"]}
-- data: `{_name(str(settings["data"]))}`
+- data: {_data(settings["data"])}
 
 <details><summary>All settings</summary>
 
@@ -204,6 +204,21 @@ def _making(settings: dict[str, Any], outcome: dict[str, Any]) -> str:
 ```
 
 </details>"""
+
+
+def _shown(value: Any) -> Any:
+    """Settings without the paths of somebody's machine."""
+    if isinstance(value, dict):
+        return {name: _shown(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(part) for part in value]
+    return _name(value) if isinstance(value, str) else value
+
+
+def _data(data: str | list[dict[str, Any]]) -> str:
+    if isinstance(data, str):
+        return f"`{_name(data)}`"
+    return ", ".join(f"`{_name(str(part['path']))}` (weight {part['weight']:g})" for part in data)
 
 
 def _architecture(student: EncoderConfig) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ CONSTANT = 1e-6
 class MinibatchCKA:
     """CKA from unbiased HSIC_1 summed over minibatches of frames (Nguyen, Raghu & Kornblith, ICLR 2021, eq. 3).
 
-    Its memory, a shuffle buffer of 8 minibatches and one Gram matrix per layer, does not grow with the data.
+    Its memory, a shuffle buffer of 8 minibatches and one Gram matrix per layer, does not grow with the data. Of several
+    ranks each takes in its own frames; minibatches are drawn on each of them, and their HSIC is summed over all.
 
     Why a buffer: HSIC_1 is unbiased for frames drawn independently. The frames of one utterance are not: they lie on a
     short smooth path, at the same places in time in every layer, and a minibatch of them looks alike in all layers
@@ -88,15 +90,19 @@ class MinibatchCKA:
         What is still in the buffer is dealt out in minibatches of nearly equal size, without being consumed.
 
         Raises:
-            InputError: fewer than four frames, or a layer that is constant.
+            InputError: fewer than four frames on every rank, or a layer that is constant.
         """
-        if self._filled < 4:
+        hsic_LL = None
+        if self._filled >= 4:
+            hsic_LL = self._hsic_LL.clone()
+            order_F = torch.randperm(self._filled, generator=self._generator).to(hsic_LL.device)
+            for chosen_N in order_F.tensor_split(-(-self._filled // self.batch_frames)):
+                hsic_LL += self._measure(self._buffer_FS[chosen_N])
+            hsic_LL = hsic_LL.cpu()
+        parts = [part_LL for part_LL in ranks.gathered(hsic_LL) if part_LL is not None]
+        if not parts:
             raise InputError(f"{self._filled} frames of speech are too few to compare layers; give more audio")
-        hsic_LL = self._hsic_LL.clone()
-        order_F = torch.randperm(self._filled, generator=self._generator).to(hsic_LL.device)
-        for chosen_N in order_F.tensor_split(-(-self._filled // self.batch_frames)):
-            hsic_LL += self._measure(self._buffer_FS[chosen_N])
-        return _normalize(hsic_LL, self.first_layer)
+        return _normalize(torch.stack(parts).sum(0), self.first_layer)
 
     def _draw(self) -> Tensor:
         """Take a random minibatch out of the full buffer and close the gaps with frames from its end."""
@@ -131,7 +137,8 @@ class ExactCKA:
 
     It equals the biased (plug-in) CKA of the N × N Gram matrices (Kornblith et al. 2019, eq. 3 to 5) at any number of
     frames. The cross-covariances are accumulated in float64; they take (sum of the layers' widths)² × 4 bytes: 0.4 GB
-    for a Base model, 2.7 GB for a Large one, however much audio is used.
+    for a Base model, 2.7 GB for a Large one, however much audio is used. Of several ranks each takes in its own frames;
+    `compute` adds the sums up.
 
     Args:
         first_layer: number of the first layer, for messages: 1 when h_0 is left out.
@@ -177,9 +184,13 @@ class ExactCKA:
     def compute(self) -> Tensor:
         """CKA (L, L) of all frames, float64 on the CPU, symmetric with a diagonal of 1.
 
+        To be called once: it adds up what the ranks have taken in.
+
         Raises:
             InputError: fewer than two frames, or a layer that is constant.
         """
+        if ranks.count() > 1:
+            self._add_up()
         if self._frames < 2:
             raise InputError(f"{self._frames} frames of speech are too few to compare layers; give more audio")
         L = len(self._widths)
@@ -196,6 +207,36 @@ class ExactCKA:
             for j, block_DD in enumerate(covariance_DS.split(self._widths[i:], dim=1), start=i):
                 hsic_LL[i, j] = hsic_LL[j, i] = block_DD.square().sum()
         return _normalize(hsic_LL, self.first_layer)
+
+    def _add_up(self) -> None:
+        """Bring the sums of all ranks to the first rank's shift, and add them.
+
+        With d = own shift - common shift, the sum of x - common is S + n·d, and the sum of products is
+        P + d⊗S + S⊗d + n·d⊗d.
+        """
+        seen = ranks.gathered((self._frames, self._widths, self._shift_S.cpu()) if self._frames else None)
+        some = [part for part in seen if part is not None]
+        if not some:
+            return
+        _, widths, common_S = some[0]
+        if not self._frames:
+            self._widths, self._shift_S = widths, common_S
+            self._sums_S = torch.zeros_like(common_S)
+            self._products = [
+                common_S.new_zeros(width, len(common_S) - start)
+                for width, start in zip(widths, accumulate(widths, initial=0), strict=False)
+            ]
+        common_S = common_S.to(self._shift_S.device)
+        d_S = self._shift_S - common_S
+        for product_DS in self._products:
+            left = len(d_S) - product_DS.shape[1]
+            own = slice(left, left + len(product_DS))
+            product_DS += torch.outer(d_S[own], self._sums_S[left:] + self._frames * d_S[left:])
+            product_DS += torch.outer(self._sums_S[own], d_S[left:])
+            ranks.sum_in_place(product_DS)
+        self._sums_S += self._frames * d_S
+        ranks.sum_in_place(self._sums_S)
+        self._shift_S, self._frames = common_S, sum(frames for frames, _, _ in some)
 
 
 def unbiased_hsic(grams_LNN: Tensor) -> Tensor:
@@ -239,7 +280,7 @@ def estimate_cka(
 
     Args:
         encoder: it is run as it is used, without dropout, on the device where it lies.
-        batches: the calibration audio.
+        batches: the calibration audio; of several ranks, this one's share of it.
         estimator: "minibatch" is unbiased and small, "exact" the plug-in estimate in feature space.
         batch_frames: frames per minibatch of the minibatch estimator.
         include_features: h_0 takes part.
@@ -248,7 +289,7 @@ def estimate_cka(
         progress: called after every batch.
 
     Returns:
-        (L+1, L+1), or (L, L) without h_0, float64 on the CPU.
+        (L+1, L+1), or (L, L) without h_0, float64 on the CPU; over the audio of all ranks, and the same on each.
 
     Raises:
         InputError: an unknown estimator, no audio, or a layer that is constant or not finite.

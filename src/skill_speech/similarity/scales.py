@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import ranks
+
 
 class LayerScales:
     """Spread of each layer: the root of the mean variance of its features over frames, in one pass and float64.
@@ -41,9 +43,24 @@ class LayerScales:
         self._frames += len(frames_FD)
 
     def compute(self) -> Tensor:
-        """The spread of each layer (L,), float64 on the CPU."""
-        variances = [
-            (squares_D / self._frames - (sums_D / self._frames).square()).mean()
-            for sums_D, squares_D in zip(self._sums, self._squares, strict=True)
-        ]
-        return torch.stack(variances).clamp(min=0).sqrt().cpu()
+        """The spread of each layer (L,) over the frames of all ranks, float64 on the CPU."""
+        moments = None
+        if self._frames:
+            moments = [
+                (shift_D.cpu(), sums_D.cpu(), squares_D.cpu())
+                for shift_D, sums_D, squares_D in zip(self._shifts, self._sums, self._squares, strict=True)
+            ]
+        parts = [(frames, layers) for frames, layers in ranks.gathered((self._frames, moments)) if layers is not None]
+        total = sum(frames for frames, _ in parts)
+        variances = []
+        for number in range(len(parts[0][1])):
+            common_D = parts[0][1][number][0]
+            sums_D, squares_D = torch.zeros_like(common_D), torch.zeros_like(common_D)
+            for frames, layers in parts:
+                # From a rank's own shift to the first one's.
+                shift_D, own_sums_D, own_squares_D = layers[number]
+                d_D = shift_D - common_D
+                sums_D += own_sums_D + frames * d_D
+                squares_D += own_squares_D + 2 * d_D * own_sums_D + frames * d_D.square()
+            variances.append((squares_D / total - (sums_D / total).square()).mean())
+        return torch.stack(variances).clamp(min=0).sqrt()

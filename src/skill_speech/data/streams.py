@@ -1,0 +1,120 @@
+"""Cuts as a stream: gone through again and again, in an order that a key decides, and never held all at once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
+
+from ..errors import InputError
+
+Item = TypeVar("Item")
+
+LOOKED_AT = 20_000
+"""Cuts that are looked at before a run starts: of these, durations, validation and calibration audio are taken.
+
+Of smaller data these are all cuts. Of larger data it bounds memory and the time to the first step.
+"""
+
+SHUFFLED_AT_ONCE = 20_000
+"""Cuts among which the next one is drawn: smaller data is shuffled as a whole, larger data approximately."""
+
+
+def in_order(cuts: CutSet, key: str) -> Iterator[Cut]:
+    """All cuts once: shards and corpora in an order that is a function of `key`, others as they are stored."""
+    ordered = getattr(cuts.data, "in_order", None)
+    return iter(cuts) if ordered is None else ordered(key)
+
+
+def first_cuts(cuts: CutSet, key: str) -> list[Cut]:
+    """The cuts that are looked at: all of small data, each once."""
+    found: dict[tuple[object, ...], Cut] = {}
+    for cut in islice(in_order(cuts, key), LOOKED_AT):
+        # A mixture repeats cuts, and its corpora may use the same ids.
+        source = cut.recording.sources[0].source if cut.has_recording and isinstance(cut, DataCut) else None
+        found.setdefault((cut.id, cut.start, cut.duration, source), cut)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """The cuts of a set as a function makes them, without those that it makes None of; to be wrapped in a CutSet."""
+
+    cuts: CutSet
+    function: Callable[[Cut], Cut | None]
+
+    def __iter__(self) -> Iterator[Cut]:
+        return self._made(self.cuts)
+
+    def in_order(self, key: str) -> Iterator[Cut]:
+        """As `in_order` has them."""
+        return self._made(in_order(self.cuts, key))
+
+    def _made(self, cuts: Iterable[Cut]) -> Iterator[Cut]:
+        for cut in cuts:
+            made = self.function(cut)
+            if made is not None:
+                yield made
+
+
+def transformed(cuts: CutSet, function: Callable[[Cut], Cut | None]) -> CutSet:
+    """A CutSet of what a function makes of the cuts, each time they are gone through."""
+    return CutSet(Transformed(cuts, function))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several sets of cuts, the next one drawn from set i with probability weight_i / sum; to be wrapped in a CutSet.
+
+    A set that comes to its end starts again, in another order, until all have come to theirs: then an epoch is over.
+    lhotse's `CutSet.mux` goes on without the sets that have ended, and so leaves the weights behind.
+    """
+
+    sets: tuple[CutSet, ...]
+    weights: tuple[float, ...]
+
+    def __iter__(self) -> Iterator[Cut]:
+        return self.in_order("as stored")
+
+    def in_order(self, key: str) -> Iterator[Cut]:
+        """The draws are a function of the key."""
+        generator = random.Random(f"{key}/mixture")
+        rounds = [0] * len(self.sets)
+        streams = [self._again(number, 0, key) for number in range(len(self.sets))]
+        while True:
+            number = generator.choices(range(len(self.sets)), self.weights)[0]
+            cut = next(streams[number], None)
+            if cut is None:
+                rounds[number] += 1
+                if all(rounds):
+                    return
+                streams[number] = self._again(number, rounds[number], key)
+                cut = next(streams[number], None)
+                if cut is None:
+                    raise InputError(f"part {number + 1} of the data has no cuts")
+            yield cut
+
+    def _again(self, number: int, times: int, key: str) -> Iterator[Cut]:
+        return in_order(self.sets[number], f"{key}/{number}/{times}")
+
+
+def shuffled(items: Iterable[Item], generator: random.Random, at_once: int = SHUFFLED_AT_ONCE) -> Iterator[Item]:
+    """The items in random order: each next one drawn from the `at_once` that were read last.
+
+    Not lhotse's streaming_shuffle, which leaves those that fit into its buffer partly in their order.
+    """
+    stream = iter(items)
+    buffer = list(islice(stream, at_once))
+    generator.shuffle(buffer)
+    for item in stream:
+        index = generator.randrange(len(buffer))
+        drawn, buffer[index] = buffer[index], item
+        yield drawn
+    generator.shuffle(buffer)
+    yield from buffer

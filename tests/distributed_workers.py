@@ -1,0 +1,121 @@
+"""What the processes of tests/test_distributed.py do; they find it by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skill_speech import InputError, compress, ranks
+from skill_speech.compression import CompressionResult
+from skill_speech.data import AudioBatch
+from skill_speech.distillation import Distillation, training
+from skill_speech.similarity import ExactCKA, LayerScales, MinibatchCKA
+
+
+def observed_compress(observations: str, die_at: int | None = None, **settings: Any) -> CompressionResult:
+    """`compress` that writes what each update and each rank worked with to a folder.
+
+    gradients-STAGE-STEP.pt has the gradients by name, before clipping, gathered where they are sharded; ids-RANK.jsonl
+    the stage, the step and the cuts of every batch. With `die_at` every rank stops without a word in stage 1 behind so
+    many updates.
+    """
+    folder = Path(observations)
+    folder.mkdir(exist_ok=True)
+    clip, step, end = (
+        Distillation.configure_gradient_clipping,
+        Distillation.training_step,
+        training._Watch.on_train_batch_end,
+    )
+
+    def stage_of(module: Distillation) -> str:
+        return "stage1" if module.lagrangian is not None else "stage2"
+
+    def clipping(self: Distillation, *arguments: Any, **options: Any) -> None:
+        gradients = {}
+        for name, weight in self.named_parameters():
+            if weight.grad is not None:
+                gathers = getattr(weight.grad, "full_tensor", None)
+                gradients[name] = weight.grad.clone() if gathers is None else gathers()
+        if ranks.is_first():
+            torch.save(gradients, folder / f"gradients-{stage_of(self)}-{self.global_step}.pt")
+        clip(self, *arguments, **options)
+
+    def observed_step(self: Distillation, batch: AudioBatch, batch_idx: int) -> Any:
+        with (folder / f"ids-{ranks.rank()}.jsonl").open("a") as file:
+            file.write(json.dumps([stage_of(self), self.global_step, sorted(batch.ids)]) + "\n")
+        return step(self, batch, batch_idx)
+
+    def dying(self: Any, trainer: Any, *arguments: Any) -> None:
+        end(self, trainer, *arguments)
+        if die_at is not None and trainer.global_step == die_at:
+            raise InputError("stopped by the test")
+
+    Distillation.configure_gradient_clipping = clipping  # type: ignore[method-assign]
+    Distillation.training_step = observed_step  # type: ignore[method-assign]
+    training._Watch.on_train_batch_end = dying  # type: ignore[method-assign]
+    try:
+        return compress(**settings)
+    finally:
+        Distillation.configure_gradient_clipping = clip  # type: ignore[method-assign]
+        Distillation.training_step = step  # type: ignore[method-assign]
+        training._Watch.on_train_batch_end = end  # type: ignore[method-assign]
+
+
+def lose_a_rank(how: str, clock: str = "") -> None:
+    """Rank 1 goes while the others wait for it; `clock` gets the time when it is killed."""
+    ranks.join()
+    if ranks.rank() == 1:
+        if how == "killed":
+            Path(clock).write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "mistake":
+            raise InputError("there is no such thing")
+        raise ZeroDivisionError("a defect")
+    ranks.sum_in_place(torch.ones(1))
+
+
+def on_first_only(folder: str) -> Any:
+    """`on_first` with a value and with a mistake, and sums, as every rank saw them."""
+    ranks.join()
+    calls = Path(folder) / f"calls-{ranks.rank()}"
+    value = ranks.on_first(lambda: calls.write_text("called"))
+    try:
+        ranks.on_first(lambda: _refuse())
+    except InputError as error:
+        message = str(error)
+    total = torch.tensor([ranks.rank() + 1.0])
+    ranks.sum_in_place(total)
+    similar = compare(ranks.share(calibration()))
+    return ranks.gathered((value, message, float(total), ranks.share([0, 1, 2, 3, 4]), *similar))
+
+
+def calibration() -> list[list[torch.Tensor]]:
+    """Three batches of the states of three layers, far from zero and each about elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for number in range(3):
+        base = torch.randn(2, 40, 6, generator=generator)
+        mixed = base @ torch.randn(6, 5, generator=torch.Generator().manual_seed(1)) + torch.randn(
+            2, 40, 5, generator=generator
+        )
+        batches.append([base + 3 * number, mixed - number, base.square() + 10])
+    return batches
+
+
+def compare(batches: list[list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Exact and minibatch CKA, and the scales, of some batches."""
+    exact, minibatch, scales = ExactCKA(), MinibatchCKA(batch_frames=16), LayerScales()
+    for layers in batches:
+        for measure in (exact, minibatch, scales):
+            measure.update(layers)
+    return exact.compute(), minibatch.compute(), scales.compute()
+
+
+def _refuse() -> None:
+    raise InputError(f"refused by {ranks.rank()}")
