@@ -72,7 +72,7 @@ def test_a_recipe_is_a_file_of_the_same_settings(here: Path, capsys: pytest.Capt
     [
         ("", ["expected", "prepare,analyze,compress"]),
         ("frobnicate", ["frobnicate", "'compress'"]),
-        ("compress", ["--teacher", "--data", "--output", "required"]),
+        ("compress", ["--teacher", "--data", "--output", "required", "see skill-speech compress --help"]),
         ("compress --teacher t --data d --output o --method magic", ["method is magic", "dphubert"]),
         ("compress --teacher t --data d --output o --clusters many", ["clusters is many", "a whole number or auto"]),
         ("compress --teacher t --data d --output o --sparsity much", ["sparsity is much", "a number"]),
@@ -86,6 +86,7 @@ def test_a_recipe_is_a_file_of_the_same_settings(here: Path, capsys: pytest.Capt
         ("compress --teacher teacher --data audio --output o --clusters 9", ["choose 1 to 4"]),
         ("compress --teacher teacher --data audio --output o --sparsity 2", ["sparsity is 2", "between 0 and 1"]),
         ("compress --teacher teacher --data audio --output o --params 9G", ["params is '9G'", "has only"]),
+        ("export teacher --output o", ["--format", "see skill-speech export --help"]),
         ("profile nowhere/at/all", ["nowhere/at/all: no such file or folder"]),
         ("profile teacher --seconds 0.001", ["seconds is 0.001"]),
         ("prepare audio --output cuts.txt", [".jsonl"]),
@@ -108,6 +109,9 @@ def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     for word in ("--stage1.sparsity_steps", "default: 5000", "--macs", "--analysis.linkage", "--scale_layers"):
         assert word in text
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert "hub id, folder or file, as `load_encoder` takes it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

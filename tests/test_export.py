@@ -196,6 +196,20 @@ def test_push_to_hub_without_a_network_keeps_the_folder_and_says_so(model, tmp_p
     assert (tmp_path / "out" / "model.pt").exists()
 
 
+def test_whatever_the_hub_answers_is_one_line(model, tmp_path, monkeypatch):
+    """The HTTP library's own errors too, which are not Python's."""
+
+    class ConnectError(Exception):
+        pass
+
+    def fails(self, *arguments, **options):
+        raise ConnectError("[Errno -2] Name or\nservice not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fails)
+    message = refused(model, str(tmp_path / "out"), format="s3prl", push_to_hub="me/small")
+    assert message.endswith("could not be pushed to me/small: [Errno -2] Name or service not known")
+
+
 def test_models_push_themselves_with_their_code(model, tmp_path, monkeypatch):
     """`model.push_to_hub` after fine-tuning, as for every model of Transformers."""
     export(model, str(tmp_path / "out"), format="transformers")
