@@ -109,7 +109,7 @@ class CompressionResult:
 
 def analyze(
     teacher: str,
-    data: str | list[Part],
+    data: list[Part] | str,
     output: str,
     *,
     clusters: int | Literal["auto"] = 4,
@@ -209,7 +209,7 @@ def _analyze(
 
 def compress(
     teacher: str,
-    data: str | list[Part],
+    data: list[Part] | str,
     output: str,
     *,
     method: Method = "skill",
@@ -375,7 +375,7 @@ def compress(
 
 
 def _open_data(
-    data: str | list[Part], validation_data: str | None, validation_seconds: float, seed: int
+    data: list[Part] | str, validation_data: str | None, validation_seconds: float, seed: int
 ) -> tuple[CutSet, CutSet | None]:
     """Training cuts, and validation cuts if there are any."""
     cuts = open_cuts(data)
