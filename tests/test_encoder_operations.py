@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from skill_speech.encoder.attend import attend, attend_by_torch
 from skill_speech.encoder.convolution import convolve, convolve_normalized
-from skill_speech.encoder.dropout import Dropout, keep_mask
+from skill_speech.encoder.dropout import Dropout, clear_dropped, draw, mark_dropped
 from skill_speech.encoder.normalization import TimeNorm
 
 CONVOLUTIONS = {
@@ -153,7 +153,7 @@ def test_attention_drops_weights_as_the_mask_says():
     torch.manual_seed(5)
     ours = attend(*given, dropout=0.25)
     torch.manual_seed(5)
-    keep = torch.stack([torch.stack([keep_mask((6, 6), 0.25) for _ in range(2)]) for _ in range(2)])
+    keep = torch.stack([torch.stack([draw((6, 6), 0.25) >= 0 for _ in range(2)]) for _ in range(2)])
     assert 0 < keep.sum() < keep.numel()
     scores = torch.einsum("bqhe,bkhe->bhqk", query, key) / 2 + factor.transpose(1, 2)[..., None] * position
     theirs = torch.einsum("bhqk,bkhe->bqhe", scores.softmax(-1) * keep / 0.75, value)
@@ -175,9 +175,26 @@ def test_dropout_drops_the_stated_share_and_keeps_the_mean():
     assert drop.eval()(x) is x
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_signs_mark_what_is_dropped(dtype):
+    torch.manual_seed(1)
+    weights = torch.rand(60, 50).to(dtype)
+    weights[0] = 0
+    marked, other = weights.clone(), -torch.ones(60, 50, dtype=dtype)
+    mark_dropped(marked, 0.3)
+    torch.manual_seed(1)
+    torch.rand(60, 50)
+    kept = draw((60, 50), 0.3) >= 0
+    assert torch.equal(marked.abs(), weights)
+    assert torch.equal(marked.clamp(min=0), torch.where(kept, weights, 0))
+    clear_dropped(other, marked)
+    assert torch.equal(other, torch.where(kept, -1, 0).to(dtype))
+    assert not draw((9_999,), 0.0).lt(0).any()
+
+
 def test_dropout_is_a_function_of_the_seed():
     draws = []
     for _ in range(2):
         torch.manual_seed(9)
-        draws.append(keep_mask((5, 7), 0.5))
+        draws.append(draw((5, 7), 0.5))
     assert torch.equal(*draws)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dropout import keep_mask
+from .dropout import clear_dropped, mark_dropped
 
 CHUNK = 2**20
 """Scores that are computed at a time, unless one query alone has more keys."""
@@ -82,7 +82,6 @@ class _Attention(torch.autograd.Function):
         context_BTHE = torch.empty_like(value_BTHE, memory_format=torch.contiguous_format)
         rows, remember = max(1, CHUNK // T), any(ctx.needs_input_grad)
         weights_BHTT = query_BTHE.new_empty((B, H, T, T) if remember else (1, 1, min(rows, T), T))
-        keep_BHTT = torch.empty((B, H, T, T) if remember and dropout else 0, dtype=torch.bool)
         scores_QT = query_BTHE.new_empty(min(rows, T), T)
         with torch.autocast("cpu", enabled=False):
             for b, h, start in ((b, h, start) for b in range(B) for h in range(H) for start in range(0, T, rows)):
@@ -94,13 +93,11 @@ class _Attention(torch.autograd.Function):
                 weights_QT = weights_BHTT[b, h, here] if remember else weights_BHTT[0, 0, : here.stop - start]
                 torch.softmax(score_QT, -1, out=weights_QT)
                 if dropout:
-                    keep_QT = keep_mask(weights_QT.shape, dropout)
-                    if remember:
-                        keep_BHTT[b, h, here] = keep_QT
-                    weights_QT = weights_QT * keep_QT
+                    mark_dropped(weights_QT, dropout)
+                    weights_QT = weights_QT.clamp(min=0)
                 _product(weights_QT, value_BTHE[b, :, h], context_BTHE[b, here, h], 1 / (1 - dropout))
         if remember:
-            tensors = (query_BTHE, key_BTHE, value_BTHE, factor_BTH, position_HTT, weights_BHTT, keep_BHTT)
+            tensors = (query_BTHE, key_BTHE, value_BTHE, factor_BTH, position_HTT, weights_BHTT)
             ctx.save_for_backward(*tensors)
             ctx.dropout = dropout
         return context_BTHE
@@ -108,7 +105,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BTHE: Tensor) -> tuple[Tensor | None, ...]:
-        query_BTHE, key_BTHE, value_BTHE, factor_BTH, position_HTT, weights_BHTT, keep_BHTT = ctx.saved_tensors
+        query_BTHE, key_BTHE, value_BTHE, factor_BTH, position_HTT, weights_BHTT = ctx.saved_tensors
         B, T, H, E = query_BTHE.shape
         scale, rest = E**-0.5, 1 / (1 - ctx.dropout)
         made = [torch.empty(B, T, H, E, dtype=grad_BTHE.dtype) for _ in range(3)]
@@ -122,8 +119,8 @@ class _Attention(torch.autograd.Function):
                 weights_TT, dropped_TT, grad_TE = weights_BHTT[b, h], weights_BHTT[b, h], grad_BTHE[b, :, h]
                 _product(grad_TE, value_BTHE[b, :, h].t(), grad_TT, rest)
                 if ctx.dropout:
-                    dropped_TT = weights_TT * keep_BHTT[b, h]
-                    grad_TT.mul_(keep_BHTT[b, h])
+                    clear_dropped(grad_TT, weights_TT)
+                    weights_TT, dropped_TT = weights_TT.abs(), weights_TT.clamp(min=0)
                 _product(dropped_TT.t(), grad_TE, grad_value[b, :, h], rest)
                 score_TT = torch._softmax_backward_data(grad_TT, weights_TT, -1, weights_TT.dtype)
                 _product(score_TT, key_BTHE[b, :, h], grad_query[b, :, h], scale)
