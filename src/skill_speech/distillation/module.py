@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..encoder import Encoder
-from ..pruning import Lagrangian, find_gates
+from ..pruning import Lagrangian, find_gates, shrink_like
 from .loss import DistillationLoss
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ class StageConfig:
         clip_norm: largest gradient norm; 0 does not clip.
         gate_learning_rate: peak learning rate of gates and multipliers (stage 1 only).
         sparsity_steps: updates over which the target sparsity rises from zero (stage 1 only).
+        shrink_every: updates between looks for units to remove for good, once the target sparsity is reached (stage 1
+            only); 0 removes none before surgery.
+        shrink_below: probability of being open under which a gate has closed for good.
         student_dropout: keep the teacher's dropout in the student, as published; without it a step is cheaper.
     """
 
@@ -44,6 +47,8 @@ class StageConfig:
     clip_norm: float = 10.0
     gate_learning_rate: float = 0.02
     sparsity_steps: int = 5_000
+    shrink_every: int = 500
+    shrink_below: float = 1e-3
     student_dropout: bool = True
 
 
@@ -166,5 +171,6 @@ class Distillation(lightning.LightningModule):
         checkpoint["batches_seen"] = self.batches_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue at the position in the data."""
+        """Continue at the position in the data, with a student of the size that it had there."""
+        shrink_like(self.student, checkpoint["state_dict"], "student.")
         self.batches_seen = checkpoint["batches_seen"]

@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..progress import Meter
 from .module import Distillation
+from .shrinking import Shrinking
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def run_stage(
         enable_version_counter=False,
     )
     watch = _Watch(name, module, on_step)
+    shrinking = [Shrinking()] if module.lagrangian is not None and module.stage.shrink_every else []
     csv_log = CsvLogger(folder / "metrics.csv")
     last, at_start = _newest_checkpoint(folder / "checkpoints"), folder / "validation_at_start.json"
     with warnings.catch_warnings():
@@ -90,10 +92,12 @@ def run_stage(
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             accelerator="auto",
             devices=devices,
+            # The last norm of a pre-norm student takes no part, nor does what a sublayer without units leaves.
+            strategy="ddp_find_unused_parameters_true" if devices > 1 else "auto",
             # Distillation.configure_gradient_clipping says what is clipped; this has to be set for it to be called.
             gradient_clip_val=module.stage.clip_norm or None,
             logger=[csv_log, TensorBoardLogger(folder, name="", version="", sub_dir=None)],
-            callbacks=[checkpoints, watch],
+            callbacks=[checkpoints, watch, *shrinking],
             log_every_n_steps=max(1, min(50, module.stage.steps // 20)),
             val_check_interval=validate_every * module.stage.accumulate,
             check_val_every_n_epoch=None,

@@ -62,6 +62,8 @@ class Attention(nn.Module):
 
         `position_HTT` is the bias of all heads before pruning; `padding_B11T` is added to the scores (0 or -inf).
         """
+        # Drawn gates are asked for whether or not a head is left, so that those behind them draw the same.
+        factors_H = self.head_scale()
         if self.num_heads == 0:
             return self.output(x_BTD[..., :0])
         B, T, _ = x_BTD.shape
@@ -80,7 +82,6 @@ class Attention(nn.Module):
             attn_mask=None if bias is None else bias.to(query_BHTE.dtype),
             dropout_p=self.dropout if self.training else 0.0,
         )
-        factors_H = self.head_scale()
         if factors_H is not None:
             context_BHTE = context_BHTE * factors_H[:, None, None].to(context_BHTE.dtype)
         return self.output(context_BHTE.transpose(1, 2).flatten(2))
@@ -114,9 +115,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) → (B, T, D)."""
+        factors_U = self.unit_scale()
         if self.input.out_features == 0:
             return self.output(x_BTD[..., :0])
-        inner_BTU = scaled(self.activation(self.input(x_BTD)), self.unit_scale())
+        inner_BTU = scaled(self.activation(self.input(x_BTD)), factors_U)
         return self.output(self.dropout(inner_BTU))
 
 
