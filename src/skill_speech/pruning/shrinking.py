@@ -1,7 +1,7 @@
 """Removing units during training, once their gates have closed for good: the student gets cheaper as it gets smaller.
 
-What is removed is cut out of the weights, the gate vectors and the optimiser's moments. The remaining student computes the
-same function, draws the same gates, and learns from the next batch what it would have learned.
+What is removed is cut out of the weights, the gate vectors and the optimiser's moments. The remaining student computes
+the same function, draws the same gates, and learns from the next batch what it would have learned.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ def shrink(encoder: Encoder, kept: Mapping[str, Tensor]) -> Replacements:
     encoder.convs, encoder.projection, encoder.layers = smaller.convs, smaller.projection, smaller.layers
     encoder.config = config
     after = dict(encoder.named_parameters())
-    return {
-        old: (after.get(name), plan.get(name, ())) for name, old in before.items() if after.get(name) is not old
-    }
+    return {old: (after.get(name), plan.get(name, ())) for name, old in before.items() if after.get(name) is not old}
 
 
 def shrink_like(encoder: Encoder, weights: Mapping[str, Any], prefix: str = "") -> None:
