@@ -40,13 +40,13 @@ WAYS = {"without": 0, "with": 20}
 class Schedule:
     """Of both sides: the mini recipe's, shorter, with the shares of ramp and warm-up doubled."""
 
-    steps: int = 300
-    warmup_steps: int = 60
-    sparsity_steps: int = 60
+    steps: int = 240
+    warmup_steps: int = 80
+    sparsity_steps: int = 80
     gate_learning_rate: float = 0.4
     learning_rate: float = 1e-3
     batch_seconds: float = 4.0
-    stage2_steps: int = 100
+    stage2_steps: int = 60
     sparsity: float = 0.75
     validation_seconds: float = 90.0
 

@@ -26,6 +26,7 @@ from skill_speech.pruning import (
     Widths,
     attach_gates,
     closed_for_good,
+    count_macs,
     count_parameters,
     find_gates,
     fix_gates,
@@ -36,7 +37,7 @@ from skill_speech.pruning import (
 )
 from skill_speech.pruning.cutting import Survivors, cut, selections
 from skill_speech.pruning.size import as_float
-from tests.test_compression import QUICK, kill_at, same, speech, teacher, weights
+from tests.test_compression import QUICK, SMALL, kill_at, same, speech, teacher, weights
 from tests.transformers_models import TINY, VARIANTS, build, save
 
 GATES = ("channels.1", "channels.6", "heads.0", "heads.1", "units.0", "units.1")
@@ -282,6 +283,34 @@ def test_a_removal_never_changes_how_many_gates_are_open(seed: int) -> None:
     assert after.open_count() == gate.open_count()
     torch.testing.assert_close(after.gates(), before[kept["units.0"]], rtol=1e-6, atol=1e-6)
     assert float(before.sum()) == pytest.approx(float(after.gates().sum()))
+
+
+@pytest.mark.parametrize("what", [{"sparsity": 0.6}, {"macs": 0.5}, {"sparsity": 0.5, "macs": 0.4}])
+def test_what_is_left_has_room_for_the_budget(what: dict[str, float]) -> None:
+    """The gates have closed too much: the most probable of the closed units stay, whichever layer they are in."""
+    torch.manual_seed(0)
+    encoder = attach_gates(Encoder(hubert_config(**SMALL)))
+    budget = Budget.of(encoder.config, **what)
+    with torch.no_grad():
+        for gate in find_gates(encoder):
+            gate.module.log_alpha.normal_(-20, 3)
+    everything = closed_for_good(encoder, 1e-3)
+    kept = closed_for_good(encoder, 1e-3, budget)
+    assert sum(len(index) for index in kept.values()) > sum(len(index) for index in everything.values())
+    # Heads go one by one: none is left that is less probable than one that is gone.
+    left, gone = [], []
+    for gate in find_gates(encoder):
+        if gate.kind == "heads":
+            stay = kept.get(gate.name, torch.arange(4)).tolist()
+            for head, value in enumerate(gate.module.log_alpha.tolist()):
+                (left if head in stay else gone).append(value)
+    assert left
+    assert max(gone) <= min(left)
+    shrink(encoder, kept)
+    widths = Widths.of(encoder.config)
+    shares = [count_parameters(encoder.config, widths) / budget.parameters] if budget.parameters else []
+    shares += [count_macs(encoder.config, widths) / budget.macs] if budget.macs else []
+    assert 1.05 <= max(shares) < 1.25
 
 
 STAGE = StageConfig(

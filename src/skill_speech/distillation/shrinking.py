@@ -33,13 +33,14 @@ class Shrinking(Callback):
     ) -> None:
         """Look, and cut where it is worth it."""
         assert isinstance(pl_module, Distillation)
+        assert pl_module.lagrangian is not None
         stage, step = pl_module.stage, trainer.global_step
         begins = pl_module.batches_seen % stage.accumulate == 0
         if not begins or step < stage.sparsity_steps or step % stage.shrink_every:
             return
         student = pl_module.student
         # All ranks have the same weights; that they also do the same is not left to rounding.
-        kept = trainer.strategy.broadcast(closed_for_good(student, stage.shrink_below))
+        kept = trainer.strategy.broadcast(closed_for_good(student, stage.shrink_below, pl_module.lagrangian.budget))
         before, after = Widths.of(student.config), Widths.of(student.config)
         for name, index in kept.items():
             kind, number = name.split(".")

@@ -6,6 +6,8 @@ the same function, draws the same gates, and learns from the next batch what it 
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,52 +15,75 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder import Encoder
+from .budget import Budget
 from .cutting import Selection, Survivors, cut, cut_config, selections
 from .gates import HardConcrete, find_gates
+from .size import Widths
 
 # Matrix products are fastest at such widths; a few closed units more cost nothing.
 MULTIPLES = {"channels": 8, "heads": 1, "units": 8}
+# Share of the budget that is left beyond it.
+RESERVE = 0.05
 
 Replacements = dict[Tensor, tuple[nn.Parameter | None, Selection]]
 """For every parameter that is gone: the one that stands in its place, if any does, and what was kept of the old one."""
 
 
-def closed_for_good(encoder: Encoder, below: float) -> dict[str, Tensor]:
-    """Which units of a gated encoder may go.
+def closed_for_good(encoder: Encoder, below: float, budget: Budget | None = None) -> dict[str, Tensor]:
+    """Which units of a gated encoder may go, the least probable ones first.
+
+    A unit may go if its gate is open with a probability under `below`, if it is closed in evaluation, and if the number
+    of gates that are open in evaluation does not change with it. With a budget, what is left has room for it and for
+    `RESERVE` more: where the sparsity overshoots its target, the units that will be opened again are still there.
 
     Args:
         encoder: with gates.
         below: probability of being open under which a drawn gate counts as closed for good.
+        budget: what the student will be allowed to cost.
 
     Returns:
         indices (K,) of the units that stay, ascending, by the names of the gate vectors that can lose some.
     """
+    gates = {gate.name: gate for gate in find_gates(encoder)}
+    candidates = {name: _candidates(gate.module, below) for name, gate in gates.items()}
+    # Of every vector the candidates stand in the order of their probability, so any number off the top of the merged
+    # list is of each vector the least probable ones. The size that is left is monotone in that number: bisect.
+    keep = {name: gate.module.keep_probability().detach()[candidates[name]].tolist() for name, gate in gates.items()}
+    order = [name for _, name in sorted((value, name) for name, values in keep.items() for value in values)]
+
+    def going(number: int) -> dict[str, int]:
+        tally = Counter(order[:number])
+        left = {name: len(gate.module.kept_units) - tally[name] for name, gate in gates.items()}
+        over = {name: -left[name] % MULTIPLES[gate.kind] for name, gate in gates.items()}
+        return {name: max(0, tally[name] - over[name]) for name in gates}
+
+    def too_many(number: int) -> bool:
+        widths = Widths.of(encoder.config)
+        for name, count in going(number).items():
+            vector = getattr(widths, gates[name].kind)
+            vector[gates[name].layer] = len(gates[name].module.kept_units) - count
+        widths.attends = [int(bool(heads)) for heads in widths.heads]
+        return budget is not None and float(budget.enlarged(RESERVE).excess(encoder, widths)) < 0
+
+    number = bisect_left(range(1, len(order) + 1), True, key=too_many)
     kept = {}
-    for gate in find_gates(encoder):
-        index = _survivors(gate.module, below, MULTIPLES[gate.kind])
-        if len(index) < len(gate.module.kept_units):
-            kept[gate.name] = index
+    for name, count in going(number).items():
+        if count:
+            stays = torch.ones(len(gates[name].module.kept_units), dtype=torch.bool)
+            stays[candidates[name][:count]] = False
+            kept[name] = stays.nonzero().flatten()
     return kept
 
 
-def _survivors(gate: HardConcrete, below: float, multiple: int) -> Tensor:
-    """Indices (K,) of the units that must stay, ascending.
-
-    A unit may go if its gate is open with a probability under `below`, if it is closed in evaluation, and if the number
-    of gates that are open in evaluation does not change with it. The least probable ones go first.
-    """
+def _candidates(gate: HardConcrete, below: float) -> Tensor:
+    """Indices (N,) of the units of one vector that may go, the least probable one first."""
     keep = gate.keep_probability().detach().double().cpu()
     count = gate.open_count()
     order = torch.argsort(gate.log_alpha.detach().cpu(), descending=True, stable=True)
-    candidates = order[max(count, int((keep >= below).sum())) :].flip(0)
-    # The rounded expectation with the first of the candidates gone, with the first two, and so on.
-    counts = (keep.sum() - keep[candidates].cumsum(0)).round().clamp(min=gate.at_least)
-    number = int((counts == count).sum())
-    left = len(keep) - number
-    number = max(0, number - -left % multiple)
-    stays = torch.ones(len(keep), dtype=torch.bool)
-    stays[candidates[:number]] = False
-    return stays.nonzero().flatten()
+    closed = order[max(count, int((keep >= below).sum())) :].flip(0)
+    # The rounded expectation with the first of them gone, with the first two, and so on.
+    counts = (keep.sum() - keep[closed].cumsum(0)).round().clamp(min=gate.at_least)
+    return closed[: int((counts == count).sum())]
 
 
 def shrink(encoder: Encoder, kept: Mapping[str, Tensor]) -> Replacements:
