@@ -19,7 +19,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from benchmarks.dphubert import NAME, published_step
 from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
 from skill_speech.encoder import Encoder, EncoderConfig, LayerConfig, wavlm_config
 from skill_speech.profiling import peak_memory
-from skill_speech.pruning import Budget, Lagrangian, Widths, attach_gates, count_macs
+from skill_speech.pruning import Budget, Lagrangian, Widths, attach_gates, count_macs, shrink
 
 GOAL = 6.0
 """Times as fast as the peer, in stage 1, bfloat16 on a CPU."""
@@ -69,8 +69,10 @@ def useful_operations(stage: str, utterances: int, seconds: float) -> float:
     return forward(teacher_shape()) + 3 * forward(teacher_shape() if stage == "stage 1" else student_shape())
 
 
-def our_step(stage: str, audio: Tensor, dtype: torch.dtype, dropout: bool = True) -> Callable[[], float]:
-    """A function that makes one update as `compress` does and returns the loss."""
+def our_step(
+    stage: str, audio: Tensor, dtype: torch.dtype, dropout: bool = True, kept: Mapping[str, Tensor] | None = None
+) -> Callable[[], float]:
+    """A function that makes one update as `compress` does and returns the loss; `kept` as `shrink` takes it."""
     config = teacher_shape()
     teacher = Encoder(config.without_dropout())
     gated = stage == "stage 1"
@@ -80,6 +82,8 @@ def our_step(stage: str, audio: Tensor, dtype: torch.dtype, dropout: bool = True
     if gated:
         student.load_state_dict(teacher.state_dict())
         attach_gates(student)
+        if kept is not None:
+            shrink(student, kept)
         lagrangian = Lagrangian(Budget.of(config, sparsity=0.75), 5_000)
     loss = DistillationLoss(make_targets("dphubert", config.num_layers), config.hidden_size)
     module = Distillation(teacher, student, loss, StageConfig(), lagrangian).to(audio.device).train()

@@ -25,7 +25,8 @@ from unittest.mock import patch
 
 import torch
 
-from skill_speech import compress
+from benchmarks.shrinking import path_of_the_gates
+from skill_speech import compress, load_encoder
 from skill_speech.compression import AnalysisConfig
 from skill_speech.distillation import StageConfig
 from skill_speech.environment import environment
@@ -101,16 +102,29 @@ def run(way: str, seed: int, data: str, output: Path, schedule: Schedule) -> Non
         write_json(folder / "seconds.json", seconds)
 
 
+def stand_in(schedule: Schedule, seed: int) -> list[float]:
+    """The expected sparsity at every update where given importances stand in for the network: benchmarks/shrinking.py."""
+    return path_of_the_gates(
+        load_encoder(str(TEACHER)).config,
+        StageConfig(
+            steps=schedule.steps,
+            warmup_steps=schedule.warmup_steps,
+            gate_learning_rate=schedule.gate_learning_rate,
+            sparsity_steps=schedule.sparsity_steps,
+            shrink_every=0,
+        ),
+        # The mini teacher's channels are few and cheap, and none of them closes.
+        {"channels": 3.0, "heads": 0.3, "units": 0.3},
+        seed,
+    )[1]
+
+
 def summary(way: str, seed: int, output: Path) -> dict[str, Any]:
     """What came of one run."""
     folder = output / f"{way}-{seed}"
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     with (folder / "stage1/metrics.csv").open(newline="", encoding="utf-8") as file:
-        held = [
-            [int(row["step"]), int(float(row["train/parameters"]))]
-            for row in csv.DictReader(file)
-            if row.get("train/parameters")
-        ]
+        rows = [row for row in csv.DictReader(file) if row["train/sparsity_expected"]]
     return {
         "seed": seed,
         "loss_after_stage1": result["stages"]["stage1"]["validation"]["distillation"],
@@ -118,7 +132,9 @@ def summary(way: str, seed: int, output: Path) -> dict[str, Any]:
         "loss": result["loss"],
         "parameters": result["student"]["total_parameters"],
         "processor_seconds": json.loads((folder / "seconds.json").read_text(encoding="utf-8")),
-        "parameters_held": held,
+        "steps": [int(row["step"]) for row in rows],
+        "sparsity": [float(row["train/sparsity_expected"]) for row in rows],
+        "parameters_held": [int(float(row.get("train/parameters") or 0)) for row in rows],
         "heads": result["widths"]["student"]["heads"],
         "channels": result["widths"]["student"]["channels"],
         "units": result["widths"]["student"]["units"],
@@ -171,6 +187,7 @@ def main() -> None:
         "machine": environment(),
         "schedule": asdict(schedule) | {"shrink_every": WAYS, "shrink_below": StageConfig.shrink_below},
         "comparison": compare(runs),
+        "stand_in": {"sparsity": [round(value, 4) for value in stand_in(schedule, 0)]},
         "runs": runs,
     }
     write_json(arguments.results, record)

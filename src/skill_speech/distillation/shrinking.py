@@ -8,8 +8,10 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 
-from ..pruning import Widths, closed_for_good, count_macs, human, replace_parameters, shrink
+from ..encoder import Encoder
+from ..pruning import Budget, Widths, closed_for_good, count_macs, human, replace_parameters, shrink
 from ..pruning.size import as_float
 from .module import Distillation
 
@@ -18,6 +20,17 @@ logger = logging.getLogger(__name__)
 # Share of the student's multiply-accumulates that a cut has to save: where the student is compiled, every cut has it
 # compiled again.
 LEAST_GAIN = 0.02
+
+
+def worth_removing(student: Encoder, below: float, budget: Budget) -> dict[str, Tensor]:
+    """`closed_for_good`, or nothing where too little would be saved."""
+    kept = closed_for_good(student, below, budget)
+    before, after = Widths.of(student.config), Widths.of(student.config)
+    for name, index in kept.items():
+        kind, number = name.split(".")
+        getattr(after, kind)[int(number)] = len(index)
+    costs = [as_float(count_macs(student.config, widths)) for widths in (before, after)]
+    return kept if costs[1] <= (1 - LEAST_GAIN) * costs[0] else {}
 
 
 class Shrinking(Callback):
@@ -40,21 +53,16 @@ class Shrinking(Callback):
             return
         student = pl_module.student
         # All ranks have the same weights; that they also do the same is not left to rounding.
-        kept = trainer.strategy.broadcast(closed_for_good(student, stage.shrink_below, pl_module.lagrangian.budget))
-        before, after = Widths.of(student.config), Widths.of(student.config)
-        for name, index in kept.items():
-            kind, number = name.split(".")
-            getattr(after, kind)[int(number)] = len(index)
-        costs = [as_float(count_macs(student.config, widths)) for widths in (before, after)]
-        if costs[1] > (1 - LEAST_GAIN) * costs[0]:
+        kept = trainer.strategy.broadcast(worth_removing(student, stage.shrink_below, pl_module.lagrangian.budget))
+        if not kept:
             return
         replace_parameters(trainer.optimizers, shrink(student, kept))
         _wrap_again(trainer)
         logger.info(
-            "step %d: closed units removed; the student has %s parameters and %s MACs per second left",
+            "step %d: closed units removed; the student has %s parameters and %s MACs per second of audio left",
             step,
             human(student.num_parameters()),
-            human(costs[1]),
+            human(as_float(count_macs(student.config, Widths.of(student.config)))),
         )
 
     def on_train_batch_end(
