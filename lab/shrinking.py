@@ -103,7 +103,7 @@ def run(way: str, seed: int, data: str, output: Path, schedule: Schedule) -> Non
 
 
 def stand_in(schedule: Schedule, seed: int) -> list[float]:
-    """The expected sparsity at every update where given importances stand in for the network: benchmarks/shrinking.py."""
+    """The expected sparsity at every update where given importances stand in for the network, as in the benchmark."""
     return path_of_the_gates(
         load_encoder(str(TEACHER)).config,
         StageConfig(
