@@ -10,15 +10,18 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from safetensors.torch import load_file
 from torch import Tensor
 
 from skill_speech import InputError, compress, load_encoder
 from skill_speech.distillation import DistillationLoss, StageConfig, make_targets
+from skill_speech.distillation.shrinking import Shrinking, worth_removing
 from skill_speech.encoder import Encoder, hubert_config
 from skill_speech.pruning import (
     Budget,
@@ -311,6 +314,25 @@ def test_what_is_left_has_room_for_the_budget(what: dict[str, float]) -> None:
     shares = [count_parameters(encoder.config, widths) / budget.parameters] if budget.parameters else []
     shares += [count_macs(encoder.config, widths) / budget.macs] if budget.macs else []
     assert 1.05 <= max(shares) < 1.25
+
+
+def test_a_cut_waits_until_it_is_worth_it() -> None:
+    encoder = attach_gates(Encoder(hubert_config(**SMALL)))
+    budget = Budget.of(encoder.config, sparsity=0.5)
+    units = [gate.module.log_alpha for gate in find_gates(encoder) if gate.kind == "units"]
+    with torch.no_grad():
+        units[0][:8] = -30.0
+    assert len(closed_for_good(encoder, 1e-3, budget)["units.0"]) == 88
+    assert worth_removing(encoder, 1e-3, budget) == {}
+    with torch.no_grad():
+        for log_alpha in units:
+            log_alpha[:64] = -30.0
+    assert [len(index) for index in worth_removing(encoder, 1e-3, budget).values()] == [32] * 4
+
+
+def test_a_sharded_student_is_refused() -> None:
+    with pytest.raises(InputError, match=r"one device or with ddp, not with FSDPStrategy; set it to 0"):
+        Shrinking().setup(SimpleNamespace(strategy=FSDPStrategy()), None, "fit")
 
 
 STAGE = StageConfig(

@@ -7,10 +7,11 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from ..encoder import Encoder
+from ..errors import InputError
 from ..pruning import Budget, Widths, closed_for_good, count_macs, human, replace_parameters, shrink
 from ..pruning.size import as_float
 from .module import Distillation
@@ -40,6 +41,18 @@ class Shrinking(Callback):
     checkpoint does what it would have done. The look is at the beginning of an update: no gradient is there then, and
     a checkpoint of the update before is the same whoever looks first.
     """
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """See that every rank holds the whole student.
+
+        Raises:
+            InputError: the strategy shards it.
+        """
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise InputError(
+                f"stage1.shrink_every: units can be removed on one device or with ddp, not with "
+                f"{type(trainer.strategy).__name__}; set it to 0"
+            )
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
