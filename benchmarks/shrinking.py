@@ -39,6 +39,7 @@ from skill_speech.pruning import (
     replace_parameters,
     shrink,
 )
+from skill_speech.pruning.shrinking import RESERVE
 from skill_speech.pruning.size import as_float
 
 GOALS = {"cpu": 10.0, "cuda": 2.5}
@@ -64,7 +65,7 @@ class Point:
 def path_of_the_gates(
     config: EncoderConfig, stage: StageConfig, worth: Mapping[str, float], seed: int = 0
 ) -> tuple[list[Point], list[float]]:
-    """Where and how far the student is cut in stage 1, its full width first, and the expected sparsity at every update.
+    """Where and how far the student is cut in stage 1, its full width first, and the expected sparsity until then.
 
     Args:
         config: the teacher's.
@@ -87,6 +88,9 @@ def path_of_the_gates(
             if kept:
                 replace_parameters([optimizer], shrink(student, kept))
                 points.append(_point(step, student))
+                room = budget.enlarged(RESERVE).excess(student, Widths.of(student.config))
+                if float(room) < 0.005:  # of the teacher: nothing is left to remove
+                    break
         closed = [
             (importance[gate.name][gate.module.kept_units] * (1 - gate.module.gates()).square()).sum()
             for gate in find_gates(student)
