@@ -130,14 +130,16 @@ def to_be_timed(points: Sequence[Point], number: int) -> list[Point]:
     return [min(points, key=lambda point, at=at: abs(point.macs - at)) for at in dict.fromkeys(wanted)]
 
 
-def seconds_of_the_schedule(points: Sequence[Point], timed: dict[float, float], steps: int) -> float:
-    """Of all updates, each at the width that the student has then; `timed` maps multiply-accumulates to seconds."""
-    known = sorted(timed.items())
-    macs, seconds = [macs for macs, _ in known], [seconds for _, seconds in known]
+def _over_the_schedule(points: Sequence[Point], costs: Mapping[float, float], steps: int) -> float:
+    """What all updates cost, each at the width that the student has then.
+
+    `costs` maps multiply-accumulates to the cost of an update; in between it is linear.
+    """
+    known = sorted(costs.items())
+    macs, values = [macs for macs, _ in known], [value for _, value in known]
     ends = [*(point.step for point in points[1:]), steps]
     return sum(
-        (end - point.step) * float(np.interp(point.macs, macs, seconds))
-        for point, end in zip(points, ends, strict=True)
+        (end - point.step) * float(np.interp(point.macs, macs, values)) for point, end in zip(points, ends, strict=True)
     )
 
 
@@ -188,8 +190,10 @@ def _compare(
     functions |= {str(point.step): our_step("stage 1", audio, dtype, kept=point.kept) for point in chosen}
     times = {name: time.minimum for name, time in interleaved(functions, repeats, warm_up=2).items()}
     timed = {point.macs: times[str(point.step)] for point in chosen}
-    ours, whole = seconds_of_the_schedule(points, timed, steps), steps * times[str(chosen[0].step)]
+    ours, whole = _over_the_schedule(points, timed, steps), steps * times[str(chosen[0].step)]
     peer, share = steps * times["peer 1"], STAGE2_STEPS / PUBLISHED.steps
+    # Of the teacher once and of the student three times, forward and twice backward.
+    operations = {point.macs: points[0].macs + 3 * point.macs for point in points}
     details = {
         "seconds_per_update_first": times[str(chosen[0].step)],
         "seconds_per_update_last": times[str(chosen[-1].step)],
@@ -200,7 +204,12 @@ def _compare(
     report.add(
         f"stage 1, {precision}", peer, ours, GOALS[options.device] if precision == "bfloat16" else None, **details
     )
-    report.add(f"stage 1, {precision}: full width against shrinking, both ours", whole, ours)
+    report.add(
+        f"stage 1, {precision}: full width against shrinking, both ours",
+        whole,
+        ours,
+        ratio_of_operations=steps * operations[points[0].macs] / _over_the_schedule(points, operations, steps),
+    )
     report.add(
         f"stages 1 and 2, {precision}", peer + share * steps * times["peer 2"], ours + share * steps * times["ours 2"]
     )
