@@ -19,7 +19,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from skill_speech.distillation import Distillation, DistillationLoss, StageConfi
 from skill_speech.distillation.acceleration import reuse_memory
 from skill_speech.encoder import Encoder, EncoderConfig, LayerConfig, wavlm_config
 from skill_speech.profiling import peak_memory
-from skill_speech.pruning import Budget, Lagrangian, Widths, attach_gates, count_macs
+from skill_speech.pruning import Budget, Lagrangian, Widths, attach_gates, count_macs, shrink
 
 GOAL = 6.0
 """Times as fast as the peer, in stage 1, bfloat16 on a CPU."""
@@ -71,8 +71,10 @@ def useful_operations(stage: str, utterances: int, seconds: float) -> float:
     return forward(teacher_shape()) + 3 * forward(teacher_shape() if stage == "stage 1" else student_shape())
 
 
-def our_step(stage: str, audio: Tensor, dtype: torch.dtype, dropout: bool = True) -> Callable[[], float]:
-    """A function that makes one update as `compress` does and returns the loss."""
+def our_step(
+    stage: str, audio: Tensor, dtype: torch.dtype, dropout: bool = True, kept: Mapping[str, Tensor] | None = None
+) -> Callable[[], float]:
+    """A function that makes one update as `compress` does and returns the loss; `kept` as `shrink` takes it."""
     config = teacher_shape()
     teacher = Encoder(config.without_dropout())
     gated = stage == "stage 1"
@@ -82,6 +84,8 @@ def our_step(stage: str, audio: Tensor, dtype: torch.dtype, dropout: bool = True
     if gated:
         student.load_state_dict(teacher.state_dict())
         attach_gates(student)
+        if kept is not None:
+            shrink(student, kept)
         lagrangian = Lagrangian(Budget.of(config, sparsity=0.75), 5_000)
     loss = DistillationLoss(make_targets("dphubert", config.num_layers), config.hidden_size)
     module = Distillation(teacher, student, loss, StageConfig(), lagrangian).to(audio.device).train()

@@ -42,7 +42,7 @@ from .errors import InputError
 from .files import atomic_write, write_json
 from .profiling import Profile, measure, peak_memory
 from .progress import Meter
-from .pruning import Budget, Lagrangian, attach_gates, fix_gates, human, prune
+from .pruning import Budget, Lagrangian, attach_gates, fix_gates, human, prune, shrink_like
 from .reporting.model_card import write_model_card
 from .run_folder import RunFolder, refuse_changes, write_settings
 from .similarity import (
@@ -475,7 +475,9 @@ def _save(encoder: Encoder, distance: DistillationLoss, folder: Path) -> None:
 
 
 def _load(encoder: Encoder, distance: DistillationLoss, folder: Path) -> None:
-    fill(encoder, read_weights(folder / "model.safetensors"), str(folder))
+    weights = read_weights(folder / "model.safetensors")
+    shrink_like(encoder, weights)
+    fill(encoder, weights, str(folder))
     fill(distance, read_weights(folder / "projections.safetensors"), str(folder))
 
 
@@ -486,6 +488,10 @@ def _check_stages(stage1: StageConfig, stage2: StageConfig, processes: int) -> N
             if not getattr(stage, key) > 0:
                 raise InputError(f"{name}.{key} is {getattr(stage, key):g}; it must be positive")
         batches_per_rank(stage, processes, name)
+        if stage.shrink_every < 0:
+            raise InputError(f"{name}.shrink_every is {stage.shrink_every}; give a number of updates, or 0 for never")
+        if not 0 <= stage.shrink_below <= 0.5:
+            raise InputError(f"{name}.shrink_below is {stage.shrink_below:g}; it must lie between 0 and 0.5")
         ramps = ("warmup_steps", "sparsity_steps") if name == "stage1" else ("warmup_steps",)
         for key in ramps:
             if not 0 <= getattr(stage, key) <= stage.steps:

@@ -123,8 +123,9 @@ def check(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
         if weights[name].shape != tensor.shape:
             have, want = tuple(weights[name].shape), tuple(tensor.shape)
             raise InputError(f"{source}: the weight {name} has the shape {have}; its configuration says {want}")
-        if not weights[name].is_floating_point():
-            raise InputError(f"{source}: the weight {name} is of the type {weights[name].dtype}, not floating point")
+        if weights[name].is_floating_point() != tensor.is_floating_point():
+            wanted = "floating point" if tensor.is_floating_point() else "whole numbers"
+            raise InputError(f"{source}: the weight {name} is of the type {weights[name].dtype}, not {wanted}")
     unknown = sorted(set(weights) - set(own))
     if unknown:
         raise InputError(f"{source}: unknown weights: {', '.join(unknown[:3])}{' …' if len(unknown) > 3 else ''}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ranks
 from ..encoder import Encoder
-from ..pruning import Lagrangian, find_gates
+from ..pruning import Lagrangian, find_gates, shrink_like
 from .acceleration import Compiled, reuse_memory, teacher_for_computing
 from .loss import DistillationLoss
 from .parallel import average_whole_gradients, clip_gradients, count_batches_anew, shard
@@ -35,6 +35,9 @@ class StageConfig:
         clip_norm: largest gradient norm; 0 does not clip.
         gate_learning_rate: peak learning rate of gates and multipliers (stage 1 only).
         sparsity_steps: updates over which the target sparsity rises from zero (stage 1 only).
+        shrink_every: updates between looks for units to remove for good, once the target sparsity is reached (stage 1
+            only); 0 removes none before surgery.
+        shrink_below: probability of being open under which a gate has closed for good.
         student_dropout: keep the teacher's dropout in the student, as published; without it a step is cheaper.
         compile: have torch.compile make programs of teacher and student. "auto" does so on a GPU; on a CPU the
             encoder's own operations are faster. Where compiling fails, training goes on without.
@@ -49,6 +52,8 @@ class StageConfig:
     clip_norm: float = 10.0
     gate_learning_rate: float = 0.02
     sparsity_steps: int = 5_000
+    shrink_every: int = 500
+    shrink_below: float = 1e-3
     student_dropout: bool = True
     compile: bool | Literal["auto"] = "auto"
 
@@ -241,6 +246,7 @@ class Distillation(lightning.LightningModule):
         checkpoint["batches_seen"] = self.batches_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue at the position in the data."""
+        """Continue at the position in the data, with a student of the size that it had there."""
+        shrink_like(self.student, checkpoint["state_dict"], "student.")
         self.batches_seen = checkpoint["batches_seen"]
         count_batches_anew(checkpoint, self.trainer.accumulate_grad_batches)

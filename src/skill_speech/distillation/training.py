@@ -29,6 +29,7 @@ from ..files import write_json
 from ..progress import Meter
 from .module import Distillation, StageConfig
 from .parallel import Strategy, gather, placement
+from .shrinking import Shrinking
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,11 @@ def run_stage(
         enable_version_counter=False,
     )
     watch = _Watch(name, module, on_step)
+    shrinks = module.lagrangian is not None and module.stage.shrink_every > 0
+    sharded = ranks.count() > 1 and strategy == "fsdp"
+    if shrinks and sharded:
+        logger.info("%s: with fsdp, units are removed by surgery alone, not on the way", name)
+    shrinking = [Shrinking()] if shrinks and not sharded else []
     csv_log = CsvLogger(folder / "metrics.csv")
     at_start = folder / "validation_at_start.json"
     last = ranks.on_first(lambda: _newest_checkpoint(folder / "checkpoints"))
@@ -110,7 +116,7 @@ def run_stage(
             # Distillation.configure_gradient_clipping says what is clipped; this has to be set for it to be called.
             gradient_clip_val=module.stage.clip_norm or None,
             logger=[csv_log, TensorBoardLogger(folder, name="", version="", sub_dir=None)],
-            callbacks=[checkpoints, watch],
+            callbacks=[checkpoints, watch, *shrinking],
             log_every_n_steps=max(1, min(50, module.stage.steps // 20)),
             val_check_interval=validate_every * accumulate,
             check_val_every_n_epoch=None,

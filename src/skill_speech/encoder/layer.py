@@ -69,6 +69,8 @@ class Attention(nn.Module):
 
         `position_HTT` is the bias of all heads before pruning; `padding_B11T` is added to the scores (0 or -inf).
         """
+        # Drawn gates are asked for whether or not a head is left, so that those behind them draw the same.
+        factors_H = self.head_scale()
         if self.num_heads == 0:
             return self.output(x_BTD[..., :0])
         shape_BTHE = (*x_BTD.shape[:2], self.num_heads, self.head_size)
@@ -80,7 +82,6 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         operation = attend if by_products(x_BTD) else attend_by_torch
         context_BTHE = operation(query_BTHE, key_BTHE, value_BTHE, factor_BTH, position_HTT, padding_B11T, dropout)
-        factors_H = self.head_scale()
         factors_X = None if factors_H is None else factors_H.repeat_interleave(self.head_size)
         return self.output(context_BTHE.flatten(2), factors_X)
 
@@ -111,10 +112,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) → (B, T, D)."""
+        factors_U = self.unit_scale()
         if self.input.out_features == 0:
             return self.output(x_BTD[..., :0])
         inner_BTU = self.activation(self.input(x_BTD))
-        return self.output(self.dropout(inner_BTU), self.unit_scale())
+        return self.output(self.dropout(inner_BTU), factors_U)
 
 
 class TransformerLayer(nn.Module):

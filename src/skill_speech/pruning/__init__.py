@@ -1,7 +1,8 @@
-"""Gates, budgets, the Lagrangian and surgery."""
+"""Gates, budgets, the Lagrangian, shrinking and surgery."""
 
 from .budget import Budget, Lagrangian, human
 from .gates import KINDS, Gate, HardConcrete, attach_gates, find_gates
+from .shrinking import closed_for_good, replace_parameters, shrink, shrink_like
 from .size import (
     REFERENCE_SECONDS,
     Widths,
@@ -22,6 +23,7 @@ __all__ = [
     "Lagrangian",
     "Widths",
     "attach_gates",
+    "closed_for_good",
     "config_after_surgery",
     "count_macs",
     "count_parameters",
@@ -31,4 +33,7 @@ __all__ = [
     "macs_by_component",
     "parameters_by_component",
     "prune",
+    "replace_parameters",
+    "shrink",
+    "shrink_like",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -55,6 +56,14 @@ class Budget:
             raise InputError(f"sparsity is {sparsity:g}; it must lie between 0 and 1 (0.75 keeps a quarter)")
         keep = whole * (1 - sparsity) if sparsity is not None else _quantity("params", parameters, whole)
         return cls(keep, _quantity("macs", macs, work), whole, work)
+
+    def enlarged(self, share: float) -> Budget:
+        """A budget with so much more room, as a share of this one."""
+        return dataclasses.replace(
+            self,
+            parameters=None if self.parameters is None else self.parameters * (1 + share),
+            macs=None if self.macs is None else self.macs * (1 + share),
+        )
 
     def excess(self, encoder: Encoder, widths: Widths) -> Tensor:
         """How far above the budget, as a share of the teacher: the largest over what the budget limits (0-d).

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..encoder import Encoder, UnitScale
+from ..encoder import Encoder, LearnedScale, UnitScale
 from ..encoder.frontend import ConvLayer
 from ..encoder.layer import TransformerLayer
 
@@ -19,6 +19,11 @@ EVALUATION_SLOPE = 0.8
 # Drop rates at the start, as published (arXiv 2305.17651).
 INITIAL_DROP = {"channels": 0.01, "heads": 0.01, "units": 0.5}
 KINDS = tuple(INITIAL_DROP)
+PLACES = {
+    "channels": "convs.{}.channel_scale",
+    "heads": "layers.{}.attention.head_scale",
+    "units": "layers.{}.feed_forward.unit_scale",
+}
 
 
 class HardConcrete(UnitScale):
@@ -32,14 +37,21 @@ class HardConcrete(UnitScale):
         initial_drop: probability of a drawn gate's logistic variable to fall below one half at the start.
         at_least: how many gates stay open in evaluation whatever the expectation says.
         inner: the scale that stood in this place before; its factors are multiplied in.
+
+    Attributes:
+        all_units: how many gates there were before any was removed (see `skill_speech.pruning.shrink`).
+        kept_units: (U,) the numbers among them of the gates that are left, ascending.
     """
 
     can_close = True
+    kept_units: Tensor
 
     def __init__(self, units: int, initial_drop: float, at_least: int = 0, inner: UnitScale | None = None) -> None:
         super().__init__()
         mean = math.log(1 - initial_drop) - math.log(initial_drop)
         self.log_alpha = nn.Parameter(torch.empty(units).normal_(mean, 0.01))
+        self.all_units = units
+        self.register_buffer("kept_units", torch.arange(units))
         self.inner = inner or UnitScale()
         self.at_least = at_least
         self.fixed_count: int | None = None
@@ -52,12 +64,17 @@ class HardConcrete(UnitScale):
         """How many gates are open in evaluation: the rounded expectation, or what `fixed_count` says."""
         if self.fixed_count is not None:
             return self.fixed_count
-        return max(self.at_least, round(float(self.keep_probability().detach().sum())))
+        # In float64, so that gates of probability zero change nothing when they are removed.
+        return max(self.at_least, round(float(self.keep_probability().detach().double().sum())))
 
     def gates(self) -> Tensor:
         """The gates (U,) alone, without the inner scale."""
         if self.training:
-            noise = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
+            # For the removed ones too: the others then draw what they would have drawn.
+            noise = torch.rand(self.all_units, dtype=self.log_alpha.dtype, device=self.log_alpha.device)
+            if len(self.log_alpha) < self.all_units:
+                noise = noise[self.kept_units]
+            noise = noise.clamp(1e-6, 1 - 1e-6)
             s = torch.sigmoid((noise.log() - (-noise).log1p() + self.log_alpha) / TEMPERATURE)
             return (s * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
         soft = torch.sigmoid(self.log_alpha / TEMPERATURE * EVALUATION_SLOPE)
@@ -65,6 +82,13 @@ class HardConcrete(UnitScale):
         # A stable sort, so that equal values give the same survivors every time.
         mask[torch.argsort(self.log_alpha, descending=True, stable=True)[: self.open_count()]] = 1
         return soft * mask
+
+    def only(self, index_K: Tensor) -> HardConcrete:
+        """A vector with room for the gates of these indices; the state dict fills it."""
+        inner = LearnedScale(len(index_K)) if isinstance(self.inner, LearnedScale) else None
+        smaller = HardConcrete(len(index_K), 0.5, self.at_least, inner)
+        smaller.all_units, smaller.fixed_count = self.all_units, self.fixed_count
+        return smaller
 
     def forward(self) -> Tensor:
         """Factors of the units (U,)."""
@@ -84,6 +108,11 @@ class Gate:
     def name(self) -> str:
         """For logs and reports."""
         return f"{self.kind}.{self.layer}"
+
+    @property
+    def place(self) -> str:
+        """The module's name in the encoder."""
+        return PLACES[self.kind].format(self.layer)
 
 
 def attach_gates(encoder: Encoder, kinds: tuple[str, ...] = KINDS) -> Encoder:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from bisect import bisect_left
 from collections import Counter
 
 import torch
 from torch import Tensor
 
-from ..encoder import Encoder, LayerConfig
+from ..encoder import Encoder, EncoderConfig
 from .budget import Budget
+from .cutting import Survivors, cut, cut_config, selections
 from .gates import HardConcrete, find_gates
 from .size import Widths, config_after_surgery
 
@@ -79,78 +79,32 @@ def prune(encoder: Encoder) -> Encoder:
     Gate values are folded into the weights that read the units; those of the last convolution cannot pass the layer
     norm behind it and stay as one factor per channel (`EncoderConfig.feature_scale`).
     """
-    gates = {gate.name: gate.module for gate in find_gates(encoder)}
     was_training = encoder.training
     encoder.eval()
-
-    def survivors(name: str, units: int) -> tuple[Tensor, Tensor]:
-        """Indices (K,) of the open units in their old order, and their gate values (K,)."""
-        if name not in gates:
-            return torch.arange(units), torch.ones(units)
-        values = gates[name].gates().detach().cpu()
-        index = values.nonzero().flatten()
-        return index, values[index]
-
-    old = encoder.config
-    channels = [survivors(f"channels.{number}", conv.channels) for number, conv in enumerate(old.convs)]
-    heads = [survivors(f"heads.{number}", len(layer.heads)) for number, layer in enumerate(old.layers)]
-    units = [survivors(f"units.{number}", layer.units) for number, layer in enumerate(old.layers)]
-    config = config_after_surgery(encoder).replace(
-        convs=tuple(
-            dataclasses.replace(conv, channels=len(index)) for conv, (index, _) in zip(old.convs, channels, strict=True)
-        ),
-        layers=tuple(
-            LayerConfig(tuple(layer.heads[i] for i in kept.tolist()), len(index))
-            for layer, (kept, _), (index, _) in zip(old.layers, heads, units, strict=True)
-        ),
-    )
-    weights = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items() if "log_alpha" not in name}
-    _cut_front_end(weights, channels, config.feature_scale)
-    for number in range(len(old.layers)):
-        _cut_attention(weights, f"layers.{number}.attention", *heads[number], old.head_size)
-        _cut_feed_forward(weights, f"layers.{number}.feed_forward", *units[number])
-    student = Encoder(config)
-    student.load_state_dict(weights)
+    values = {gate.name: gate.module.gates().detach().cpu() for gate in find_gates(encoder)}
     encoder.train(was_training)
+    survivors = Survivors.of(encoder.config, {name: gates.nonzero().flatten() for name, gates in values.items()})
+    plan = selections(encoder.config, survivors)
+    weights = {name: cut(tensor.cpu(), plan.get(name, ())) for name, tensor in encoder.state_dict().items()}
+    config = cut_config(config_after_surgery(encoder), survivors)
+    _fold(weights, {name: gates[gates != 0] for name, gates in values.items()}, config)
+    student = Encoder(config)
+    student.load_state_dict({name: weights[name] for name in student.state_dict()})
     return student.eval()
 
 
-def _cut_front_end(weights: dict[str, Tensor], channels: list[tuple[Tensor, Tensor]], feature_scale: bool) -> None:
-    for number, (index, _) in enumerate(channels):
-        prefix = f"convs.{number}"
-        for name in ("conv.weight", "conv.bias", "norm.weight", "norm.bias"):
-            if f"{prefix}.{name}" in weights:
-                weights[f"{prefix}.{name}"] = weights[f"{prefix}.{name}"][index]
-        if number:
-            before, values = channels[number - 1]
-            weights[f"{prefix}.conv.weight"] = weights[f"{prefix}.conv.weight"][:, before] * values[:, None]
-    last, values = channels[-1]
-    if feature_scale:
-        name = f"convs.{len(channels) - 1}.channel_scale"
-        inner = weights.pop(f"{name}.inner.weight", None)
-        inner = weights.get(f"{name}.weight") if inner is None else inner
-        weights[f"{name}.weight"] = values if inner is None else inner[last] * values
-    for name in ("norm.weight", "norm.bias"):
-        if f"projection.{name}" in weights:
-            weights[f"projection.{name}"] = weights[f"projection.{name}"][last]
-    weights["projection.projection.weight"] = weights["projection.projection.weight"][:, last]
-
-
-def _cut_attention(weights: dict[str, Tensor], prefix: str, index: Tensor, values: Tensor, head_size: int) -> None:
-    rows = (index[:, None] * head_size + torch.arange(head_size)).flatten()
-    for name in ("query", "key", "value"):
-        for kind in ("weight", "bias"):
-            weights[f"{prefix}.{name}.{kind}"] = weights[f"{prefix}.{name}.{kind}"][rows]
-    output = weights[f"{prefix}.output.weight"][:, rows]
-    weights[f"{prefix}.output.weight"] = output * values.repeat_interleave(head_size)
-    if f"{prefix}.position_gate_const" in weights:
-        weights[f"{prefix}.position_gate_const"] = weights[f"{prefix}.position_gate_const"][index]
-        if not len(index):
-            for name in ("position_gate_const", "position_gate.weight", "position_gate.bias"):
-                del weights[f"{prefix}.{name}"]
-
-
-def _cut_feed_forward(weights: dict[str, Tensor], prefix: str, index: Tensor, values: Tensor) -> None:
-    for kind in ("weight", "bias"):
-        weights[f"{prefix}.input.{kind}"] = weights[f"{prefix}.input.{kind}"][index]
-    weights[f"{prefix}.output.weight"] = weights[f"{prefix}.output.weight"][:, index] * values
+def _fold(weights: dict[str, Tensor], values: dict[str, Tensor], config: EncoderConfig) -> None:
+    """Multiply the values of the open gates (K,), by the names of their gates, into the weights behind them."""
+    last = len(config.convs) - 1
+    for name, value in values.items():
+        kind, number = name.split(".")
+        if kind == "units":
+            weights[f"layers.{number}.feed_forward.output.weight"] *= value
+        elif kind == "heads":
+            weights[f"layers.{number}.attention.output.weight"] *= value.repeat_interleave(config.head_size)
+        elif int(number) < last:
+            weights[f"convs.{int(number) + 1}.conv.weight"] *= value[:, None]
+        else:
+            scale = f"convs.{number}.channel_scale"
+            inner = weights.get(f"{scale}.inner.weight")
+            weights[f"{scale}.weight"] = value if inner is None else inner * value
