@@ -64,6 +64,7 @@ class AnalysisConfig:
         calibration_seconds: audio that the similarity is estimated on.
         batch_seconds: audio per forward pass.
         batch_frames: frames per minibatch of the estimator.
+        precision: of the minibatch estimator's Gram matrices; "auto" is bf16 where the device has instructions for it.
     """
 
     linkage: Literal["average", "complete", "single"] = "average"
@@ -73,6 +74,7 @@ class AnalysisConfig:
     calibration_seconds: float = 600.0
     batch_seconds: float = 60.0
     batch_frames: int = 1024
+    precision: Literal["auto", "bf16", "float32"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def _analyze(
             audio_loader(batches, workers=workers),
             estimator=config.estimator,
             batch_frames=config.batch_frames,
+            precision=config.precision,
             include_features=config.include_features,
             seed=seed,
             scales=scales,
