@@ -9,26 +9,19 @@ sizes and heads, and have the same losses. The time of the cached way has the on
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.common import Report, parse, parser
 from skill_speech.encoder import Encoder, hubert_config
-from skill_speech.environment import environment
 from skill_speech.evaluation.cache import StateCache
 from skill_speech.evaluation.corpora import TaskData
 from skill_speech.evaluation.corpora.utterances import Utterance, make_cuts
@@ -37,7 +30,6 @@ from skill_speech.evaluation.run import hidden_states
 from skill_speech.evaluation.tasks import make_task
 from skill_speech.evaluation.training import train
 from skill_speech.evaluation.upstream import Upstream, open_upstream
-from skill_speech.files import write_json
 
 GOAL = 5.0
 """Times as fast, for a teacher of 12 layers."""
@@ -51,29 +43,23 @@ RATE = 16_000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write the JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="short utterances, few of them: about two minutes")
-    parser.add_argument("--json", type=Path, required=True, help="where to write the result")
-    options = parser.parse_args(arguments)
-    before = os.getloadavg()
+    options = parse(parser("evaluation", __doc__), arguments)
+    report = Report("training a head on a frozen 12-layer teacher: encoding at every step (peer) and a cache", options)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.manual_seed(0)
         Encoder(hubert_config()).save_pretrained(folder / "teacher")
         teacher = open_upstream(str(folder / "teacher"), torch.device("cpu"))
         seconds, batches = (1.0, 1) if options.quick else (8.0, 2)
-        comparisons = [
-            compare("pr", "phonemes by CTC", teacher, folder, seconds, batches),
-            compare("ks", "keywords", teacher, folder, 1.0, batches),
-        ]
-    machine = environment() | {"processor": _processor(), "load_before": before, "load_after": os.getloadavg()}
-    command = shlex.join(["python", "-m", "benchmarks.evaluation", *(arguments or sys.argv[1:])])
-    write_json(options.json, {"machine": machine, "command": command, "comparisons": comparisons})
-    Console().print(_table(comparisons))
+        compare(report, "pr", "phonemes by CTC", teacher, folder, seconds, batches)
+        compare(report, "ks", "keywords", teacher, folder, 1.0, batches)
+    report.write(options.json)
     return 0
 
 
-def compare(task_name: str, what: str, teacher: Upstream, folder: Path, seconds: float, batches: int) -> dict[str, Any]:
+def compare(
+    report: Report, task_name: str, what: str, teacher: Upstream, folder: Path, seconds: float, batches: int
+) -> None:
     """One task trained in both ways on `batches` batches of utterances, EPOCHS times over."""
     config = PROTOCOL[task_name]
     assert isinstance(config, TrainingConfig)
@@ -95,20 +81,17 @@ def compare(task_name: str, what: str, teacher: Upstream, folder: Path, seconds:
     ended = time.perf_counter()
     (bare,) = train(task, hidden_states(teacher, task, None), seed=0, name=f"{task_name}, encoding")
     uncached = time.perf_counter() - ended
-    ratio = uncached / (ended - started)
-    return {
-        "name": f"{task_name}: {what}",
-        "ratio": ratio,
-        "goal": GOAL,
-        "met": ratio >= GOAL,
-        "updates": steps,
-        "hours_of_speech": count * seconds / 3600,
-        "seconds_encode_at_every_step": uncached,
-        "seconds_cache": ended - started,
-        "seconds_cache_encoding": encoded - started,
-        "ratio_of_an_update": uncached / (ended - encoded),
-        "largest_difference_of_losses": float(np.abs(np.subtract(cached.losses, bare.losses)).max()),
-    }
+    report.add(
+        f"{task_name}: {what}",
+        uncached,
+        ended - started,
+        GOAL,
+        updates=steps,
+        hours_of_speech=count * seconds / 3600,
+        seconds_cache_encoding=encoded - started,
+        ratio_of_an_update=uncached / (ended - encoded),
+        largest_difference_of_losses=float(np.abs(np.subtract(cached.losses, bare.losses)).max()),
+    )
 
 
 def noise(task: str, folder: Path, count: int, seconds: float) -> TaskData:
@@ -130,32 +113,6 @@ def noise(task: str, folder: Path, count: int, seconds: float) -> TaskData:
         for split, size in (("train", count), ("dev", count // 8))
     }
     return TaskData(task, splits, labels)
-
-
-def _table(comparisons: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="training a head on a frozen 12-layer teacher")
-    for name in ("", "updates", "every step", "cache", "of it encoding", "faster", "goal", "an update alone"):
-        table.add_column(name, justify="left" if not name else "right")
-    for one in comparisons:
-        table.add_row(
-            one["name"],
-            str(one["updates"]),
-            f"{one['seconds_encode_at_every_step']:.1f} s",
-            f"{one['seconds_cache']:.1f} s",
-            f"{one['seconds_cache_encoding']:.1f} s",
-            f"{one['ratio']:.1f}x",
-            f"{one['goal']:g}x",
-            f"{one['ratio_of_an_update']:.0f}x",
-        )
-    return table
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+"""What the benchmarks share: options, interleaved timing, the machine's own matrix rate, and the report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from skill_speech.environment import environment
+from skill_speech.files import write_json
+
+MATRIX = (4096, 768, 3072)
+"""Rows, inner and columns of the product that gives the machine's matrix rate: a feed-forward layer of a Base model."""
+
+
+class Timing(NamedTuple):
+    """Seconds of wall clock of one function, over some repeats."""
+
+    minimum: float
+    median: float
+
+
+class Options(argparse.Namespace):
+    """What `parse` returns: what every benchmark takes, and the command that was given."""
+
+    quick: bool
+    json: Path
+    threads: int
+    command: str
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The options of every benchmark: --quick, --json FILE, --threads N; `name` is the module in benchmarks/."""
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    made.add_argument("--quick", action="store_true", help="smaller and fewer measurements")
+    made.add_argument("--json", type=Path, required=True, help="where to write the result")
+    made.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> Options:
+    """Parse, set the number of threads, and remember the command."""
+    options = made.parse_args(arguments, Options())
+    if options.threads < 1:
+        made.error(f"--threads is {options.threads}; it must be at least 1")
+    torch.set_num_threads(options.threads)
+    options.command = shlex.join([*made.prog.split(), *(sys.argv[1:] if arguments is None else arguments)])
+    return options
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, Timing]:
+    """Time the functions in turn, `repeats` rounds after `warm_up` rounds, so that what disturbs one disturbs all."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(warm_up + repeats):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: Timing(min(values), median(values)) for name, values in seconds.items()}
+
+
+def matrix_rate(dtype: torch.dtype, threads: int, device: str = "cpu", repeats: int = 9) -> float:
+    """The most FLOP/s that a plain matrix product of the size of a feed-forward layer reaches (a MAC is two FLOP).
+
+    On an accelerator the product is larger, as many rows as 160 s of audio have frames.
+    """
+    rows, inner, columns = MATRIX if device == "cpu" else (8192, 4096, 8192)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        left = torch.randn(rows, inner, device=device, dtype=dtype)
+        right = torch.randn(inner, columns, device=device, dtype=dtype)
+
+        def product() -> None:
+            torch.mm(left, right)
+            if device != "cpu":
+                torch.cuda.synchronize()
+
+        best = interleaved({"product": product}, repeats, warm_up=3)["product"].minimum
+    finally:
+        torch.set_num_threads(before)
+    return 2 * rows * inner * columns / best
+
+
+class Report:
+    """The comparisons of one benchmark: a table on the screen, and JSON with the machine and the command.
+
+    Args:
+        title: over the table.
+        options: as `parse` gave them.
+    """
+
+    def __init__(self, title: str, options: Options) -> None:
+        self.title, self.options = title, options
+        self.comparisons: list[dict[str, Any]] = []
+        self.figures: dict[str, Any] = {}
+        self._load = os.getloadavg()
+
+    def add(
+        self, name: str, peer_seconds: float, our_seconds: float, goal: float | None = None, **details: Any
+    ) -> dict[str, Any]:
+        """One comparison; `ratio` is the peer's time over ours, `goal` what it should at least be (None: no goal).
+
+        Details go into the JSON as they are, and numbers and words also into the table.
+        """
+        ratio = peer_seconds / our_seconds
+        comparison = {
+            "name": name,
+            "ratio": ratio,
+            "goal": goal,
+            "met": None if goal is None else ratio >= goal,
+            "peer_seconds": peer_seconds,
+            "our_seconds": our_seconds,
+            **details,
+        }
+        self.comparisons.append(comparison)
+        return comparison
+
+    def write(self, json_path: Path) -> None:
+        """Print the table and write the JSON file."""
+        machine = environment() | {
+            "processor": processor(),
+            "threads": self.options.threads,
+            "load_before": self._load,
+            "load_after": os.getloadavg(),
+        }
+        values = {"title": self.title, "machine": machine, "command": self.options.command, **self.figures}
+        write_json(json_path, values | {"comparisons": self.comparisons})
+        Console().print(self.table())
+
+    def table(self) -> Table:
+        """All comparisons, a column for each detail that is a number or a word."""
+        table = Table(title=self.title)
+        fixed = ("name", "ratio", "goal", "met", "peer_seconds", "our_seconds")
+        details = dict.fromkeys(
+            key
+            for comparison in self.comparisons
+            for key, value in comparison.items()
+            if key not in fixed and isinstance(value, int | float | str)
+        )
+        for heading in ("", "peer", "ours", "ratio", "goal", *(key.replace("_", " ") for key in details)):
+            table.add_column(heading, justify="right" if heading else "left")
+        for one in self.comparisons:
+            goal = "" if one["goal"] is None else f"{one['goal']:g}x" + (" met" if one["met"] else " missed")
+            table.add_row(
+                one["name"],
+                f"{one['peer_seconds']:.4g} s",
+                f"{one['our_seconds']:.4g} s",
+                f"{one['ratio']:.2f}x",
+                goal,
+                *(_cell(one.get(key)) for key in details),
+            )
+        return table
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
