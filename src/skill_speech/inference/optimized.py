@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from ..encoder import Encoder, EncoderConfig, EncoderOutput
 from ..encoder.layer import TransformerLayer
-from ..encoder.position import PositionalConv
 from ..errors import InputError
 from ..hardware import multiplies_bfloat16
+from .frontend import FastFrontEnd
 from .layer import FastAttention, FastFeedForward, OffsetBias
 from .linear import Int8Linear, PackedLinear
 from .position import SMALLEST_KERNEL, SpectralConv
 
 Precision = Literal["auto", "float32", "bf16", "int8"]
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
 
 
 class OptimizedEncoder(nn.Module):
@@ -29,11 +28,28 @@ class OptimizedEncoder(nn.Module):
         precision: "float32", "bf16" or "int8".
     """
 
-    def __init__(self, encoder: Encoder, precision: str) -> None:
+    def __init__(self, encoder: Encoder, precision: Literal["float32", "bf16", "int8"]) -> None:
         super().__init__()
-        self.encoder = encoder
         self.precision = precision
-        self._parameters_before = encoder.num_parameters()
+        self._size = encoder.num_parameters()
+        encoder.eval().requires_grad_(False).to(torch.float32 if precision == "float32" else torch.bfloat16)
+        self.front_end = FastFrontEnd(encoder)
+        encoder.convs = nn.ModuleList()
+        projection = encoder.projection.projection
+        encoder.projection.projection = PackedLinear(projection.weight, projection.bias)
+        for number, conv in enumerate(encoder.positional_conv.convs):
+            if isinstance(conv, nn.Conv1d) and conv.kernel_size[0] >= SMALLEST_KERNEL:
+                encoder.positional_conv.convs[number] = SpectralConv(conv)
+        if encoder.position_bias is not None:
+            encoder.position_bias = OffsetBias(encoder.position_bias)
+        linear: Callable[..., nn.Module] = Int8Linear if precision == "int8" else PackedLinear
+        for layer in encoder.layers:
+            assert isinstance(layer, TransformerLayer)
+            if layer.attention.num_heads:
+                layer.attention = FastAttention(layer.attention, linear)
+            if layer.feed_forward.input.out_features:
+                layer.feed_forward = FastFeedForward(layer.feed_forward, linear)
+        self.encoder = encoder
 
     @property
     def config(self) -> EncoderConfig:
@@ -42,14 +58,16 @@ class OptimizedEncoder(nn.Module):
 
     def num_parameters(self) -> int:
         """Parameters of the encoder that it was made of."""
-        return self._parameters_before
+        return self._size
 
     @torch.inference_mode()
     def forward(self, waveforms_BT: Tensor, lengths_B: Tensor | None = None) -> EncoderOutput:
         """Encode waveforms, as `Encoder.forward`."""
-        dtype = DTYPES[self.precision]
-        out = self.encoder(waveforms_BT.to(dtype), lengths_B)
-        if dtype == torch.float32:
+        self.encoder.refuse_short(waveforms_BT.shape[1], lengths_B)
+        x_BTC = self.front_end(waveforms_BT.float(), lengths_B)
+        frames_B = None if lengths_B is None else self.encoder.num_frames(lengths_B)
+        out = self.encoder.context(self.encoder.projection(x_BTC, None), frames_B)
+        if out.features_BTD.dtype == torch.float32:
             return out
         return EncoderOutput(
             out.features_BTD.float(),
@@ -82,26 +100,4 @@ def optimize(encoder: Encoder, precision: Precision = "auto") -> OptimizedEncode
     device = next(encoder.parameters()).device
     if precision == "auto":
         precision = "bf16" if multiplies_bfloat16(device) else "float32"
-    optimized = OptimizedEncoder(encoder.eval().requires_grad_(False), precision)
-    encoder.to(DTYPES[precision])
-    linear: Callable[..., nn.Module] = Int8Linear if precision == "int8" else PackedLinear
-    projection = encoder.projection.projection
-    encoder.projection.projection = PackedLinear(projection.weight, projection.bias)
-    _optimize_positions(encoder)
-    for layer in encoder.layers:
-        assert isinstance(layer, TransformerLayer)
-        if layer.attention.num_heads:
-            layer.attention = FastAttention(layer.attention, linear)
-        if layer.feed_forward.input.out_features:
-            layer.feed_forward = FastFeedForward(layer.feed_forward, linear)
-    return optimized
-
-
-def _optimize_positions(encoder: Encoder) -> None:
-    positional: PositionalConv = encoder.positional_conv
-    for number, conv in enumerate(positional.convs):
-        if isinstance(conv, nn.Conv1d) and conv.kernel_size[0] >= SMALLEST_KERNEL:
-            positional.convs[number] = SpectralConv(conv)
-    if encoder.position_bias is not None:
-        encoder.position_bias = OffsetBias(encoder.position_bias)
-
+    return OptimizedEncoder(encoder, precision)
