@@ -1,11 +1,11 @@
-"""The map of layer similarity against the pytorch-cka package at equal minibatch, and against the teacher's forward pass.
+"""The map of layer similarity against the pytorch-cka package at equal minibatch, and against the forward pass.
 
 python -m benchmarks.similarity [--quick] --json FILE
 
-13 layers × 1000 frames × 768 features, 20 s of speech, what a Base model makes. The package is asked in both of its ways:
-`compute_cka`, which takes the layers from a model as it runs over a data loader (here a model that only hands them on), and
-`cka_from_features`. The forward pass is the teacher's in bfloat16; a stream is minibatches out of the shuffle buffer, with all
-that is copied for it. Needs the package: pip install pytorch-cka
+13 layers × 1000 frames × 768 features, 20 s of speech, what a Base model makes. The package is asked in both of its
+ways: `compute_cka`, which takes the layers from a model as it runs over a data loader (here a model that only hands
+them on), and `cka_from_features`. The forward pass is the teacher's, optimized in bfloat16; a stream is minibatches out
+of the shuffle buffer, with all that is copied for it. Needs the package: pip install pytorch-cka
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Report, interleaved, matrix_rate, parse, parser
+from skill_speech import optimize
 from skill_speech.encoder import Encoder, wavlm_config
 from skill_speech.similarity import MinibatchCKA, unbiased_hsic
 
@@ -39,12 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handed_on, names = Layers(layers), [f"layers.{number}" for number in range(LAYERS)]
     estimators = {dtype: MinibatchCKA(FRAMES, gram_dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     torch.manual_seed(0)
-    teacher = Encoder(wavlm_config()).eval()
+    teacher = optimize(Encoder(wavlm_config()), "bf16")
     waveform_BT = torch.randn(1, 320 * FRAMES + 80)
-
-    def forward() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            teacher(waveform_BT)
 
     functions = {
         "compute_cka": lambda: compute_cka(
@@ -55,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bfloat16": lambda: normalized(unbiased_hsic(layers, torch.bfloat16)),
         "stream float32": lambda: estimators[torch.float32].update([layer_ND[None] for layer_ND in layers]),
         "stream bfloat16": lambda: estimators[torch.bfloat16].update([layer_ND[None] for layer_ND in layers]),
-        "forward": forward,
+        "forward": lambda: teacher(waveform_BT),
     }
     for name in ("stream float32", "stream bfloat16"):
         for _ in range(8):  # then the shuffle buffers are full, and every update measures one minibatch

@@ -1,4 +1,4 @@
-"""The front end for inference: channels last, every convolution a matrix product, the norm over time folded into the first.
+"""The front end for inference: channels last, convolutions as products, the norm over time folded into the first.
 
 Shapes: B utterances, T samples or frames, T' output frames, C input and O output channels, K taps.
 """
@@ -71,9 +71,9 @@ class ConvProduct(nn.Module):
 class FirstConv(nn.Module):
     """The first convolution and its norm over time as one product.
 
-    The mean and variance that a channel has over time follow from those of the K samples that a frame reads: with their
-    mean m and covariance Σ and the channel's taps w they are w·m and wᵀ Σ w. So they are known before the convolution is
-    computed, and scale and shift its weights instead of its output.
+    The mean and variance that a channel has over time follow from those of the K samples that a frame reads: with
+    their mean m and covariance Σ and the channel's taps w they are w·m and wᵀ Σ w. So they are known before the
+    convolution is computed, and scale and shift its weights instead of its output.
     """
 
     def __init__(self, layer: ConvLayer) -> None:
@@ -106,7 +106,7 @@ class FirstConv(nn.Module):
         weight_BKO = (self.weight_OK * gain_BO[..., None]).transpose(1, 2)
         bias_B1O = self.shift_O - mean_B1K @ weight_BKO
         x_BTO = torch.baddbmm(bias_B1O.to(self.dtype), windows_BTK.to(self.dtype), weight_BKO.to(self.dtype))
-        x_BTO = torch._C._nn.gelu_(x_BTO) if self.activation is F.gelu else self.activation(x_BTO)
+        x_BTO = torch.ops.aten.gelu_(x_BTO) if self.activation is F.gelu else self.activation(x_BTO)
         return x_BTO if self.factors_O is None else x_BTO.mul_(self.factors_O)
 
 

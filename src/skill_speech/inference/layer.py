@@ -1,12 +1,12 @@
 """A transformer layer for inference: queries, keys and values in one product, and scores of a few frames at a time.
 
-Shapes: B utterances, T frames, D hidden size, H kept heads, E head size, Q queries of a part, R = 2 T - 1 offsets, U
-feed-forward units.
+Shapes: B utterances, T frames, D hidden size, H kept heads, E head size, N = B · H, Q queries of a part,
+R = 2 T - 1 offsets, U feed-forward units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..encoder.layer import Attention, FeedForward
 from ..encoder.position import RelativePositionBias
 
-QUERIES = 256
-"""Frames whose scores are computed at a time: with those of a minute of speech, they fit in the cache."""
+SCORES = 2**17
+"""Scores of a head that are computed at a time: those of a few heads fit in a second-level cache."""
 
 
 class OffsetBias(nn.Module):
@@ -72,25 +72,29 @@ class FastAttention(nn.Module):
         """Attend (B, T, D) → (B, T, D); `padding_B11T` is added to the scores (0 or -inf)."""
         B, T, _ = x_BTD.shape
         heads = self.inputs(x_BTD).view(B, T, 3, self.num_heads, self.head_size)
-        query_BHTE, key_BHTE, value_BHTE = heads.permute(2, 0, 3, 1, 4)
-        key_BHET = key_BHTE.transpose(-1, -2)
+        query_NTE, key_NTE, value_NTE = heads.permute(2, 0, 3, 1, 4).flatten(1, 2)
         position_HTT, factor_BHT1 = None, None
         if self.gate is not None and position_HR is not None:
             if self.kept_heads is not None:
                 position_HR = position_HR.index_select(0, self.kept_heads)
-            # Row r of this view holds the offsets r-(T-1) … r: it belongs to query T-1-r. So queries go backwards.
-            position_HTT = position_HR.unfold(1, T, 1)
-            factor_BHT1 = self._gate(x_BTD)
+            # Row r of this view holds the offsets r-(T-1) … r: it belongs to query T-1-r.
+            position_HTT, factor_BHT1 = position_HR.unfold(1, T, 1), self._gate(x_BTD)
         context_BTHE = heads.new_empty(B, T, self.num_heads, self.head_size)
-        for start in range(0, T, QUERIES):
-            part = slice(start, min(start + QUERIES, T))
-            scores_BHQT = query_BHTE[:, :, part] @ key_BHET
+        for start, stop in _parts(T):
+            # The queries of a part go backwards, and with them everything up to the context: then the rows of the
+            # position bias are a view.
+            query_NQE = query_NTE[:, start:stop].flip(1)
             if position_HTT is not None and factor_BHT1 is not None:
-                rows_HQT = position_HTT[:, T - part.stop : T - part.start].flip(1)
-                scores_BHQT.addcmul_(factor_BHT1[:, :, part], rows_HQT)
-            if padding_B11T is not None:
-                scores_BHQT += padding_B11T
-            context_BTHE[:, part] = (scores_BHQT.softmax(-1) @ value_BHTE).transpose(1, 2)
+                bias_BHQT = position_HTT[:, T - stop : T - start] * factor_BHT1[:, :, start:stop].flip(2)
+                if padding_B11T is not None:
+                    bias_BHQT += padding_B11T
+                scores_NQT = torch.baddbmm(bias_BHQT.flatten(0, 1), query_NQE, key_NTE.transpose(1, 2))
+            else:
+                scores_NQT = torch.bmm(query_NQE, key_NTE.transpose(1, 2))
+                if padding_B11T is not None:
+                    scores_NQT.view(B, self.num_heads, -1, T).add_(padding_B11T)
+            context_NQE = torch.bmm(scores_NQT.softmax(-1), value_NTE).flip(1)
+            context_BTHE[:, start:stop] = context_NQE.unflatten(0, (B, -1)).transpose(1, 2)
         return self.output(context_BTHE.flatten(2))
 
     def _gate(self, x_BTD: Tensor) -> Tensor:
@@ -101,6 +105,13 @@ class FastAttention(nn.Module):
             slices_BTHE = slices_BTHE.index_select(2, self.kept_heads)
         update_BHT1, reset_BHT1 = self.gate(slices_BTHE).sigmoid().transpose(1, 2).split(1, dim=-1)
         return update_BHT1 * (reset_BHT1 * self.gate_const_H11 - 1) + 2
+
+
+def _parts(frames: int) -> Iterator[tuple[int, int]]:
+    """Where parts of nearly equal size start and stop."""
+    count = -(-frames * frames // SCORES)
+    for number in range(count):
+        yield frames * number // count, frames * (number + 1) // count
 
 
 class FastFeedForward(nn.Module):

@@ -13,7 +13,7 @@ from ..errors import InputError
 
 
 class PackedLinear(nn.Module):
-    """y = x Wᵀ + b, or gelu of it, with W in oneDNN's blocked layout, where torch offers it; elsewhere torch's own linear map.
+    """y = x Wᵀ + b, or gelu of it, with W in oneDNN's blocked layout; where torch does not offer it, torch's own map.
 
     A plain linear map brings W into that layout on every call, which for one utterance costs a tenth of the product.
     """
@@ -61,11 +61,15 @@ class Int8Linear(nn.Module):
 
     def forward(self, x_I: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        codes_I = torch.quantize_per_tensor_dynamic(x_I.float(), torch.quint8, reduce_range=False)
+        low, high = (float(value) for value in x_I.aminmax())
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = (high - low) / 255 or 1.0
+        zero = round(-low / scale)
+        codes_I = x_I.float().mul(1 / scale).add_(zero).round_().clamp_(0, 255).to(torch.uint8)
         return torch.ops.onednn.qlinear_pointwise(
-            codes_I.int_repr(),
-            codes_I.q_scale(),
-            codes_I.q_zero_point(),
+            codes_I,
+            scale,
+            zero,
             self.weight_OI,
             self.scales_O,
             self.zeros_O,

@@ -36,19 +36,19 @@ class OptimizedEncoder(nn.Module):
         self.front_end = FastFrontEnd(encoder)
         encoder.convs = nn.ModuleList()
         projection = encoder.projection.projection
-        encoder.projection.projection = PackedLinear(projection.weight, projection.bias)
+        encoder.projection.register_module("projection", PackedLinear(projection.weight, projection.bias))
         for number, conv in enumerate(encoder.positional_conv.convs):
             if isinstance(conv, nn.Conv1d) and conv.kernel_size[0] >= SMALLEST_KERNEL:
                 encoder.positional_conv.convs[number] = SpectralConv(conv)
         if encoder.position_bias is not None:
-            encoder.position_bias = OffsetBias(encoder.position_bias)
+            encoder.register_module("position_bias", OffsetBias(encoder.position_bias))
         linear: Callable[..., nn.Module] = Int8Linear if precision == "int8" else PackedLinear
         for layer in encoder.layers:
             assert isinstance(layer, TransformerLayer)
             if layer.attention.num_heads:
-                layer.attention = FastAttention(layer.attention, linear)
+                layer.register_module("attention", FastAttention(layer.attention, linear))
             if layer.feed_forward.input.out_features:
-                layer.feed_forward = FastFeedForward(layer.feed_forward, linear)
+                layer.register_module("feed_forward", FastFeedForward(layer.feed_forward, linear))
         self.encoder = encoder
 
     @property
@@ -81,16 +81,16 @@ class OptimizedEncoder(nn.Module):
 def optimize(encoder: Encoder, precision: Precision = "auto") -> OptimizedEncoder:
     """Make an encoder fast for inference. It is taken over: use it no more, or give a copy (`copy.deepcopy`).
 
-    The result computes the same function: weights are laid out for the processor's matrix instructions, queries, keys and
-    values are one product, attention never holds the scores of more than 256 frames, and the positional convolution goes
-    by way of the frequency domain with a tenth of the multiplications.
+    The result computes the same function: weights are laid out for the processor's matrix instructions, queries, keys
+    and values are one product, scores are computed a part at a time, the positional convolution goes by way of the
+    frequency domain with a tenth of the multiplications, and the first norm is folded into the first convolution.
 
     Args:
         encoder: without gates.
-        precision: "float32" differs from the encoder by rounding (1e-5 of the hidden states' size); "bf16" has weights
-            and activations in bfloat16 (about 1 %); "int8" also has 8-bit weights and inputs in the transformer's linear
-            maps (a few per cent; a CPU is needed); "auto" is bf16 where the device has instructions for it, else
-            float32.
+        precision: "float32" differs from the encoder by rounding (1e-5 of a hidden state's size); "bf16" has weights
+            and activations in bfloat16 (one to two per cent); "int8" also has 8-bit weights and inputs in the
+            transformer's linear maps (three to four per cent; a CPU is needed); "auto" is bf16 where the device has
+            instructions for it, else float32.
 
     Raises:
         InputError: an unknown precision, or one that this torch or device cannot do.

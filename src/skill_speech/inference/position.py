@@ -1,7 +1,7 @@
 """The positional convolution by way of the frequency domain.
 
-Shapes: B utterances, T frames, D hidden size, G groups, I = D / G inputs and O outputs of a group, K taps; S frames of a
-block, J blocks of the output, N = 2 S points of a Fourier transform, F = S + 1 frequencies, P = 2 halves of the kernel.
+Shapes: B utterances, T frames, D hidden size, G groups, I = D / G inputs and O outputs of a group, K taps; S frames of
+a block, J blocks of the output, R = B · J, F = S + 1 frequencies of 2 S points, P = 2 halves of the kernel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class SpectralConv(nn.Module):
     WavLM Base's (128 taps, 16 groups of 48 channels) takes 4.7 million multiply-accumulates a frame, as much as its
     whole pruned transformer layer; as a product of spectra it takes 0.3 million. Uniformly partitioned overlap-save
     (Wefers 2015, ch. 5.3): the kernel is cut in two halves of S taps, so that blocks are short. Example with S = 2,
-    kernel w0 w1 | w2 w3 and input blocks of N = 4 that start every S frames: output frames 0 1 are the first two of
+    kernel w0 w1 | w2 w3 and input blocks of 4 that start every S frames: output frames 0 1 are the first two of
 
         correlate(x0 x1 x2 x3, w0 w1) + correlate(x2 x3 x4 x5, w2 w3)
 
