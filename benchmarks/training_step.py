@@ -1,0 +1,170 @@
+"""One training step of both stages against DPHuBERT's, in one run.
+
+python -m benchmarks.training_step [--quick] --json FILE
+
+The shape is WavLM Base's (94.4 M parameters) with random weights, on 2 utterances of 10 s of noise; the pruned student
+has 23.6 M. A step is the frozen teacher's forward pass, the student's forward and backward passes (with gates
+in stage 1), the loss and AdamW. The peer is DPHuBERT's step, rebuilt from Transformers' modules, in eager mode.
+Peer and ours take turns; the minimum of the repeats counts.
+
+The useful operations of a step are the multiply-accumulates of the layers' matrix products and convolutions, once for
+the teacher and three times for the student, two operations each; `share_of_matrix_rate` is their number over the time
+taken and over the rate of a plain matrix product on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import Report, interleaved, matrix_rate, parse, parser
+from benchmarks.dphubert import NAME, published_step
+from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
+from skill_speech.encoder import Encoder, EncoderConfig, LayerConfig, wavlm_config
+from skill_speech.profiling import peak_memory
+from skill_speech.pruning import Budget, Lagrangian, Widths, attach_gates, count_macs
+
+GOAL = 6.0
+"""Times as fast as the peer, in stage 1, bfloat16 on a CPU."""
+
+STAGES = ("stage 1", "stage 2")
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def teacher_shape() -> EncoderConfig:
+    """WavLM Base, with its dropout."""
+    return wavlm_config(hidden_dropout=0.1, attention_dropout=0.1, feature_dropout=0.1)
+
+
+def student_shape() -> EncoderConfig:
+    """What a student of 23.6 M parameters looks like: 3 heads and 576 units a layer, 200 to 260 channels."""
+    base = teacher_shape()
+    channels = (200, 220, 230, 240, 250, 260, 260)
+    return base.replace(
+        convs=tuple(dataclasses.replace(conv, channels=n) for conv, n in zip(base.convs, channels, strict=True)),
+        layers=tuple(LayerConfig((1, 5, 9), 576) for _ in base.layers),
+        feature_scale=True,
+    )
+
+
+def waveforms(utterances: int, seconds: float) -> Tensor:
+    """Noise (B, T) at 16 kHz."""
+    return torch.randn(utterances, round(16_000 * seconds), generator=torch.Generator().manual_seed(0))
+
+
+def useful_operations(stage: str, utterances: int, seconds: float) -> float:
+    """Floating-point operations of one step."""
+
+    def forward(config: EncoderConfig) -> float:
+        return 2 * float(count_macs(config, Widths.of(config), seconds)) * seconds * utterances
+
+    return forward(teacher_shape()) + 3 * forward(teacher_shape() if stage == "stage 1" else student_shape())
+
+
+def our_step(stage: str, audio: Tensor, dtype: torch.dtype, dropout: bool = True) -> Callable[[], float]:
+    """A function that makes one update as `compress` does and returns the loss."""
+    config = teacher_shape()
+    teacher = Encoder(config.without_dropout())
+    gated = stage == "stage 1"
+    shape = config if gated else student_shape()
+    student = Encoder(shape if dropout else shape.without_dropout())
+    lagrangian = None
+    if gated:
+        student.load_state_dict(teacher.state_dict())
+        attach_gates(student)
+        lagrangian = Lagrangian(Budget.of(config, sparsity=0.75), 5_000)
+    loss = DistillationLoss(make_targets("dphubert", config.num_layers), config.hidden_size)
+    module = Distillation(teacher, student, loss, StageConfig(), lagrangian).to(audio.device).train()
+    module.teacher.to(audio.device).eval()
+    made = module.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+
+    def step() -> float:
+        optimizer.zero_grad()
+        with torch.autocast(audio.device.type, dtype, enabled=dtype != torch.float32):
+            total = module._distil(audio, None)["distillation"]
+            if lagrangian is not None:
+                total = total + lagrangian(student, 1_000)[0]
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(weights, module.stage.clip_norm)
+        optimizer.step()
+        schedule.step()
+        return float(total.detach())
+
+    return step
+
+
+def peer_step(stage: str, audio: Tensor, dtype: torch.dtype) -> Callable[[], float]:
+    """A function that makes one update as DPHuBERT does."""
+    config = teacher_shape()
+    shape = config if stage == "stage 1" else student_shape()
+    return published_step(config, shape, audio, stage == "stage 1", dtype != torch.float32)
+
+
+def make_step(side: str, stage: str, precision: str, utterances: int, seconds: float) -> Callable[[], float]:
+    """The step of one side ("peer", "ours")."""
+    torch.manual_seed(0)
+    audio, dtype = waveforms(utterances, seconds), TYPES[precision]
+    return peer_step(stage, audio, dtype) if side == "peer" else our_step(stage, audio, dtype)
+
+
+def peak_in_own_process(side: str, stage: str, precision: str, options: argparse.Namespace) -> float:
+    """GiB at the peak of two steps, in a process that does nothing else."""
+    command = [sys.executable, "-m", "benchmarks.training_step", "--json", "-", "--threads", str(options.threads)]
+    command += ["--peak", side, stage, precision, *(["--quick"] if options.quick else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1])) / 2**30
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write the JSON."""
+    made = parser("training_step", __doc__)
+    made.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    made.add_argument("--repeats", type=int, default=None, help="rounds (default: 7; 2 with --quick)")
+    options: Any = parse(made, arguments)
+    utterances, seconds = (2, 2.0) if options.quick else (2, 10.0)
+    if options.peak:
+        step = make_step(*options.peak, utterances, seconds)
+        step(), step()
+        print(json.dumps(peak_memory()))
+        return 0
+    repeats = options.repeats or (2 if options.quick else 7)
+    report = Report(f"training step, WavLM Base, {utterances} x {seconds:g} s; the peer is {NAME}", options)
+    rates = {name: matrix_rate(dtype, options.threads) for name, dtype in TYPES.items()}
+    report.figures["matrix_rate_flops"] = rates
+    report.figures["peer"] = NAME
+    for stage in STAGES:
+        for precision in TYPES:
+            steps = {side: make_step(side, stage, precision, utterances, seconds) for side in ("peer", "ours")}
+            times = interleaved(steps, repeats, warm_up=2)
+            del steps
+            operations = useful_operations(stage, utterances, seconds)
+            report.add(
+                f"{stage}, {precision}",
+                times["peer"].minimum,
+                times["ours"].minimum,
+                GOAL if precision == "bfloat16" else None,
+                audio_per_second=utterances * seconds / times["ours"].minimum,
+                peer_audio_per_second=utterances * seconds / times["peer"].minimum,
+                share_of_matrix_rate=operations / times["ours"].minimum / rates[precision],
+                peer_share=operations / times["peer"].minimum / rates[precision],
+                ratio_of_medians=times["peer"].median / times["ours"].median,
+                gib=peak_in_own_process("ours", stage, precision, options),
+                peer_gib=peak_in_own_process("peer", stage, precision, options),
+                operations=operations,
+            )
+    report.write(options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
