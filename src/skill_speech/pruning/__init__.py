@@ -11,7 +11,7 @@ from .size import (
     macs_by_component,
     parameters_by_component,
 )
-from .surgery import fix_gates, prune
+from .surgery import check_rounding, fix_gates, prune
 
 __all__ = [
     "KINDS",
@@ -22,6 +22,7 @@ __all__ = [
     "Lagrangian",
     "Widths",
     "attach_gates",
+    "check_rounding",
     "config_after_surgery",
     "count_macs",
     "count_parameters",
