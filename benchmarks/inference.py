@@ -169,11 +169,15 @@ def compare_memory(report: Report, folder: Path, seconds: float, cores: int) -> 
 
 
 def _in_own_process(form: str, folder: str, seconds: float, cores: int) -> int:
+    # By its name in the package: the new process does not run this one's main module.
+    from benchmarks.inference import peak
+
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak, form, folder, seconds, cores).result()
+        return pool.submit(peak, form, folder, seconds, cores).result()
 
 
-def _peak(form: Any, folder: str, seconds: float, cores: int) -> int:
+def peak(form: Any, folder: str, seconds: float, cores: int) -> int:
+    """Bytes at the peak of loading and encoding, beyond what this process has taken before."""
     torch.set_num_threads(cores)
     torch.nn.functional.linear(torch.randn(8, 8), torch.randn(8, 8))  # lets torch set itself up
     before = peak_memory()
