@@ -123,10 +123,12 @@ def test_long_utterances_are_attended_to_in_parts() -> None:
 def test_a_spectral_convolution_is_a_convolution(kernel: int, frames: int) -> None:
     torch.manual_seed(0)
     conv = nn.Conv1d(12, 12, kernel, padding=kernel // 2, groups=3)
-    x_BDT = torch.randn(2, 12, frames)
+    x_BTD = torch.randn(2, frames, 12)
     with torch.no_grad():
-        expected_BDT = F.conv1d(x_BDT, conv.weight, conv.bias, padding=kernel // 2, groups=3)[..., :frames]
-        torch.testing.assert_close(SpectralConv(conv)(x_BDT), expected_BDT, rtol=1e-5, atol=1e-5)
+        expected_BDT = F.conv1d(x_BTD.transpose(1, 2), conv.weight, conv.bias, padding=kernel // 2, groups=3)[
+            ..., :frames
+        ]
+        torch.testing.assert_close(SpectralConv(conv)(x_BTD).transpose(1, 2), expected_BDT, rtol=1e-5, atol=1e-5)
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder import Encoder
+from ..encoder.convolution import convolve_normalized
 from ..encoder.frontend import ConvLayer
 from ..encoder.normalization import TimeNorm, normalize_waveforms
 from .linear import PackedLinear
@@ -33,15 +34,16 @@ class FastFrontEnd(nn.Module):
             waveforms_BT = normalize_waveforms(waveforms_BT, valid_BT, config.input_norm_eps)
         x_BTC = waveforms_BT[..., None]
         for conv in self.convs:
-            if isinstance(conv, FirstConv):
-                frames_B = None
-                if lengths_B is not None and config.length_aware:
-                    first = config.convs[0]
-                    frames_B = (lengths_B - first.kernel).div(first.stride, rounding_mode="floor") + 1
-                x_BTC = conv(x_BTC, frames_B)
-            else:
-                x_BTC = conv(x_BTC)
+            x_BTC = conv(x_BTC[..., 0], self._valid(lengths_B, x_BTC)) if isinstance(conv, FirstConv) else conv(x_BTC)
         return x_BTC
+
+    def _valid(self, lengths_B: Tensor | None, x_BT1: Tensor) -> Tensor | None:
+        """The output frames of the first convolution that are not padding, where that matters."""
+        if lengths_B is None or not self.config.length_aware:
+            return None
+        first = self.config.convs[0]
+        frames_B = (lengths_B - first.kernel).div(first.stride, rounding_mode="floor") + 1
+        return _valid(frames_B, (x_BT1.shape[1] - first.kernel) // first.stride + 1)
 
 
 class ConvProduct(nn.Module):
@@ -69,43 +71,22 @@ class ConvProduct(nn.Module):
 
 
 class FirstConv(nn.Module):
-    """The first convolution and its norm over time as one product.
-
-    The mean and variance that a channel has over time follow from those of the K samples that a frame reads: with
-    their mean m and covariance Σ and the channel's taps w they are w·m and wᵀ Σ w. So they are known before the
-    convolution is computed, and scale and shift its weights instead of its output.
-    """
+    """The first convolution with its norm over time, one product of which the activation overwrites the result."""
 
     def __init__(self, layer: ConvLayer) -> None:
         super().__init__()
         assert isinstance(layer.norm, TimeNorm)
-        self.kernel, self.stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-        self.eps, self.activation = layer.norm.eps, layer.activation
-        self.dtype = layer.conv.weight.dtype
+        self.norm, self.stride, self.activation = layer.norm, layer.conv.stride[0], layer.activation
         # The convolution's own bias is what the norm takes away again.
-        self.weight_OK = layer.conv.weight.detach()[:, 0].double()
-        self.gain_O, self.shift_O = (one.detach().double() for one in (layer.norm.weight, layer.norm.bias))
+        self.weight_OK = nn.Parameter(layer.conv.weight.detach()[:, 0], requires_grad=False)
         self.factors_O = layer.channel_scale()
 
-    def forward(self, x_BT1: Tensor, frames_B: Tensor | None) -> Tensor:
-        """(B, T, 1) → (B, T', O); with `frames_B`, the statistics are those of so many frames alone."""
-        windows_BTK = windows(x_BT1, self.kernel, self.stride)
-        seen_BTK = windows_BTK.double()
-        valid_BT1 = None if frames_B is None else _valid(frames_B, windows_BTK.shape[1])[..., None].double()
-        count: Tensor | int = windows_BTK.shape[1]
-        if valid_BT1 is not None:
-            count = valid_BT1.sum(1, keepdim=True)
-            mean_B1K = (seen_BTK * valid_BT1).sum(1, keepdim=True) / count
-            seen_BTK = (seen_BTK - mean_B1K) * valid_BT1
-        else:
-            mean_B1K = seen_BTK.mean(1, keepdim=True)
-            seen_BTK = seen_BTK - mean_B1K
-        covariance_BKK = seen_BTK.transpose(1, 2) @ seen_BTK / count
-        variance_BO = ((self.weight_OK @ covariance_BKK) * self.weight_OK).sum(-1)
-        gain_BO = self.gain_O * torch.rsqrt(variance_BO + self.eps)
-        weight_BKO = (self.weight_OK * gain_BO[..., None]).transpose(1, 2)
-        bias_B1O = self.shift_O - mean_B1K @ weight_BKO
-        x_BTO = torch.baddbmm(bias_B1O.to(self.dtype), windows_BTK.to(self.dtype), weight_BKO.to(self.dtype))
+    def forward(self, waveforms_BT: Tensor, valid_BT: Tensor | None) -> Tensor:
+        """(B, T) → (B, T', O); the norm's statistics are those of the valid output frames."""
+        norm = self.norm
+        x_BTO = convolve_normalized(
+            waveforms_BT, self.weight_OK, norm.weight, norm.bias, norm.eps, self.stride, valid_BT
+        )
         x_BTO = torch.ops.aten.gelu_(x_BTO) if self.activation is F.gelu else self.activation(x_BTO)
         return x_BTO if self.factors_O is None else x_BTO.mul_(self.factors_O)
 

@@ -41,13 +41,13 @@ class SpectralConv(nn.Module):
         assert conv.bias is not None
         self.bias_D = nn.Parameter(conv.bias.detach(), requires_grad=False)
 
-    def forward(self, x_BDT: Tensor) -> Tensor:
-        """(B, D, T) → (B, D, T), the type of `x`."""
-        B, D, T = x_BDT.shape
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, D), the type of `x`."""
+        B, T, D = x_BTD.shape
         S, G = self.block, self.groups
         J = -(-T // S)
         left = self.kernel // 2
-        padded_BDT = F.pad(x_BDT.float(), (left, (J + 2) * S - T - left))
+        padded_BDT = F.pad(x_BTD.transpose(1, 2).float(), (left, (J + 2) * S - T - left))
         spectra_BDJF = torch.fft.rfft(padded_BDT.unfold(-1, 2 * S, S))
         spectra_FGBJI = spectra_BDJF.unflatten(1, (G, D // G)).permute(4, 1, 0, 3, 2).contiguous()
         # Every output block reads two neighbouring input blocks, one for each half of the kernel.
@@ -55,4 +55,4 @@ class SpectralConv(nn.Module):
         product_FRO = torch.baddbmm(torch.bmm(first_FRI, self.spectrum[0]), second_FRI, self.spectrum[1])
         product_BGOJF = product_FRO.view(S + 1, G, B, J, D // G).permute(2, 1, 4, 3, 0)
         y_BDT = torch.fft.irfft(product_BGOJF, 2 * S)[..., :S].flatten(3).flatten(1, 2)[..., :T]
-        return (y_BDT + self.bias_D[:, None]).to(x_BDT.dtype)
+        return (y_BDT + self.bias_D[:, None]).to(x_BTD.dtype).transpose(1, 2)
