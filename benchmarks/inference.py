@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         teacher.save_pretrained(folder / "teacher")
         student.save_pretrained(folder / "student")
         report.figures["parameters"] = {"teacher": teacher.num_parameters(), "student": student.num_parameters()}
+        types = (torch.float32, torch.bfloat16)
+        report.figures["matrix_rate_flops"] = {str(dtype): matrix_rate(dtype, options.threads) for dtype in types}
         for form in (None, "int8"):
             export(str(folder / "student"), str(folder / f"onnx-{form}"), format="onnx", quantize=form)
         for cores in options.cores or ([1] if options.quick else [1, 2]):
