@@ -19,9 +19,9 @@ from rich.table import Table
 
 from skill_speech.environment import environment
 from skill_speech.files import write_json
+from skill_speech.hardware import matrix_rate
 
-MATRIX = (4096, 768, 3072)
-"""Rows, inner and columns of the product that gives the machine's matrix rate: a feed-forward layer of a Base model."""
+__all__ = ["Options", "Report", "Timing", "interleaved", "matrix_rate", "parse", "parser", "processor"]
 
 
 class Timing(NamedTuple):
@@ -71,29 +71,6 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, warm_u
     return {name: Timing(min(values), median(values)) for name, values in seconds.items()}
 
 
-def matrix_rate(dtype: torch.dtype, threads: int, device: str = "cpu", repeats: int = 9) -> float:
-    """The most FLOP/s that a plain matrix product of the size of a feed-forward layer reaches (a MAC is two FLOP).
-
-    On an accelerator the product is larger, as many rows as 160 s of audio have frames.
-    """
-    rows, inner, columns = MATRIX if device == "cpu" else (8192, 4096, 8192)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        left = torch.randn(rows, inner, device=device, dtype=dtype)
-        right = torch.randn(inner, columns, device=device, dtype=dtype)
-
-        def product() -> None:
-            torch.mm(left, right)
-            if device != "cpu":
-                torch.cuda.synchronize()
-
-        best = interleaved({"product": product}, repeats, warm_up=3)["product"].minimum
-    finally:
-        torch.set_num_threads(before)
-    return 2 * rows * inner * columns / best
-
-
 class Report:
     """The comparisons of one benchmark: a table on the screen, and JSON with the machine and the command.
 
@@ -109,20 +86,28 @@ class Report:
         self._load = os.getloadavg()
 
     def add(
-        self, name: str, peer_seconds: float, our_seconds: float, goal: float | None = None, **details: Any
+        self,
+        name: str,
+        peer: float,
+        ours: float,
+        goal: float | None = None,
+        *,
+        unit: str = "seconds",
+        **details: Any,
     ) -> dict[str, Any]:
-        """One comparison; `ratio` is the peer's time over ours, `goal` what it should at least be (None: no goal).
+        """One comparison; `ratio` is the peer's value over ours, `goal` what it should at least be (None: no goal).
 
         Details go into the JSON as they are, and numbers and words also into the table.
         """
-        ratio = peer_seconds / our_seconds
+        ratio = peer / ours
         comparison = {
             "name": name,
             "ratio": ratio,
             "goal": goal,
             "met": None if goal is None else ratio >= goal,
-            "peer_seconds": peer_seconds,
-            "our_seconds": our_seconds,
+            "unit": unit,
+            f"peer_{unit}": peer,
+            f"our_{unit}": ours,
             **details,
         }
         self.comparisons.append(comparison)
@@ -143,7 +128,15 @@ class Report:
     def table(self) -> Table:
         """All comparisons, a column for each detail that is a number or a word."""
         table = Table(title=self.title)
-        fixed = ("name", "ratio", "goal", "met", "peer_seconds", "our_seconds")
+        units = {one["unit"] for one in self.comparisons}
+        fixed = {
+            "name",
+            "ratio",
+            "goal",
+            "met",
+            "unit",
+            *(f"{side}_{unit}" for unit in units for side in ("peer", "our")),
+        }
         details = dict.fromkeys(
             key
             for comparison in self.comparisons
@@ -156,8 +149,7 @@ class Report:
             goal = "" if one["goal"] is None else f"{one['goal']:g}x" + (" met" if one["met"] else " missed")
             table.add_row(
                 one["name"],
-                f"{one['peer_seconds']:.4g} s",
-                f"{one['our_seconds']:.4g} s",
+                *(f"{one[side + one['unit']]:.4g} {_short(one['unit'])}" for side in ("peer_", "our_")),
                 f"{one['ratio']:.2f}x",
                 goal,
                 *(_cell(one.get(key)) for key in details),
@@ -172,6 +164,10 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _short(unit: str) -> str:
+    return "s" if unit == "seconds" else unit
 
 
 def _cell(value: Any) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from skill_speech import Encoder, profile
-from skill_speech.encoder import hubert_config
-from skill_speech.profiling import peak_memory
+from skill_speech import Encoder, optimize, profile
+from skill_speech.encoder import hubert_config, wavlm_config
+from skill_speech.profiling import REST, measure, peak_memory, time_components
 
 ALONE = "from skill_speech.profiling import peak_memory; print(peak_memory())"
 
@@ -34,6 +36,26 @@ def test_a_profile_counts_what_is_there(tmp_path: Path) -> None:
     one, other = profile(str(tmp_path / "small"), str(tmp_path / "large"), seconds=1, threads=1)
     assert (one.total_parameters, other.total_parameters) == (small.num_parameters(), large.num_parameters())
     assert one.threads == 1
+    assert one.timings[0].precision == "float32"
     assert one.memory is not None
     assert other.memory is not None
     assert other.memory - one.memory > 4 * (other.total_parameters - one.total_parameters) / 2
+
+
+def test_components_share_the_time_of_a_pass_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that says one second more whenever it is looked at, every call of a part takes one second."""
+    torch.manual_seed(0)
+    config = wavlm_config(hidden_size=64, num_heads=4, units=32, channels=16, depth=3, positional_kernel=8)
+    encoder = Encoder(config)
+    measured = measure(encoder, "model", seconds=2, repeats=1)
+    monkeypatch.setattr("skill_speech.profiling.time.perf_counter", itertools.count().__next__)
+    timing = time_components(optimize(encoder, "float32"), torch.randn(1, 32_000), repeats=1)
+    parts = {"front end": 2, "positional convolution": 1, "attention": 1 + 3, "feed-forward": 3}
+    # Ten calls of parts with two looks each, and one look more at the end.
+    assert timing.seconds == parts | {REST: 21 - 10}
+    assert timing.total_seconds == 21
+    assert measured.share_of_peak(timing) == pytest.approx(4 * measured.total_macs / 21 / timing.matrix_rate)
+    assert measured.share_of_peak(timing, "attention") == pytest.approx(
+        4 * measured.macs["attention"] / 4 / timing.matrix_rate
+    )
+    assert measured.share_of_peak(timing, REST) is None

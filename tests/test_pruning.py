@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from skill_speech.checkpoints import load_encoder
-from skill_speech.encoder import Encoder, EncoderConfig, LayerConfig, wavlm_config
+from skill_speech.encoder import Encoder, EncoderConfig, LayerConfig, full_layers, wavlm_config
 from skill_speech.errors import InputError
 from skill_speech.pruning import (
     Budget,
@@ -17,6 +18,7 @@ from skill_speech.pruning import (
     Lagrangian,
     Widths,
     attach_gates,
+    check_rounding,
     config_after_surgery,
     count_macs,
     count_parameters,
@@ -218,6 +220,45 @@ def test_fixed_gates_meet_the_budget_to_within_one_percent(spread, what):
         shares.append(count_macs(student.config, Widths.of(student.config)) / budget.macs)
     assert max(shares) <= 1 + 1e-9
     assert max(shares) > 0.99
+
+
+@pytest.mark.parametrize("round_to", [8, 32])
+@pytest.mark.parametrize("what", [{"sparsity": 0.75}, {"sparsity": 0.6, "macs": 0.3}])
+def test_rounded_widths_are_multiples_and_use_the_budget_up(round_to, what):
+    config = wavlm_config(hidden_size=192, num_heads=6, units=770, channels=132, positional_kernel=64)
+    encoder = attach_gates(Encoder(config))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for gate in find_gates(encoder):
+            gate.module.log_alpha.normal_(-1, 6.0)
+    budget = Budget.of(config, **what)
+    check_rounding(encoder, budget, round_to)
+    fix_gates(encoder, budget, round_to)
+    student = prune(encoder)
+    widths = Widths.of(student.config)
+    assert {width % round_to for width in (*widths.channels, *widths.units)} == {0}
+    assert min(widths.channels) >= round_to
+    # Nothing more fits: a block of units of any layer would be too much.
+    assert float(budget.excess(encoder, widths)) <= 0
+    for layer, units in enumerate(widths.units):
+        if units + round_to <= 770:
+            more = replace(widths, units=[*widths.units[:layer], units + round_to, *widths.units[layer + 1 :]])
+            assert float(budget.excess(encoder, more)) > 0
+
+
+def test_a_vector_narrower_than_the_multiple_stays_whole_or_goes():
+    encoder = attach_gates(Encoder(wavlm_config(hidden_size=48, num_heads=4, units=20, channels=12, depth=2)))
+    with torch.no_grad():
+        for gate, value in zip(find_gates(encoder), [-9.0] * 7 + [9.0, 9.0, 9.0, -9.0], strict=True):
+            gate.module.log_alpha.fill_(value)
+    fix_gates(encoder, None, 32)
+    config = prune(encoder).config
+    assert [conv.channels for conv in config.convs] == [12] * 7
+    assert [layer.units for layer in config.layers] == [20, 0]
+    with pytest.raises(InputError, match="round_to is 32: with every width at its smallest multiple"):
+        check_rounding(encoder, Budget.of(config.replace(layers=full_layers(2, 4, 20)), sparsity=0.7), 32)
+    with pytest.raises(InputError, match="round_to is 0; it must be at least 1"):
+        check_rounding(encoder, Budget.of(encoder.config, sparsity=0.7), 0)
 
 
 def test_fixing_without_correction_rounds_the_expected_counts():

@@ -12,7 +12,6 @@ from skill_speech.data import AudioBatch
 from skill_speech.encoder import Encoder, wavlm_config
 from skill_speech.errors import InputError
 from skill_speech.similarity import ExactCKA, MinibatchCKA, estimate_cka, unbiased_hsic
-from skill_speech.similarity.cka import BUFFER_MINIBATCHES
 
 
 def gaussians(*shape: int, seed: int = 0) -> Tensor:
@@ -62,10 +61,32 @@ def dense_biased_cka(x_ND: Tensor, y_ND: Tensor) -> float:
     return float((K @ M).trace() / ((K @ K).trace() * (M @ M).trace()).sqrt())
 
 
+def dense_unbiased_cka(layers: list[Tensor]) -> Tensor:
+    """HSIC_1 (Song et al. 2012, eq. 5) from whole Gram matrices in float64, normalised."""
+    grams = [gram(layer.flatten(0, 1)).fill_diagonal_(0) for layer in layers]
+    n = len(grams[0])
+
+    def hsic(K: Tensor, M: Tensor) -> Tensor:
+        chain = (K @ M).sum()
+        return (K @ M).trace() + K.sum() * M.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * chain
+
+    hsic_LL = torch.stack([torch.stack([hsic(K, M) for M in grams]) for K in grams])
+    return hsic_LL / torch.outer(hsic_LL.diagonal(), hsic_LL.diagonal()).sqrt()
+
+
+def wide_layers(frames: int) -> list[Tensor]:
+    """Four layers of 96 features whose variances fall by a factor of a thousand, each further from the first."""
+    layers = [gaussians(1, frames, 96) * torch.logspace(0, -1.5, 96)]
+    for number in range(3):
+        mixing = gaussians(96, 96, seed=10 + number) / 96**0.5
+        layers.append(layers[-1] + 2 * torch.tanh(layers[-1] @ mixing))
+    return layers
+
+
 def test_hsic_equals_the_textbook_formula_and_its_u_statistic():
-    grams = [gram(gaussians(7, width, seed=width) + width) for width in (3, 4, 9)]
-    hsic_LL = unbiased_hsic(torch.stack(grams))
-    for (i, K), (j, M) in itertools.product(enumerate(grams), repeat=2):
+    layers = [gaussians(7, width, seed=width) + width for width in (3, 4, 9)]
+    hsic_LL = unbiased_hsic(layers)
+    for (i, K), (j, M) in itertools.product(enumerate(map(gram, layers)), repeat=2):
         assert float(hsic_LL[i, j]) == pytest.approx(song_equation_5(K, M), rel=1e-8)
         assert float(hsic_LL[i, j]) == pytest.approx(hsic_as_u_statistic(K, M), rel=1e-8)
 
@@ -73,8 +94,8 @@ def test_hsic_equals_the_textbook_formula_and_its_u_statistic():
 def test_hsic_of_independent_frames_has_mean_zero():
     values = []
     for trial in range(1500):
-        grams = torch.stack([gram(gaussians(12, 4, seed=2 * trial + side) + 5) for side in (0, 1)])
-        values.append(float(unbiased_hsic(grams)[0, 1]))
+        layers = [gaussians(12, 4, seed=2 * trial + side) + 5 for side in (0, 1)]
+        values.append(float(unbiased_hsic(layers)[0, 1]))
     values_R = torch.tensor(values)
     assert abs(values_R.mean()) < 3 * values_R.std() / len(values) ** 0.5
 
@@ -83,9 +104,18 @@ def test_minibatch_estimator_equals_the_dense_formula_on_one_minibatch():
     layers = related_layers(4, 15)
     estimator = MinibatchCKA(batch_frames=64)
     estimator.update(layers)
-    dense_LL = unbiased_hsic(torch.stack([gram(layer.flatten(0, 1)) for layer in layers]))
-    dense_LL = dense_LL / torch.outer(dense_LL.diagonal(), dense_LL.diagonal()).sqrt()
-    torch.testing.assert_close(estimator.compute(), dense_LL, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(estimator.compute(), dense_unbiased_cka(layers), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_gram_matrices_and_blocks_keep_the_dense_values():
+    """600 frames: blocks of 256, one of them cut off; layers with a mean far larger than what tells frames apart."""
+    layers = [layer + 50 for layer in wide_layers(600)]
+    dense_LL = dense_unbiased_cka(layers)
+    assert float(dense_LL.min()) < 0.8
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-4)):
+        estimator = MinibatchCKA(batch_frames=600, gram_dtype=dtype)
+        estimator.update(layers)
+        torch.testing.assert_close(estimator.compute(), dense_LL, rtol=0, atol=tolerance)
 
 
 def test_exact_estimator_equals_the_dense_formula():
@@ -168,16 +198,16 @@ def test_memory_does_not_grow_and_every_frame_is_used_once():
     estimator, seen = MinibatchCKA(batch_frames=16), []
     measure = estimator._measure
 
-    def spy(minibatch_NS: Tensor) -> Tensor:
-        seen.append(minibatch_NS[:, 0].tolist())
-        return measure(minibatch_NS)
+    def spy(rows_N: Tensor) -> Tensor:
+        seen.append(estimator._buffers[0][rows_N, 0].tolist())
+        return measure(rows_N)
 
     estimator._measure = spy
     for utterance in range(30):
         ids = torch.arange(53.0) + 53 * utterance
         estimator.update([ids[None, :, None], gaussians(1, 53, 2, seed=utterance)])
-        assert estimator._buffer_FS.shape == (BUFFER_MINIBATCHES * 16, 3)
-        assert estimator._filled <= BUFFER_MINIBATCHES * 16
+        assert [buffer_FD.shape for buffer_FD in estimator._buffers] == [(128, 1), (128, 2)]
+        assert estimator._filled <= 128
     estimator.compute()
     assert sorted(itertools.chain.from_iterable(seen)) == list(range(30 * 53))
     # A minibatch of neighbouring frames would come from one utterance; the buffer holds those of two or three.
@@ -193,7 +223,7 @@ def test_minibatches_mix_utterances_so_that_neighbouring_frames_do_not_inflate_s
     for at in range(200):
         mixed.update([x[at : at + 1], y[at : at + 1]])
         exact.update([x[at : at + 1], y[at : at + 1]])
-        neighbours += unbiased_hsic(torch.stack([gram(x[at]), gram(y[at])]))
+        neighbours += unbiased_hsic([x[at], y[at]])
     inflated = float(neighbours[0, 1] / (neighbours[0, 0] * neighbours[1, 1]).sqrt())
     truth = float(exact.compute()[0, 1])
     assert truth < 0.1

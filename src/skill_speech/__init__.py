@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .evaluation import Evaluation, evaluate
     from .exporting import export, register
+    from .inference import optimize
     from .profiling import profile
     from .reporting import report
 
@@ -30,6 +31,7 @@ _HOMES = {
     "export": "exporting",
     "evaluate": "evaluation",
     "load_encoder": "checkpoints",
+    "optimize": "inference",
     "prepare": "data",
     "profile": "profiling",
     "register": "exporting",
@@ -48,6 +50,7 @@ __all__ = [
     "export",
     "import_encoder",
     "load_encoder",
+    "optimize",
     "prepare",
     "profile",
     "register",

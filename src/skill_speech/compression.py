@@ -42,7 +42,7 @@ from .errors import InputError
 from .files import atomic_write, write_json
 from .profiling import Profile, measure, peak_memory
 from .progress import Meter
-from .pruning import Budget, Lagrangian, attach_gates, fix_gates, human, prune, shrink_like
+from .pruning import Budget, Lagrangian, attach_gates, check_rounding, fix_gates, human, prune, shrink_like
 from .reporting.model_card import write_model_card
 from .run_folder import RunFolder, refuse_changes, write_settings
 from .similarity import (
@@ -77,6 +77,7 @@ class AnalysisConfig:
         calibration_seconds: audio that the similarity is estimated on.
         batch_seconds: audio per forward pass.
         batch_frames: frames per minibatch of the estimator.
+        precision: of the minibatch estimator's Gram matrices; "auto" is bf16 where the device has instructions for it.
     """
 
     linkage: Literal["average", "complete", "single"] = "average"
@@ -86,6 +87,7 @@ class AnalysisConfig:
     calibration_seconds: float = 600.0
     batch_seconds: float = 60.0
     batch_frames: int = 1024
+    precision: Literal["auto", "bf16", "float32"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def _analyze(
             audio_loader(own, workers=workers),
             estimator=config.estimator,
             batch_frames=config.batch_frames,
+            precision=config.precision,
             include_features=config.include_features,
             seed=seed,
             scales=scales,
@@ -224,6 +227,7 @@ def compress(
     share_projections: bool = False,
     scale_layers: bool | None = None,
     pruned_units: tuple[PrunedUnits, ...] = ALL_UNITS,
+    round_to: int = 1,
     validation_data: str | None = None,
     validation_seconds: float = 300.0,
     validate_every: int = 1_000,
@@ -257,6 +261,8 @@ def compress(
         scale_layers: bring the layers to one scale before averaging them; by default for pre-norm teachers, whose
             later layers would drown the others, and the methods that group layers.
         pruned_units: what may be removed.
+        round_to: numbers of channels and feed-forward units become multiples of it: 8, 16 or 32 for hardware that wants
+            such widths.
         validation_data: speech to log the loss on; by default a part of `data` is held out.
         validation_seconds: how much is held out.
         validate_every: updates between validations.
@@ -293,6 +299,7 @@ def compress(
     gated = attach_gates(_copy(model, model.config, stage1.student_dropout), pruned_units)
     budget = Budget.of(model.config, sparsity=sparsity, parameters=params, macs=macs)
     budget.check(gated)
+    check_rounding(gated, budget, round_to)
     scaled = groups_layers(method) and model.config.pre_norm if scale_layers is None else scale_layers
     if needs_clusters(method) or scaled:
         _check_clusters(clusters, model.config, analysis)
@@ -366,8 +373,9 @@ def compress(
     if not done("surgery"):
         if not done("stage1"):
             train("stage1", gated, stage1, Lagrangian(budget, stage1.sparsity_steps))
-        ranks.on_first(lambda: _operate(run, gated, distance, budget))
-    if not done("stage2"):
+        _load(gated, distance, run / "stage1/student")
+        _operate(run, gated, distance, budget, round_to)
+    if not (run / "stage2/result.json").exists():
         pruned = _copy(load_encoder(run / "surgery"), model.config, stage2.student_dropout)
         _load(pruned, distance, run / "surgery")
         train("stage2", pruned, stage2, None)
@@ -387,7 +395,7 @@ def _open_data(
     return cuts, held_out if any(True for _ in held_out) else None
 
 
-def _operate(run: RunFolder, gated: Encoder, distance: DistillationLoss, budget: Budget) -> None:
+def _operate(run: RunFolder, gated: Encoder, distance: DistillationLoss, budget: Budget, round_to: int) -> None:
     """Surgery: from RUN/stage1/student to RUN/surgery."""
     run.report("surgery")
     _load(gated, distance, run / "stage1/student")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import resource
 import subprocess
@@ -15,7 +16,35 @@ from typing import TYPE_CHECKING
 from .errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from .encoder import Encoder
+    from .inference import OptimizedEncoder
+
+REST = "norms and the rest"
+"""What a forward pass does between its components."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long an encoder as `optimize` makes it takes for one utterance.
+
+    Attributes:
+        precision: "float32" or "bf16".
+        seconds: by component, of the fastest pass, and what is left of it as `REST`.
+        matrix_rate: FLOP/s that a plain matrix product of that type reaches on this machine with as many threads; a
+            multiply-accumulate is two.
+    """
+
+    precision: str
+    seconds: dict[str, float]
+    matrix_rate: float
+
+    @property
+    def total_seconds(self) -> float:
+        """Of the whole pass."""
+        return sum(self.seconds.values())
 
 
 @dataclass(frozen=True)
@@ -27,10 +56,12 @@ class Profile:
         parameters: by component.
         macs: multiply-accumulates per second of audio, by component.
         seconds: length of the utterance for which speed, memory and the quadratic part of the MACs hold.
-        real_time_factor: seconds of computing per second of audio, one utterance at a time, float32; median of some.
+        real_time_factor: seconds of computing per second of audio, one utterance at a time, float32, the encoder as it
+            is loaded; median of some.
         threads: CPU threads used for that.
         memory: bytes of resident memory at the peak of loading and encoding, beyond what torch itself takes; None where
             it was not measured in a process of its own.
+        timings: of the optimized encoder, by component; none where they were not asked for.
     """
 
     model: str
@@ -40,6 +71,17 @@ class Profile:
     real_time_factor: float
     threads: int
     memory: int | None = None
+    timings: tuple[Timing, ...] = ()
+
+    def share_of_peak(self, timing: Timing, component: str | None = None) -> float | None:
+        """Operations a second as a share of the machine's matrix rate; of a component, or of the whole pass.
+
+        They count as in `macs`: a way around some of them, as the positional convolution's, can give more than 1. None
+        for a component without any.
+        """
+        macs = self.total_macs if component is None else self.macs.get(component)
+        seconds = timing.total_seconds if component is None else timing.seconds[component]
+        return None if macs is None else 2 * macs * self.seconds / seconds / timing.matrix_rate
 
     @property
     def total_parameters(self) -> int:
@@ -74,6 +116,60 @@ def profile(
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; it must be at least 1")
     return [_in_own_process(source, seconds, threads) for source in (model, compare) if source is not None]
+
+
+def time_components(encoder: OptimizedEncoder, waveform_BT: torch.Tensor, repeats: int = 5) -> Timing:
+    """Time one utterance by component, in the fastest of some passes."""
+    import torch
+
+    from .hardware import matrix_rate
+
+    spent: dict[str, float] = {}
+    handles = []
+    for name, modules in _components(encoder).items():
+        for module in modules:
+            handles += _clock(module, name, spent)
+    best: dict[str, float] | None = None
+    try:
+        for number in range(repeats + 1):
+            spent.clear()
+            started = time.perf_counter()
+            encoder(waveform_BT)
+            total = time.perf_counter() - started
+            seconds = dict(spent) | {REST: total - sum(spent.values())}
+            if number and (best is None or total < sum(best.values())):  # the first one warms up
+                best = seconds
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert best is not None
+    dtype = torch.float32 if encoder.precision == "float32" else torch.bfloat16
+    return Timing(encoder.precision, best, matrix_rate(dtype, torch.get_num_threads()))
+
+
+def _components(optimized: OptimizedEncoder) -> dict[str, list[nn.Module]]:
+    encoder = optimized.encoder
+    biases = [] if encoder.position_bias is None else [encoder.position_bias]
+    return {
+        "front end": [optimized.front_end, encoder.projection],
+        "positional convolution": [encoder.positional_conv],
+        "attention": [*biases, *(layer.get_submodule("attention") for layer in encoder.layers)],
+        "feed-forward": [layer.get_submodule("feed_forward") for layer in encoder.layers],
+    }
+
+
+def _clock(module: nn.Module, name: str, spent: dict[str, float]) -> list[torch.utils.hooks.RemovableHandle]:
+    """Add the time of every call of a module to what its component has spent."""
+    started = 0.0
+
+    def before(*_: object) -> None:
+        nonlocal started
+        started = time.perf_counter()
+
+    def after(*_: object) -> None:
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+
+    return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
 
 
 def measure(encoder: Encoder, model: str, seconds: float = 10.0, repeats: int = 5) -> Profile:
@@ -125,13 +221,16 @@ def _in_own_process(source: str, seconds: float, threads: int | None) -> Profile
         raise InputError(done.stderr.strip().splitlines()[-1])
     if done.returncode:
         raise RuntimeError(f"profiling {source} failed:\n{done.stderr}")
-    return Profile(**json.loads(done.stdout.splitlines()[-1]))
+    values = json.loads(done.stdout.splitlines()[-1])
+    return Profile(**(values | {"timings": tuple(Timing(**timing) for timing in values["timings"])}))
 
 
 def _main(source: str, seconds: float, threads: int) -> None:
     import torch
 
     from .checkpoints import load_encoder
+    from .hardware import multiplies_bfloat16
+    from .inference import Precision, optimize
 
     if threads:
         torch.set_num_threads(threads)
@@ -140,6 +239,13 @@ def _main(source: str, seconds: float, threads: int) -> None:
     encoder = load_encoder(source)
     values = asdict(measure(encoder, source, seconds))
     values["memory"] = peak_memory() - before
+    waveform_BT = torch.randn(1, round(seconds * encoder.config.sampling_rate))
+    precisions: list[Precision] = ["float32"]
+    if multiplies_bfloat16(torch.device("cpu")):
+        precisions.append("bf16")
+    values["timings"] = [
+        asdict(time_components(optimize(copy.deepcopy(encoder), precision), waveform_BT)) for precision in precisions
+    ]
     print(json.dumps(values))
 
 

@@ -163,7 +163,7 @@ class Encoder(nn.Module):
         B, T = waveforms_BT.shape
         # A compiled or exported program cannot look at its values.
         if not torch.compiler.is_compiling():
-            self._refuse_short(T, lengths_B)
+            self.refuse_short(T, lengths_B)
         if self.config.input_normalization:
             valid_BT = None if lengths_B is None else torch.arange(T, device=lengths_B.device) < lengths_B[:, None]
             waveforms_BT = normalize_waveforms(waveforms_BT, valid_BT, self.config.input_norm_eps)
@@ -184,7 +184,8 @@ class Encoder(nn.Module):
         assert isinstance(last, ConvLayer)
         return scaled(x_BTC, factors_C), frames_B, factors_C if last.channel_scale.can_close else None
 
-    def _refuse_short(self, samples: int, lengths_B: Tensor | None) -> None:
+    def refuse_short(self, samples: int, lengths_B: Tensor | None) -> None:
+        """Raise ValueError for an utterance that is shorter than the receptive field."""
         # Lengths on a GPU are not looked at: that would stop the CPU until the GPU is done.
         seen = lengths_B is not None and lengths_B.device.type == "cpu"
         shortest = int(lengths_B.min()) if lengths_B is not None and seen else samples

@@ -38,18 +38,22 @@ class PositionalConv(nn.Module):
         if self.input_scale is not None and self.input_shift is not None:
             x_BTD = x_BTD * self.input_scale + self.input_shift
         for conv in self.convs:
-            assert isinstance(conv, nn.Conv1d)
             # Alone, an utterance has zeros beyond its end in front of every convolution, not only the first one.
             if valid_BT1 is not None and self.length_aware:
                 x_BTD = x_BTD * valid_BT1
-            # An even kernel would make one frame too many.
-            before = conv.kernel_size[0] // 2
-            x_BTD = F.pad(x_BTD, (0, 0, before, conv.kernel_size[0] - 1 - before))
-            x_BTD = convolve(x_BTD, conv.weight, conv.bias, groups=conv.groups)
+            # What stands in place of a convolution takes and makes the same frames.
+            x_BTD = _same(x_BTD, conv) if isinstance(conv, nn.Conv1d) else conv(x_BTD)
             if self.normalize:
                 x_BTD = F.layer_norm(x_BTD, x_BTD.shape[-1:])
             x_BTD = self.activation(x_BTD)
         return x_BTD
+
+
+def _same(x_BTD: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A convolution that makes as many frames as it takes: an even kernel would make one too many."""
+    before = conv.kernel_size[0] // 2
+    x_BTD = F.pad(x_BTD, (0, 0, before, conv.kernel_size[0] - 1 - before))
+    return convolve(x_BTD, conv.weight, conv.bias, groups=conv.groups)
 
 
 class RelativePositionBias(nn.Module):

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..checkpoints import load_encoder
 from ..encoder import Encoder
 from ..errors import InputError
+from ..inference import optimize
 from .filterbanks import HOP, WINDOW, Filterbanks
 
 FILTERBANKS = "fbank"
@@ -93,10 +94,12 @@ class EncoderUpstream:
 
     def __init__(self, name: str, source: str, device: torch.device) -> None:
         # Padding must not be seen: an utterance has the same states in every batch, or they could not be kept.
-        self.encoder = load_encoder(source, length_aware=True).requires_grad_(False).to(device)
+        encoder = load_encoder(source, length_aware=True).to(device)
+        self.fingerprint = fingerprint(encoder)
+        # In float32 the states are the plain encoder's but for rounding.
+        self.encoder = optimize(encoder, "float32")
         config = self.encoder.config
         self.name, self.source, self.device = name, source, device
-        self.fingerprint = fingerprint(self.encoder)
         self.num_states, self.width, self.hop = config.num_layers + 1, config.hidden_size, config.hop
         self.parameters = self.encoder.num_parameters()
 

@@ -12,7 +12,7 @@ from .size import (
     macs_by_component,
     parameters_by_component,
 )
-from .surgery import fix_gates, prune
+from .surgery import check_rounding, fix_gates, prune
 
 __all__ = [
     "KINDS",
@@ -24,6 +24,7 @@ __all__ = [
     "Widths",
     "attach_gates",
     "closed_for_good",
+    "check_rounding",
     "config_after_surgery",
     "count_macs",
     "count_parameters",

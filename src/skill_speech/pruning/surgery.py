@@ -9,68 +9,119 @@ import torch
 from torch import Tensor
 
 from ..encoder import Encoder, EncoderConfig
+from ..errors import InputError
 from .budget import Budget
 from .cutting import Survivors, cut, cut_config, selections
-from .gates import HardConcrete, find_gates
+from .gates import Gate, HardConcrete, find_gates
 from .size import Widths, config_after_surgery
 
 
-def fix_gates(encoder: Encoder, budget: Budget | None = None) -> None:
+def fix_gates(encoder: Encoder, budget: Budget | None = None, round_to: int = 1) -> None:
     """Decide how many units of every gate vector survive, in place.
 
     The expected numbers are rounded. With a budget, the rounding errors are then evened out: while the student is too
-    big, the least certain open unit of all is closed (the one with the lowest probability of being kept); then the
+    big, the least certain open units of all are closed (those with the lowest probability of being kept); then the
     most certain closed units are opened as far as they fit.
+
+    Args:
+        encoder: gated.
+        budget: what the student may cost.
+        round_to: numbers of channels and feed-forward units become multiples of it (or none), and units are opened and
+            closed in blocks. A vector that is narrower stays whole or goes. Heads are as wide as they are.
     """
-    gates = {gate.name: gate.module for gate in find_gates(encoder)}
-    for gate in gates.values():
-        gate.fixed_count = None
-    counts = {name: gate.open_count() for name, gate in gates.items()}
+    gates = find_gates(encoder)
+    for gate in gates:
+        gate.module.fixed_count = None
+    choices = {gate.name: _possible_counts(gate, round_to) for gate in gates}
+    places = {gate.name: _nearest(choices[gate.name], gate.module.open_count()) for gate in gates}
     if budget is not None and gates:
-        counts = _fit(encoder, budget, gates, counts)
-    for name, gate in gates.items():
-        gate.fixed_count = counts[name]
+        places = _fit(encoder, budget, {gate.name: gate.module for gate in gates}, choices, places)
+    for gate in gates:
+        gate.module.fixed_count = choices[gate.name][places[gate.name]]
 
 
-def _fit(encoder: Encoder, budget: Budget, gates: dict[str, HardConcrete], counts: dict[str, int]) -> dict[str, int]:
-    """The counts nearest to the given ones that use the budget up as far as whole units can."""
+def check_rounding(encoder: Encoder, budget: Budget, round_to: int) -> None:
+    """See that a gated encoder can meet the budget with such widths.
+
+    Raises:
+        InputError: it cannot, or `round_to` is not positive.
+    """
+    if round_to < 1:
+        raise InputError(f"round_to is {round_to}; it must be at least 1 (8, 16 or 32 suit most hardware)")
+    widths = Widths.smallest(encoder)
+    for gate in find_gates(encoder):
+        getattr(widths, gate.kind)[gate.layer] = _possible_counts(gate, round_to)[0]
+    if float(budget.excess(encoder, widths)) > 0:
+        raise InputError(
+            f"round_to is {round_to}: with every width at its smallest multiple the student is still larger than the "
+            "budget; choose a smaller multiple or a larger budget"
+        )
+
+
+def _possible_counts(gate: Gate, round_to: int) -> list[int]:
+    """Ascending."""
+    least, width = gate.module.at_least, len(gate.module.log_alpha)
+    if gate.kind == "heads":
+        round_to = 1
+    counts = [count for count in range(least, width + 1) if count % round_to == 0]
+    return counts if width >= round_to else [*counts, width]
+
+
+def _nearest(counts: list[int], wanted: int) -> int:
+    """Where the nearest of the counts stands; of two at the same distance the larger one."""
+    return min(range(len(counts)), key=lambda place: (abs(counts[place] - wanted), -place))
+
+
+def _fit(
+    encoder: Encoder,
+    budget: Budget,
+    gates: dict[str, HardConcrete],
+    choices: dict[str, list[int]],
+    places: dict[str, int],
+) -> dict[str, int]:
+    """The places in the choices nearest to the given ones that use the budget up as far as possible counts can."""
     ranked = {
         name: torch.sort(gate.keep_probability().detach(), descending=True, stable=True).values.tolist()
         for name, gate in gates.items()
     }
 
+    def certainty(name: str, place: int) -> float:
+        """Mean probability of the units between this choice and the next one."""
+        block = ranked[name][choices[name][place] : choices[name][place + 1]]
+        return float(sum(block) / len(block))
+
     def fits(trial: dict[str, int]) -> bool:
         for name, gate in gates.items():
-            gate.fixed_count = trial[name]
+            gate.fixed_count = choices[name][trial[name]]
         return float(budget.excess(encoder, Widths.rounded(encoder))) <= 0
 
     def moved(moves: list[str], number: int, by: int) -> dict[str, int]:
         tally = Counter(moves[:number])
-        return {name: count + by * tally[name] for name, count in counts.items()}
+        return {name: place + by * tally[name] for name, place in places.items()}
 
     # Of every vector the units stand in the order of their probability, so any number of moves off the top of the
     # merged list leaves each vector with its most certain units. Size is monotone in that number: bisect.
-    if not fits(counts):
-        order = [(ranked[name][i], name) for name in gates for i in range(gates[name].at_least, counts[name])]
+    if not fits(places):
+        order = [(certainty(name, place), name) for name in gates for place in range(places[name])]
         closing = [name for _, name in sorted(order, key=lambda pair: pair[0])]
         number = bisect_left(range(len(closing)), True, key=lambda n: fits(moved(closing, n, -1)))
-        counts = moved(closing, number, -1)
-    order = [(ranked[name][i], name) for name in gates for i in range(counts[name], len(ranked[name]))]
+        places = moved(closing, number, -1)
+    order = [(certainty(name, place), name) for name in gates for place in range(places[name], len(choices[name]) - 1)]
     opening = [name for _, name in sorted(order, key=lambda pair: -pair[0])]
     number = bisect_left(range(1, len(opening) + 1), True, key=lambda n: not fits(moved(opening, n, 1)))
-    counts = moved(opening, number, 1)
+    places = moved(opening, number, 1)
     full: set[str] = set()
     for name in opening[number:]:
         if name in full:
             continue
-        trial = counts | {name: counts[name] + 1}
+        trial = places | {name: places[name] + 1}
         if fits(trial):
-            counts = trial
-        else:  # too big a unit; smaller ones of other vectors may still fit
+            places = trial
+        else:  # too big a step; smaller ones of other vectors may still fit
             full.add(name)
             if len(full) == len(gates):
                 break
-    return counts
+    return places
 
 
 def prune(encoder: Encoder) -> Encoder:

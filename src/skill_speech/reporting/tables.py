@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from ..profiling import Profile, short_name
+from ..profiling import Profile, Timing, short_name
 from ..pruning import human
 
 if TYPE_CHECKING:
@@ -50,7 +50,23 @@ def profile_table(profiles: Sequence[Profile]) -> Table:
     if all(profile.memory is not None for profile in profiles):
         memory = [float(profile.memory or 0) for profile in profiles]
         row("peak memory", memory, [f"{value / 2**20:.0f} MiB" for value in memory])
+    for timings in zip(*(profile.timings for profile in profiles), strict=True):
+        table.add_section()
+        pairs = list(zip(profiles, timings, strict=True))
+        totals = [timing.total_seconds for timing in timings]
+        row(f"optimized, {timings[0].precision}", totals, [_time(profile, timing, None) for profile, timing in pairs])
+        for name in timings[0].seconds:
+            values = [timing.seconds[name] for timing in timings]
+            row(f"  {name}", values, [_time(profile, timing, name) for profile, timing in pairs])
+    if any(profile.timings for profile in profiles):
+        table.caption = "in parentheses: operations a second as a share of what a plain matrix product reaches here"
     return table
+
+
+def _time(profile: Profile, timing: Timing, component: str | None) -> str:
+    seconds = timing.total_seconds if component is None else timing.seconds[component]
+    share = profile.share_of_peak(timing, component)
+    return f"{1000 * seconds:.1f} ms" + ("" if share is None else f" ({share:.0%})")
 
 
 def import_table(result: ImportResult) -> Table:

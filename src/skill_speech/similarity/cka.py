@@ -1,7 +1,7 @@
 """Linear Centered Kernel Alignment between all pairs of layers, streaming in constant memory.
 
 Shapes: L layers compared (h_0 included or not), B utterances, T frames of an utterance, D features of a layer, F frames
-of any utterances, N frames of a minibatch, S features of all layers side by side.
+of any utterances, N frames of a minibatch, R frames of a block, S features of all layers side by side.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import ranks
 from ..errors import InputError
+from ..hardware import multiplies_bfloat16
 
 if TYPE_CHECKING:
     from ..data import AudioBatch
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
     from .scales import LayerScales
 
 Estimator = Literal["minibatch", "exact"]
+GramPrecision = Literal["auto", "bf16", "float32"]
 
 BUFFER_MINIBATCHES = 8
 """Minibatches that the shuffle buffer holds: 8 × 1024 frames are 164 s of speech."""
 
 FEWEST_FRAMES = 8
 """HSIC_1 needs four frames; from minibatches of eight the remainder of a pass can always be dealt out in such."""
+
+BLOCK = 256
+"""Frames of a block of Gram matrices: those of 13 layers fit in a second-level cache."""
 
 CONSTANT = 1e-6
 """A layer whose standard deviation is below this share of its size is constant: float32 tells nothing apart there."""
@@ -36,7 +41,7 @@ CONSTANT = 1e-6
 class MinibatchCKA:
     """CKA from unbiased HSIC_1 summed over minibatches of frames (Nguyen, Raghu & Kornblith, ICLR 2021, eq. 3).
 
-    Its memory, a shuffle buffer of 8 minibatches and one Gram matrix per layer, does not grow with the data. Of several
+    Its memory, a shuffle buffer of 8 minibatches and small blocks of Gram matrices, does not grow with the data. Of several
     ranks each takes in its own frames; minibatches are drawn on each of them, and their HSIC is summed over all.
 
     Why a buffer: HSIC_1 is unbiased for frames drawn independently. The frames of one utterance are not: they lie on a
@@ -47,16 +52,25 @@ class MinibatchCKA:
         batch_frames: frames N of a minibatch, at least 8.
         first_layer: number of the first layer, for messages: 1 when h_0 is left out.
         seed: of the shuffling.
+        gram_dtype: see `unbiased_hsic`.
 
     Raises:
         InputError: batch_frames too small.
     """
 
-    def __init__(self, batch_frames: int = 1024, *, first_layer: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        batch_frames: int = 1024,
+        *,
+        first_layer: int = 0,
+        seed: int = 0,
+        gram_dtype: torch.dtype = torch.float32,
+    ) -> None:
         if batch_frames < FEWEST_FRAMES:
             raise InputError(f"batch_frames is {batch_frames}; the minibatch estimator needs {FEWEST_FRAMES} or more")
         self.batch_frames = batch_frames
         self.first_layer = first_layer
+        self.gram_dtype = gram_dtype
         self._generator = torch.Generator().manual_seed(seed)
         self._filled = 0
 
@@ -70,19 +84,24 @@ class MinibatchCKA:
         Raises:
             InputError: a layer has a value that is not finite.
         """
-        frames_FS = _valid_frames(layers, lengths_B, self.first_layer)
+        frames = _valid_frames(layers, lengths_B, self.first_layer)
         if not self._filled:
-            self._widths = [layer.shape[-1] for layer in layers]
             capacity = BUFFER_MINIBATCHES * self.batch_frames
-            self._buffer_FS = frames_FS.new_empty(capacity, frames_FS.shape[1])
-            self._hsic_LL = torch.zeros(len(layers), len(layers), dtype=torch.float64, device=frames_FS.device)
-        while len(frames_FS):
-            space = len(self._buffer_FS) - self._filled
-            taken_FS, frames_FS = frames_FS[:space], frames_FS[space:]
-            self._buffer_FS[self._filled : self._filled + len(taken_FS)] = taken_FS
-            self._filled += len(taken_FS)
-            if self._filled == len(self._buffer_FS):
-                self._hsic_LL += self._measure(self._draw())
+            self._buffers = [frames_FD.new_empty(capacity, frames_FD.shape[1]) for frames_FD in frames]
+            # Rows of the buffers: those that hold a frame come first, the free ones behind them.
+            self._rows_F = torch.arange(capacity)
+            self._hsic_LL = torch.zeros(len(layers), len(layers), dtype=torch.float64, device=frames[0].device)
+        taken = 0
+        while taken < len(frames[0]):
+            rows_N = self._rows_F[self._filled :][: len(frames[0]) - taken]
+            for buffer_FD, frames_FD in zip(self._buffers, frames, strict=True):
+                buffer_FD[rows_N.to(buffer_FD.device)] = frames_FD[taken : taken + len(rows_N)]
+            self._filled += len(rows_N)
+            taken += len(rows_N)
+            if self._filled == len(self._rows_F):
+                self._shuffle()
+                self._filled -= self.batch_frames
+                self._hsic_LL += self._measure(self._rows_F[self._filled :])
 
     def compute(self) -> Tensor:
         """CKA (L, L) of all that was taken in, float64 on the CPU, symmetric with a diagonal of 1.
@@ -95,41 +114,24 @@ class MinibatchCKA:
         hsic_LL = None
         if self._filled >= 4:
             hsic_LL = self._hsic_LL.clone()
-            order_F = torch.randperm(self._filled, generator=self._generator).to(hsic_LL.device)
-            for chosen_N in order_F.tensor_split(-(-self._filled // self.batch_frames)):
-                hsic_LL += self._measure(self._buffer_FS[chosen_N])
+            self._shuffle()
+            for rows_N in self._rows_F[: self._filled].tensor_split(-(-self._filled // self.batch_frames)):
+                hsic_LL += self._measure(rows_N)
             hsic_LL = hsic_LL.cpu()
         parts = [part_LL for part_LL in ranks.gathered(hsic_LL) if part_LL is not None]
         if not parts:
             raise InputError(f"{self._filled} frames of speech are too few to compare layers; give more audio")
         return _normalize(torch.stack(parts).sum(0), self.first_layer)
 
-    def _draw(self) -> Tensor:
-        """Take a random minibatch out of the full buffer and close the gaps with frames from its end."""
-        order_F = torch.randperm(self._filled, generator=self._generator).to(self._buffer_FS.device)
-        drawn_N, kept_F = order_F[: self.batch_frames], order_F[self.batch_frames :]
-        minibatch_NS = self._buffer_FS[drawn_N]
-        self._filled -= self.batch_frames
-        self._buffer_FS[drawn_N[drawn_N < self._filled]] = self._buffer_FS[kept_F[kept_F >= self._filled]]
-        return minibatch_NS
+    def _shuffle(self) -> None:
+        order_F = torch.randperm(self._filled, generator=self._generator)
+        self._rows_F = torch.cat([self._rows_F[order_F], self._rows_F[self._filled :]])
 
-    def _measure(self, minibatch_NS: Tensor) -> Tensor:
+    def _measure(self, rows_N: Tensor) -> Tensor:
         """HSIC_1 of all pairs of layers, weighted by the frames it comes from (the last minibatches are smaller)."""
-        N = len(minibatch_NS)
-        grams_LNN = minibatch_NS.new_zeros(len(self._widths), N, N)
-        scales_L = torch.zeros(len(self._widths), dtype=torch.float64, device=minibatch_NS.device)
-        for number, x_ND in enumerate(minibatch_NS.split(self._widths, dim=1)):
-            # HSIC_1 does not change when features are shifted. Without their mean, which can be far larger than what
-            # tells frames apart, and at unit scale, which is undone below, float32 is enough for the Gram matrix.
-            x_ND = x_ND.double()
-            centred_ND = x_ND - x_ND.mean(0)
-            scale = centred_ND.square().mean().sqrt()
-            if scale > CONSTANT * x_ND.square().mean().sqrt():
-                unit_ND = (centred_ND / scale).float()
-                torch.mm(unit_ND, unit_ND.T, out=grams_LNN[number])
-                scales_L[number] = scale
-        variances_L = scales_L.square()
-        return N * unbiased_hsic(grams_LNN) * torch.outer(variances_L, variances_L)
+        rows_N = rows_N.to(self._hsic_LL.device)
+        # One layer at a time is gathered and prepared, so that what is in work stays in the cache.
+        return len(rows_N) * unbiased_hsic((buffer_FD[rows_N] for buffer_FD in self._buffers), self.gram_dtype)
 
 
 class ExactCKA:
@@ -158,7 +160,7 @@ class ExactCKA:
         Raises:
             InputError: a layer has a value that is not finite.
         """
-        frames_FS = _valid_frames(layers, lengths_B, self.first_layer)
+        frames_FS = torch.cat(_valid_frames(layers, lengths_B, self.first_layer), dim=1)
         if not len(frames_FS):
             return
         if not self._frames:
@@ -239,30 +241,66 @@ class ExactCKA:
         self._shift_S, self._frames = common_S, sum(frames for frames, _, _ in some)
 
 
-def unbiased_hsic(grams_LNN: Tensor) -> Tensor:
-    """HSIC_1 of every pair of Gram matrices (Song et al. 2012, eq. 5), in float64.
+def unbiased_hsic(layers: Iterable[Tensor], gram_dtype: torch.dtype = torch.float64) -> Tensor:
+    """HSIC_1 of every pair of layers with linear kernels (Song et al. 2012, eq. 5), in float64.
 
-    With K, M two of them, their diagonals set to zero, and 1 the vector of ones:
+    With K = X Xᵀ and M = Y Yᵀ, their diagonals set to zero, and 1 the vector of ones:
     [tr(KM) + 1ᵀK1 · 1ᵀM1 / ((N-1)(N-2)) - 2/(N-2) · 1ᵀKM1] / (N(N-3)).
 
     Args:
-        grams_LNN: symmetric Gram matrices of the same N ≥ 4 frames; their diagonals are overwritten.
+        layers: features X (N, D) of the same N ≥ 4 frames; D may differ between layers.
+        gram_dtype: type of the Gram matrices. In bfloat16 CKA moves by about 1e-5: the errors of a million entries
+            average out.
 
     Returns:
-        (L, L), an unbiased estimate of HSIC for frames drawn independently; it can be slightly negative.
+        (L, L), an unbiased estimate of HSIC for frames drawn independently; it can be slightly negative. A layer that
+        is constant has zeros.
     """
-    L, N, _ = grams_LNN.shape
-    grams_LNN.diagonal(dim1=1, dim2=2).zero_()
-    rows_LN = grams_LNN.sum(2, dtype=torch.float64)
+    scales, norms, units = [], [], []
+    work = torch.float32 if gram_dtype == torch.bfloat16 else torch.float64
+    for x_ND in layers:
+        # HSIC_1 does not change when features are shifted. Without their mean, which can be far larger than what tells
+        # frames apart, and at unit scale, which is undone below, few digits are enough for the Gram matrix. And the
+        # rows of X Xᵀ sum to zero, so that the sums without its diagonal are known before it is.
+        x_ND = x_ND.to(work)
+        mean_D = x_ND.mean(0)
+        centred_ND = x_ND - mean_D
+        norms_N = torch.linalg.vector_norm(centred_ND, dim=1, dtype=work).double().square()
+        variance = norms_N.mean() / x_ND.shape[1]
+        size = variance + mean_D.double().square().mean()
+        scale = variance.sqrt() if variance > CONSTANT**2 * size else torch.zeros_like(variance)
+        inverse = 1 / scale if scale > 0 else scale
+        scales.append(scale)
+        norms.append(norms_N * inverse**2)
+        units.append((centred_ND * inverse.to(work)).to(gram_dtype))
+    N = len(units[0])
+    rows_LN = -torch.stack(norms)
     totals_L = rows_LN.sum(1)
-    traces_LL = rows_LN.new_zeros(L, L)
-    # The sum of the products of all entries is the trace, as K and M are symmetric: one product of the flattened Gram
-    # matrices for all pairs, a band of rows at a time so that float64 copies stay small.
-    for band_LRN in grams_LNN.split(64, dim=1):
-        flat_LF = band_LRN.flatten(1).double()
-        traces_LL += flat_LF @ flat_LF.T
     corrections_LL = torch.outer(totals_L, totals_L) / ((N - 1) * (N - 2)) - rows_LN @ rows_LN.T * (2 / (N - 2))
-    return (traces_LL + corrections_LL) / (N * (N - 3))
+    variances_L = torch.stack(scales).square()
+    return (_traces(units) + corrections_LL) / (N * (N - 3)) * torch.outer(variances_L, variances_L)
+
+
+def _traces(layers: Sequence[Tensor]) -> Tensor:
+    """tr(KM) of every pair of Gram matrices without their diagonals (L, L), float64.
+
+    As K and M are symmetric, the trace is the sum of the products of all entries: one matrix product of the flattened
+    Gram matrices for all pairs of layers. Only the blocks on and above the diagonal are computed, one at a time of all
+    layers, so that they never leave the cache.
+    """
+    N, device = len(layers[0]), layers[0].device
+    # Half precision is multiplied with, not summed in.
+    sums = torch.float64 if layers[0].dtype == torch.float64 else torch.float32
+    traces_LL = torch.zeros(len(layers), len(layers), dtype=torch.float64, device=device)
+    for top in range(0, N, BLOCK):
+        for left in range(top, N, BLOCK):
+            blocks = [x_ND[top : top + BLOCK] @ x_ND[left : left + BLOCK].T for x_ND in layers]
+            if top == left:
+                for block_RR in blocks:
+                    block_RR.fill_diagonal_(0)
+            flat_LF = torch.stack(blocks).flatten(1).to(sums)
+            traces_LL += (1 if top == left else 2) * (flat_LF @ flat_LF.T)
+    return traces_LL
 
 
 def estimate_cka(
@@ -273,6 +311,7 @@ def estimate_cka(
     batch_frames: int = 1024,
     include_features: bool = True,
     seed: int = 0,
+    precision: GramPrecision = "auto",
     scales: LayerScales | None = None,
     progress: Callable[[], object] | None = None,
 ) -> Tensor:
@@ -285,6 +324,7 @@ def estimate_cka(
         batch_frames: frames per minibatch of the minibatch estimator.
         include_features: h_0 takes part.
         seed: of the minibatch estimator's shuffling.
+        precision: of the minibatch estimator's Gram matrices; "auto" is bf16 where the device has instructions for it.
         scales: takes in h_0 … h_L in the same pass.
         progress: called after every batch.
 
@@ -295,14 +335,16 @@ def estimate_cka(
         InputError: an unknown estimator, no audio, or a layer that is constant or not finite.
     """
     first_layer = 0 if include_features else 1
+    device = next(encoder.parameters()).device
+    half = multiplies_bfloat16(device) if precision == "auto" else precision == "bf16"
     cka: MinibatchCKA | ExactCKA
     if estimator == "minibatch":
-        cka = MinibatchCKA(batch_frames, first_layer=first_layer, seed=seed)
+        gram_dtype = torch.bfloat16 if half else torch.float32
+        cka = MinibatchCKA(batch_frames, first_layer=first_layer, seed=seed, gram_dtype=gram_dtype)
     elif estimator == "exact":
         cka = ExactCKA(first_layer=first_layer)
     else:
         raise InputError(f"unknown CKA estimator {estimator!r}; known: {', '.join(get_args(Estimator))}")
-    device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
     try:
@@ -319,22 +361,23 @@ def estimate_cka(
     return cka.compute()
 
 
-def _valid_frames(layers: Sequence[Tensor], lengths_B: Tensor | None, first_layer: int) -> Tensor:
-    """The frames that are not padding, all layers side by side (F, S), float32."""
+def _valid_frames(layers: Sequence[Tensor], lengths_B: Tensor | None, first_layer: int) -> list[Tensor]:
+    """The frames of every layer that are not padding (F, D), float32."""
     if lengths_B is None:
-        frames = [layer_BTD.flatten(0, 1) for layer_BTD in layers]
+        frames = [layer_BTD.flatten(0, 1).float() for layer_BTD in layers]
     else:
         steps_T = torch.arange(layers[0].shape[1], device=layers[0].device)
         valid_BT = steps_T < lengths_B.to(steps_T.device)[:, None]
-        frames = [layer_BTD[valid_BT] for layer_BTD in layers]
-    frames_FS = torch.cat([frames_FD.float() for frames_FD in frames], dim=1)
-    if not frames_FS.isfinite().all():
-        bad = next(number for number, frames_FD in enumerate(frames) if not frames_FD.isfinite().all())
-        raise InputError(
-            f"layer h_{first_layer + bad} has values that are not finite (NaN or infinite): "
-            "check the checkpoint and the audio"
-        )
-    return frames_FS
+        frames = [layer_BTD[valid_BT].float() for layer_BTD in layers]
+    # A sum is finite if all its terms are, and cheaper than looking at each of them.
+    if not torch.stack([frames_FD.sum() for frames_FD in frames]).isfinite().all():
+        bad = next((number for number, frames_FD in enumerate(frames) if not frames_FD.isfinite().all()), None)
+        if bad is not None:
+            raise InputError(
+                f"layer h_{first_layer + bad} has values that are not finite (NaN or infinite): "
+                "check the checkpoint and the audio"
+            )
+    return frames
 
 
 def _normalize(hsic_LL: Tensor, first_layer: int) -> Tensor:
