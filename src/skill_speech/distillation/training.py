@@ -97,10 +97,10 @@ def run_stage(
     )
     watch = _Watch(name, module, on_step)
     shrinks = module.lagrangian is not None and module.stage.shrink_every > 0
-    sharded = ranks.count() > 1 and strategy == "fsdp"
-    if shrinks and sharded:
+    fsdp = ranks.count() > 1 and strategy == "fsdp"
+    if shrinks and fsdp:
         logger.info("%s: with fsdp, units are removed by surgery alone, not on the way", name)
-    shrinking = [Shrinking()] if shrinks and not sharded else []
+    shrinking = [Shrinking()] if shrinks and not fsdp else []
     csv_log = CsvLogger(folder / "metrics.csv")
     at_start = folder / "validation_at_start.json"
     last = ranks.on_first(lambda: _newest_checkpoint(folder / "checkpoints"))
