@@ -42,7 +42,8 @@ class MinibatchCKA:
     """CKA from unbiased HSIC_1 summed over minibatches of frames (Nguyen, Raghu & Kornblith, ICLR 2021, eq. 3).
 
     Its memory, a shuffle buffer of 8 minibatches and small blocks of Gram matrices, does not grow with the data. Of
-    several ranks each takes in its own frames; minibatches are drawn on each of them, and their HSIC is summed over all.
+    several ranks each takes in its own frames; minibatches are drawn on each of them, and their HSIC is summed over
+    all.
 
     Why a buffer: HSIC_1 is unbiased for frames drawn independently. The frames of one utterance are not: they lie on a
     short smooth path, at the same places in time in every layer, and a minibatch of them looks alike in all layers
