@@ -26,12 +26,13 @@ from .distillation.training import Precision, run_stage
 from .encoder import Encoder, EncoderConfig
 from .environment import environment
 from .errors import InputError
-from .files import atomic_write, write_json
+from .files import atomic_folder, atomic_write, remove_leftovers, write_json
 from .profiling import Profile, measure, peak_memory
 from .progress import Meter
 from .pruning import Budget, Lagrangian, attach_gates, fix_gates, human, prune
 from .reporting.model_card import write_model_card
 from .run_folder import RunFolder, refuse_changes, write_settings
+from .run_lock import RunLock
 from .similarity import (
     LayerClusters,
     LayerScales,
@@ -41,6 +42,7 @@ from .similarity import (
     load_scales,
     save_analysis,
 )
+from .stopping import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +125,9 @@ def analyze(
     settings = _analysis_settings(teacher, revision, clusters, analysis, seed)
     encoder = load_encoder(teacher, revision=revision)
     _check_clusters(clusters, encoder.config, analysis)
-    return _analyze(encoder, open_cuts(data), Path(output) / "analysis", settings, clusters, analysis, seed, workers)
+    cuts, folder = open_cuts(data), Path(output)
+    with RunLock(folder), StopSignals():
+        return _analyze(encoder, cuts, folder / "analysis", settings, clusters, analysis, seed, workers)
 
 
 def _analysis_settings(
@@ -205,6 +209,8 @@ def compress(
     validation_seconds: float = 300.0,
     validate_every: int = 1_000,
     checkpoint_every: int = 500,
+    keep_checkpoints: int = 2,
+    milestone_every: int = 0,
     precision: Precision = "bf16",
     devices: int = 1,
     revision: str | None = None,
@@ -235,6 +241,8 @@ def compress(
         validation_seconds: how much is held out.
         validate_every: updates between validations.
         checkpoint_every: updates between checkpoints.
+        keep_checkpoints: how many of the newest are kept, at least 2.
+        milestone_every: checkpoints at multiples of this are kept for good; 0 for none.
         precision: "bf16" or "float32".
         devices: accelerators to train on.
         revision: of the teacher on the hub.
@@ -244,7 +252,8 @@ def compress(
         workers: processes that read audio.
 
     Raises:
-        InputError: bad teacher, data, budget or settings, or an output folder of another run.
+        InputError: bad teacher, data, budget or settings, an output folder of another run or in which one is going on.
+        Stopped: by SIGTERM or SIGUSR1; the same call goes on.
     """
     settings = {name: _plain(value) for name, value in locals().items()}
     if sparsity is None and params is None and macs is None:
@@ -254,6 +263,7 @@ def compress(
         logger.info("%s is finished: nothing to do", run.path)
         return _read_result(run, already_done=True)
     _check_stages(stage1, stage2)
+    _check_checkpoints(checkpoint_every, keep_checkpoints, milestone_every)
     model = load_encoder(teacher, revision=revision)
     torch.manual_seed(seed)
     gated = attach_gates(_copy(model, model.config, stage1.student_dropout), pruned_units)
@@ -266,71 +276,76 @@ def compress(
     if start_from is not None:
         _check_source(Path(start_from))
     # Everything that can be wrong with the settings has been looked at: from here on the folder is this run's.
-    run.start()
-    if start_from is not None:
-        _take_over(Path(start_from), run.path)
-    groups = None
-    if needs_clusters(method) or scaled:
-        if not (run / "analysis/clusters.json").exists():
-            run.report("analysis")
-        wanted = _analysis_settings(teacher, revision, clusters, analysis, seed)
-        groups = _analyze(model, cuts, run / "analysis", wanted, clusters, analysis, seed, workers)
-    targets = make_targets(method, model.config.num_layers, groups, share_projections=share_projections)
-    scales = load_scales(run / "analysis").tolist() if scaled else None
-    distance = DistillationLoss(targets, model.config.hidden_size, loss, scales)
+    with RunLock(run.path), StopSignals() as stop:
+        run.start()
+        remove_leftovers(run.path)
+        if start_from is not None:
+            _take_over(Path(start_from), run.path)
+        groups = None
+        if needs_clusters(method) or scaled:
+            if not (run / "analysis/clusters.json").exists():
+                run.report("analysis")
+            wanted = _analysis_settings(teacher, revision, clusters, analysis, seed)
+            groups = _analyze(model, cuts, run / "analysis", wanted, clusters, analysis, seed, workers)
+        targets = make_targets(method, model.config.num_layers, groups, share_projections=share_projections)
+        scales = load_scales(run / "analysis").tolist() if scaled else None
+        distance = DistillationLoss(targets, model.config.hidden_size, loss, scales)
 
-    def train(name: str, student: Encoder, stage: StageConfig, lagrangian: Lagrangian | None) -> None:
-        """One stage from its start or its last checkpoint to its end; its student is then in RUN/NAME/student."""
-        folder, last_report = run / name, 0.0
+        def train(name: str, student: Encoder, stage: StageConfig, lagrangian: Lagrangian | None) -> None:
+            """One stage from its start or its last checkpoint to its end; its student is then in RUN/NAME/student."""
+            folder, last_report = run / name, 0.0
 
-        def report(step: int) -> None:
-            nonlocal last_report
-            if time.monotonic() > last_report + 2 or step == stage.steps:
-                run.report(name, step, stage.steps)
-                last_report = time.monotonic()
+            def report(step: int) -> None:
+                nonlocal last_report
+                if time.monotonic() > last_report + 2 or step == stage.steps:
+                    run.report(name, step, stage.steps)
+                    last_report = time.monotonic()
 
-        stage_seed = 2 * seed + (name == "stage2")
-        held_out = None
-        if validation is not None:
-            batches = evaluation_batches(validation, batch_seconds=stage.batch_seconds)
-            held_out = audio_loader(batches, workers=workers)
-        logger.info("%s: %d steps of %g s of audio", name, stage.steps, stage.batch_seconds * stage.accumulate)
-        module = Distillation(model, student, distance, stage, lagrangian, stage_seed)
-        outcome = run_stage(
-            module,
-            lambda start, rank, world_size: audio_loader(
-                TrainingBatches(
-                    cuts,
-                    batch_seconds=stage.batch_seconds,
-                    seed=stage_seed,
-                    start_batch=start,
-                    rank=rank,
-                    world_size=world_size,
+            stage_seed = 2 * seed + (name == "stage2")
+            held_out = None
+            if validation is not None:
+                batches = evaluation_batches(validation, batch_seconds=stage.batch_seconds)
+                held_out = audio_loader(batches, workers=workers)
+            logger.info("%s: %d steps of %g s of audio", name, stage.steps, stage.batch_seconds * stage.accumulate)
+            module = Distillation(model, student, distance, stage, lagrangian, stage_seed)
+            outcome = run_stage(
+                module,
+                lambda start, rank, world_size: audio_loader(
+                    TrainingBatches(
+                        cuts,
+                        batch_seconds=stage.batch_seconds,
+                        seed=stage_seed,
+                        start_batch=start,
+                        rank=rank,
+                        world_size=world_size,
+                    ),
+                    workers=workers,
                 ),
-                workers=workers,
-            ),
-            held_out,
-            folder,
-            name=name,
-            precision=precision,
-            devices=devices,
-            checkpoint_every=checkpoint_every,
-            validate_every=validate_every,
-            on_step=report,
-        )
-        _save(student, distance, folder / "student")
-        write_json(folder / "result.json", outcome | {"peak_memory": peak_memory()})
+                held_out,
+                folder,
+                name=name,
+                precision=precision,
+                devices=devices,
+                checkpoint_every=checkpoint_every,
+                keep_checkpoints=keep_checkpoints,
+                milestone_every=milestone_every,
+                validate_every=validate_every,
+                stop=stop,
+                on_step=report,
+            )
+            _save(student, distance, folder / "student")
+            write_json(folder / "result.json", outcome | {"peak_memory": peak_memory()})
 
-    if not (run / "surgery/result.json").exists():
-        if not (run / "stage1/result.json").exists():
-            train("stage1", gated, stage1, Lagrangian(budget, stage1.sparsity_steps))
-        _load(gated, distance, run / "stage1/student")
-        _operate(run, gated, distance, budget)
-    if not (run / "stage2/result.json").exists():
-        pruned = _copy(load_encoder(run / "surgery"), model.config, stage2.student_dropout)
-        _load(pruned, distance, run / "surgery")
-        train("stage2", pruned, stage2, None)
-    return _finish(run, settings, model)
+        if not (run / "surgery/result.json").exists():
+            if not (run / "stage1/result.json").exists():
+                train("stage1", gated, stage1, Lagrangian(budget, stage1.sparsity_steps))
+            _load(gated, distance, run / "stage1/student")
+            _operate(run, gated, distance, budget)
+        if not (run / "stage2/result.json").exists():
+            pruned = _copy(load_encoder(run / "surgery"), model.config, stage2.student_dropout)
+            _load(pruned, distance, run / "surgery")
+            train("stage2", pruned, stage2, None)
+        return _finish(run, settings, model)
 
 
 def _open_data(
@@ -452,6 +467,18 @@ def _check_stages(stage1: StageConfig, stage2: StageConfig) -> None:
                 )
 
 
+def _check_checkpoints(every: int, keep: int, milestone_every: int) -> None:
+    """See that there is always a checkpoint behind the newest: that one may get damaged, or hold a run gone wrong."""
+    if every < 1:
+        raise InputError(f"checkpoint_every is {every}; it must be positive")
+    if keep < 2:
+        raise InputError(f"keep_checkpoints is {keep}; it must be at least 2, one to fall back to")
+    if milestone_every < 0 or milestone_every % every:
+        raise InputError(
+            f"milestone_every is {milestone_every}; it must be 0 or a multiple of checkpoint_every, {every}"
+        )
+
+
 def _check_source(source: Path) -> None:
     """See that a run can start behind the stage in that folder."""
     if source.name not in MARKS or not (source / MARKS[source.name]).exists():
@@ -462,7 +489,9 @@ def _take_over(source: Path, target: Path) -> None:
     """Copy a finished stage of another run, and the analysis that it was made with, unless they are there already."""
     for name in dict.fromkeys(("analysis", source.name)):
         if (source.parent / name).is_dir() and not (target / name / MARKS[name]).exists():
-            shutil.copytree(source.parent / name, target / name, dirs_exist_ok=True)
+            shutil.rmtree(target / name, ignore_errors=True)
+            with atomic_folder(target / name) as temporary:
+                shutil.copytree(source.parent / name, temporary, dirs_exist_ok=True)
 
 
 def _plain(value: Any) -> Any:

@@ -69,6 +69,12 @@ class Distillation(lightning.LightningModule):
         self.student, self.loss, self.lagrangian = student, loss, lagrangian
         self.stage, self.seed = stage, seed
         self.batches_seen = 0
+        self.skipped = 0
+        """Updates that were left out because the loss or a gradient was not finite."""
+        self.skipped_in_a_row = 0
+        self.returns = 0
+        """How often an earlier state was restored because many updates in a row were left out."""
+        self._carried: dict[str, int] | None = None
         self._clock, self._audio = time.perf_counter(), 0.0
 
     @property
@@ -93,7 +99,8 @@ class Distillation(lightning.LightningModule):
             total = total + penalty
             logged |= {"penalty": penalty.detach(), **more}
         self.log_dict({f"train/{name}": value for name, value in logged.items()})
-        return total
+        # A loss that is not finite may have finite gradients. Times NaN, every process sees it in the gradients.
+        return total * torch.where(total.detach().isfinite(), 1.0, torch.nan)
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
         """Distillation loss of a padded batch, logged; it decides nothing."""
@@ -118,10 +125,20 @@ class Distillation(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, and log the norm there was."""
+        """Clip, and log the norm there was; gradients that are not finite are dropped, and the weights stay.
+
+        AdamW leaves weights without a gradient alone, moments and step counts too. The update counts as made: the
+        schedule and the target sparsity go on, so that a stage is never longer than its steps.
+        """
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         limit = self.stage.clip_norm or float("inf")
-        self.log("train/gradient_norm", torch.nn.utils.clip_grad_norm_(weights, limit))
+        norm = torch.nn.utils.clip_grad_norm_(weights, limit)
+        if bool(norm.isfinite()):
+            self.skipped_in_a_row = 0
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        self.log_dict({"train/gradient_norm": norm, "train/skipped": float(self.skipped)})
 
     def on_train_batch_end(self, outputs: Any, batch: AudioBatch, batch_idx: int) -> None:
         """Log the speed since the last time."""
@@ -162,9 +179,20 @@ class Distillation(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the position in the data."""
-        checkpoint["batches_seen"] = self.batches_seen
+        """Remember the position in the data, and what was left out."""
+        checkpoint |= {name: getattr(self, name) for name in _COUNTS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue at the position in the data."""
-        self.batches_seen = checkpoint["batches_seen"]
+        """Continue at the position in the data; after `go_back`, behind the data that led nowhere."""
+        for name, value in (self._carried or checkpoint).items():
+            if name in _COUNTS:
+                setattr(self, name, value)
+        self._carried = None
+
+    def go_back(self) -> None:
+        """The next checkpoint that is loaded restores weights and optimiser only: data and counts go on from here."""
+        now = {name: getattr(self, name) for name in _COUNTS}
+        self._carried = now | {"skipped_in_a_row": 0, "returns": self.returns + 1}
+
+
+_COUNTS = ("batches_seen", "skipped", "skipped_in_a_row", "returns")
