@@ -2,12 +2,12 @@
 
     python -m lab.kills --kills 24 --output runs/kills
 
-Every attempt is a process of its own that runs the command line, with a tiny random teacher on noise. A moment is a place
-of the recipe (analysis, stage 1, surgery, stage 2, the final writing) and either a time in it or one of the operations
-on files in it; there the process gets a SIGKILL, which nothing can catch, or, now and then in a stage, one of the signals
-that ask it to stop, which it has to leave with the status that is promised for them. Then the same command runs again, to be killed
-at the next place, and at last to the end. The seed chooses the moments. Weights, metrics.csv and TensorBoard's events
-must equal those of a run that nobody killed.
+Every attempt is a process of its own that runs the command line, with a tiny random teacher on noise. A moment is a
+place of the recipe (analysis, stage 1, surgery, stage 2, the final writing) and either a time in it or one of the
+operations on files in it; there the process gets a SIGKILL, which nothing can catch, or, now and then in a stage, one
+of the signals that ask it to stop, which it has to leave with the status that is promised for them. Then the same
+command runs again, to be killed at the next place, and at last to the end. The seed chooses the moments. Weights,
+metrics.csv and TensorBoard's events must equal those of a run that nobody killed.
 """
 
 from __future__ import annotations

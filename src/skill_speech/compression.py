@@ -20,7 +20,7 @@ from safetensors.torch import save
 from .checkpoints import load_encoder
 from .checkpoints.native import read_json
 from .checkpoints.weights import fill, read_weights
-from .data import TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts
+from .data import AudioTally, TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts, tallied
 from .distillation import Distillation, DistillationLoss, LossConfig, Method, StageConfig, make_targets, needs_clusters
 from .distillation.training import Precision, run_stage
 from .encoder import Encoder, EncoderConfig
@@ -106,6 +106,8 @@ def analyze(
     revision: str | None = None,
     seed: int = 0,
     workers: int = 0,
+    max_bad: float | str = "1%",
+    absolute_paths: bool = False,
 ) -> LayerClusters:
     """Measure how similar a teacher's layers are and group them; writes OUTPUT/analysis.
 
@@ -118,6 +120,8 @@ def analyze(
         revision: of the teacher on the hub.
         seed: of the calibration sample.
         workers: processes that read audio.
+        max_bad: the share of files or cuts that may be unusable, such as 1% or 0.01.
+        absolute_paths: a manifest that `prepare` did not write may name files outside of its corpus.
 
     Raises:
         InputError: bad teacher, data or number of clusters.
@@ -125,9 +129,11 @@ def analyze(
     settings = _analysis_settings(teacher, revision, clusters, analysis, seed)
     encoder = load_encoder(teacher, revision=revision)
     _check_clusters(clusters, encoder.config, analysis)
-    cuts, folder = open_cuts(data), Path(output)
+    cuts, folder = open_cuts(data, absolute_paths=absolute_paths, max_bad=max_bad), Path(output)
     with RunLock(folder), StopSignals():
-        return _analyze(encoder, cuts, folder / "analysis", settings, clusters, analysis, seed, workers)
+        return _analyze(
+            encoder, cuts, folder / "analysis", settings, clusters, analysis, seed, workers, AudioTally(max_bad)
+        )
 
 
 def _analysis_settings(
@@ -153,6 +159,7 @@ def _analyze(
     config: AnalysisConfig,
     seed: int,
     workers: int,
+    tally: AudioTally,
 ) -> LayerClusters:
     """The analysis in a folder: taken from there if it was made with these settings, made otherwise."""
     if (folder / "clusters.json").exists():
@@ -167,7 +174,7 @@ def _analyze(
     with Meter("analysis", len(batches)) as meter:
         cka_LL = estimate_cka(
             encoder,
-            audio_loader(batches, workers=workers),
+            tallied(audio_loader(batches, workers=workers), tally),
             estimator=config.estimator,
             batch_frames=config.batch_frames,
             include_features=config.include_features,
@@ -183,6 +190,7 @@ def _analyze(
         first_layer=0 if config.include_features else 1,
     )
     logger.info("%s", groups.reason)
+    write_json(folder / "audio.json", tally.state_dict())
     save_analysis(folder, cka_LL, groups, scales.compute())
     logger.info("written: %s/similarity.svg, dendrogram.svg, clusters.json, cka.npy, linkage.npy", folder)
     return groups
@@ -217,6 +225,8 @@ def compress(
     start_from: str | None = None,
     seed: int = 0,
     workers: int = 0,
+    max_bad: float | str = "1%",
+    absolute_paths: bool = False,
 ) -> CompressionResult:
     """Make a small encoder of a large one; the same call goes on where it stopped.
 
@@ -250,6 +260,8 @@ def compress(
             copied, and the run starts behind it.
         seed: of everything random.
         workers: processes that read audio.
+        max_bad: the share of files or cuts that may be unusable, such as 1% or 0.01.
+        absolute_paths: a manifest that `prepare` did not write may name files outside of its corpus.
 
     Raises:
         InputError: bad teacher, data, budget or settings, an output folder of another run or in which one is going on.
@@ -272,7 +284,8 @@ def compress(
     scaled = needs_clusters(method) and model.config.pre_norm if scale_layers is None else scale_layers
     if needs_clusters(method) or scaled:
         _check_clusters(clusters, model.config, analysis)
-    cuts, validation = _open_data(data, validation_data, validation_seconds, seed)
+    prepared = AudioTally(max_bad)
+    cuts, validation = _open_data(data, validation_data, validation_seconds, seed, absolute_paths, prepared)
     if start_from is not None:
         _check_source(Path(start_from))
     # Everything that can be wrong with the settings has been looked at: from here on the folder is this run's.
@@ -286,7 +299,8 @@ def compress(
             if not (run / "analysis/clusters.json").exists():
                 run.report("analysis")
             wanted = _analysis_settings(teacher, revision, clusters, analysis, seed)
-            groups = _analyze(model, cuts, run / "analysis", wanted, clusters, analysis, seed, workers)
+            tally = AudioTally(max_bad)
+            groups = _analyze(model, cuts, run / "analysis", wanted, clusters, analysis, seed, workers, tally)
         targets = make_targets(method, model.config.num_layers, groups, share_projections=share_projections)
         scales = load_scales(run / "analysis").tolist() if scaled else None
         distance = DistillationLoss(targets, model.config.hidden_size, loss, scales)
@@ -330,6 +344,7 @@ def compress(
                 keep_checkpoints=keep_checkpoints,
                 milestone_every=milestone_every,
                 validate_every=validate_every,
+                max_bad=max_bad,
                 stop=stop,
                 on_step=report,
             )
@@ -345,16 +360,21 @@ def compress(
             pruned = _copy(load_encoder(run / "surgery"), model.config, stage2.student_dropout)
             _load(pruned, distance, run / "surgery")
             train("stage2", pruned, stage2, None)
-        return _finish(run, settings, model)
+        return _finish(run, settings, model, prepared)
 
 
 def _open_data(
-    data: str, validation_data: str | None, validation_seconds: float, seed: int
+    data: str,
+    validation_data: str | None,
+    validation_seconds: float,
+    seed: int,
+    absolute_paths: bool,
+    found: AudioTally,
 ) -> tuple[CutSet, CutSet | None]:
     """Training cuts, and validation cuts if there are any."""
-    cuts = open_cuts(data)
+    cuts = open_cuts(data, absolute_paths=absolute_paths, max_bad=found.max_bad, found=found)
     if validation_data is not None:
-        return cuts, open_cuts(validation_data)
+        return cuts, open_cuts(validation_data, absolute_paths=absolute_paths, max_bad=found.max_bad)
     if validation_seconds <= 0:
         return cuts, None
     cuts, held_out = split_cuts(cuts, validation_seconds=validation_seconds, seed=seed)
@@ -372,7 +392,7 @@ def _operate(run: RunFolder, gated: Encoder, distance: DistillationLoss, budget:
     write_json(run / "surgery/result.json", {"parameters": pruned.num_parameters(), "teacher_parameters": before})
 
 
-def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> CompressionResult:
+def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder, prepared: AudioTally) -> CompressionResult:
     """Write RUN/model, the outcome and the report."""
     # The report knows of evaluation, which takes long to import and which nothing else here needs.
     from .reporting import report
@@ -387,6 +407,12 @@ def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> Compr
     done = [name for name in ("stage1", "stage2") if (run / name / "result.json").exists()]
     stages = {name: read_json(run / name / "result.json") for name in done}
     clustered = needs_clusters(settings["method"])
+    audio = {"prepare": prepared.state_dict()} if prepared.read else {}
+    if (run / "analysis/audio.json").exists():
+        audio["analysis"] = read_json(run / "analysis/audio.json")
+    audio |= {name: stage.pop("audio") for name, stage in stages.items() if "audio" in stage}
+    write_json(run / "bad_audio.json", audio)
+    _say_bad_audio(run / "bad_audio.json", audio)
     outcome = {
         "teacher": asdict(measure(teacher, str(settings["teacher"]))),
         "student": asdict(measure(final, str(run / "model"))),
@@ -394,6 +420,7 @@ def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> Compr
         "loss": stages["stage2"]["validation"].get("distillation"),
         "clusters": [list(group) for group in load_analysis(run / "analysis")[1].groups] if clustered else None,
         "stages": stages,
+        "audio": audio,
         "widths": {"teacher": _widths(teacher.config), "student": _widths(final.config)},
         "environment": environment(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -403,6 +430,14 @@ def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> Compr
     report([str(run.path)])
     run.report("finished", finished=True)
     return _read_result(run, already_done=False)
+
+
+def _say_bad_audio(path: Path, audio: dict[str, dict[str, Any]]) -> None:
+    """One line for each part of the run in which something was wrong with its audio."""
+    for part, found in audio.items():
+        if found["kinds"]:
+            kinds = ", ".join(f"{kind['cuts']} {name}" for name, kind in found["kinds"].items())
+            logger.warning("%s: %d of %d cuts left out (%s): %s", part, found["left_out"], found["read"], kinds, path)
 
 
 def _widths(config: EncoderConfig) -> dict[str, Any]:

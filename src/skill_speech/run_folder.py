@@ -17,7 +17,16 @@ from .run_lock import NAME as LOCK
 # What a first step by itself leaves: `compress` goes on from the analysis that `analyze` made in the same folder.
 MAY_BE_THERE = ("analysis", LOCK)
 # Settings that change how a run is carried out but not what comes of it: they may differ when it goes on.
-FREE_KEYS = ("output", "workers", "checkpoint_every", "keep_checkpoints", "milestone_every", "start_from")
+FREE_KEYS = (
+    "output",
+    "workers",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "milestone_every",
+    "max_bad",
+    "absolute_paths",
+    "start_from",
+)
 
 
 class RunFolder:

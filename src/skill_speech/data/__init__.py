@@ -9,11 +9,14 @@ from .batches import TrainingBatches, evaluation_batches
 from .dataset import AudioBatch, WaveformDataset, audio_loader
 from .manifests import open_cuts, prepare
 from .split import split_cuts
+from .tally import AudioTally, Note, tallied
 
 __all__ = [
     "SAMPLE_RATE",
     "AudioBatch",
+    "AudioTally",
     "BadAudio",
+    "Note",
     "TrainingBatches",
     "WaveformDataset",
     "audio_loader",
@@ -22,4 +25,5 @@ __all__ = [
     "open_cuts",
     "prepare",
     "split_cuts",
+    "tallied",
 ]

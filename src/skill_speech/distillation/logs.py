@@ -45,7 +45,8 @@ class CsvLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Merge into the row of that step."""
-        row = self.rows.setdefault(step or 0, {"step": step or 0, "time": f"{time.time():.3f}"})
+        number = round(step or 0)
+        row = self.rows.setdefault(number, {"step": number, "time": f"{time.time():.3f}"})
         # Nine digits are a float32 to the bit: events that are made of rows equal those that were written at once.
         row |= {name: f"{value:.9g}" for name, value in metrics.items() if name != "epoch"}
 

@@ -17,6 +17,8 @@ from .loss import DistillationLoss
 if TYPE_CHECKING:
     from ..data import AudioBatch
 
+NO_AUDIO_SAMPLES = 16_000
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -91,22 +93,32 @@ class Distillation(lightning.LightningModule):
         torch.manual_seed((self.seed * 1_000_003 + self.batches_seen) * 1_009 + self.global_rank)
         self.batches_seen += 1
         self._audio += batch.waveforms_BT.numel() / self.student.config.sampling_rate
-        terms = self._distil(batch.waveforms_BT, None)
+        usable = bool(batch.ids)
+        # Without audio there is nothing to learn, but every process has to take part in the update.
+        waveforms_BT = batch.waveforms_BT if usable else torch.zeros(1, NO_AUDIO_SAMPLES, device=self.device)
+        terms = self._distil(waveforms_BT, None)
         total = terms["distillation"]
         logged: dict[str, Any] = {name: value.detach() for name, value in terms.items()}
         if self.lagrangian is not None:
             penalty, more = self.lagrangian(self.student, self.global_step)
             total = total + penalty
             logged |= {"penalty": penalty.detach(), **more}
-        self.log_dict({f"train/{name}": value for name, value in logged.items()})
+        if usable:
+            self.log_dict({f"train/{name}": value for name, value in logged.items()})
         # A loss that is not finite may have finite gradients. Times NaN, every process sees it in the gradients.
-        return total * torch.where(total.detach().isfinite(), 1.0, torch.nan)
+        return total * torch.where(total.detach().isfinite() & usable, 1.0, torch.nan)
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
         """Distillation loss of a padded batch, logged; it decides nothing."""
+        if not batch.ids:
+            return
         terms = self._distil(batch.waveforms_BT, batch.lengths_B)
         frames = int(self.student.num_frames(batch.lengths_B).sum())
         self.log_dict({f"validation/{name}": value for name, value in terms.items()}, batch_size=frames)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log into the row of the last update, and beyond a stage into the one behind; Lightning counts otherwise."""
+        self.log("step", float(self.global_step - (self.trainer.state.fn == "fit")))
 
     def _distil(self, waveforms_BT: Tensor, lengths_B: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
+from ..data import AudioTally
 from ..errors import InputError
 from ..files import write_json
 from ..progress import Meter
@@ -49,6 +51,7 @@ def run_stage(
     keep_checkpoints: int = 2,
     milestone_every: int = 0,
     validate_every: int = 1_000,
+    max_bad: float | str = "1%",
     stop: StopSignals | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
@@ -70,16 +73,17 @@ def run_stage(
         keep_checkpoints: how many of the newest are kept.
         milestone_every: checkpoints at multiples of this are kept for good; 0 for none.
         validate_every: updates between validations.
+        max_bad: the share of cuts whose audio may be unusable.
         stop: who is told to stop; then a checkpoint is written behind the update at hand.
         on_step: called after updates, with their number.
 
     Returns:
         updates made in all, how many of them were left out, and how often an earlier state was restored; seconds taken
-        by this call and audio seconds seen in it; mean losses on the validation set before the first update and after
-        the last.
+        by this call and audio seconds seen in it; what was wrong with the audio; mean losses on the validation set
+        before the first update and after the last.
 
     Raises:
-        InputError: the loss stays not finite; the disk is full; all checkpoints are damaged.
+        InputError: the loss stays not finite; too much audio is bad; the disk is full; all checkpoints are damaged.
         Stopped: by `stop`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +92,7 @@ def run_stage(
     kept = CheckpointFolder(
         folder / "checkpoints", every=checkpoint_every, keep=keep_checkpoints, milestone_every=milestone_every
     )
-    watch = _Watch(name, module, on_step)
+    watch = _Watch(name, module, AudioTally(max_bad), on_step)
     # What a stage begins with can be returned to without a checkpoint of it.
     at_first = {key: value.clone() for key, value in module.state_dict().items()}
     data, at_start = _Data(training, validation), folder / "validation_at_start.json"
@@ -126,7 +130,8 @@ def run_stage(
         if validation is None:
             return {}
         [results] = trainer.validate(module, dataloaders=validation, verbose=False)
-        return {key.removeprefix("validation/"): float(value) for key, value in results.items()}
+        found = {key: float(value) for key, value in results.items() if key.startswith("validation/")}
+        return {key.removeprefix("validation/"): value for key, value in found.items()}
 
     with warnings.catch_warnings():
         _silence_lightning()
@@ -169,6 +174,7 @@ def run_stage(
         "returns": module.returns,
         "seconds": time.perf_counter() - started,
         "audio_seconds": watch.audio_seconds,
+        "audio": watch.tally.state_dict(),
         "validation_at_start": _read(at_start),
         "validation": means,
     }
@@ -231,11 +237,40 @@ class _Data(lightning.LightningDataModule):
 class _Watch(Callback):
     """Shows the progress, tells the caller, and sees updates that are left out."""
 
-    def __init__(self, name: str, module: Distillation, on_step: Callable[[int], None] | None) -> None:
-        self.name, self.module, self.on_step = name, module, on_step
+    def __init__(
+        self, name: str, module: Distillation, tally: AudioTally, on_step: Callable[[int], None] | None
+    ) -> None:
+        self.name, self.module, self.tally, self.on_step = name, module, tally, on_step
+        # Held-out audio is read again and again: it is counted by itself, and named.
+        self.held_out = AudioTally(tally.max_bad)
         self.audio_seconds = 0.0
         self._skipped = 0
         self._meter: Meter | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: the audio that was used."""
+        return copy.deepcopy(self.tally.state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of the checkpoint."""
+        self.tally.load_state_dict(state_dict)
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the audio, before anything is learned of it."""
+        self.tally.add(batch)
+
+    def on_validation_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the audio here too."""
+        self.held_out.add(batch)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the bar at the step the run stands at."""
