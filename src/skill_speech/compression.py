@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,21 +17,22 @@ import torch
 from lhotse import CutSet
 from safetensors.torch import save
 
-from .checkpoints import load_encoder
+from .checkpoints import load_encoder, resolve_revision
 from .checkpoints.native import read_json
 from .checkpoints.weights import fill, read_weights
 from .data import AudioTally, TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts, tallied
 from .distillation import Distillation, DistillationLoss, LossConfig, Method, StageConfig, make_targets, needs_clusters
+from .distillation.memory import available_bytes, fit_batch
 from .distillation.training import Precision, run_stage
 from .encoder import Encoder, EncoderConfig
 from .environment import environment
 from .errors import InputError
-from .files import atomic_folder, atomic_write, remove_leftovers, write_json
+from .files import atomic_folder, atomic_write, remove_leftovers, require_space, write_json
 from .profiling import Profile, measure, peak_memory
 from .progress import Meter
 from .pruning import Budget, Lagrangian, attach_gates, fix_gates, human, prune
 from .reporting.model_card import write_model_card
-from .run_folder import RunFolder, refuse_changes, write_settings
+from .run_folder import RunFolder, pinned_revision, refuse_changes, write_settings
 from .run_lock import RunLock
 from .similarity import (
     LayerClusters,
@@ -117,7 +118,7 @@ def analyze(
         output: the run's folder.
         clusters: number of clusters K, or "auto".
         analysis: the other settings.
-        revision: of the teacher on the hub.
+        revision: of the teacher on the hub: branch, tag or commit; the commit is written down and used from then on.
         seed: of the calibration sample.
         workers: processes that read audio.
         max_bad: the share of files or cuts that may be unusable, such as 1% or 0.01.
@@ -126,6 +127,7 @@ def analyze(
     Raises:
         InputError: bad teacher, data or number of clusters.
     """
+    revision = _commit(_plain(teacher), revision, Path(output) / "analysis/config.yaml")
     settings = _analysis_settings(teacher, revision, clusters, analysis, seed)
     encoder = load_encoder(teacher, revision=revision)
     _check_clusters(clusters, encoder.config, analysis)
@@ -134,6 +136,11 @@ def analyze(
         return _analyze(
             encoder, cuts, folder / "analysis", settings, clusters, analysis, seed, workers, AudioTally(max_bad)
         )
+
+
+def _commit(teacher: str, revision: str | None, settings: Path) -> str | None:
+    """The commit of a teacher on the hub: the one in the settings of the run that goes on, unless one is asked for."""
+    return (pinned_revision(settings, teacher) if revision is None else None) or resolve_revision(teacher, revision)
 
 
 def _analysis_settings(
@@ -255,7 +262,7 @@ def compress(
         milestone_every: checkpoints at multiples of this are kept for good; 0 for none.
         precision: "bf16" or "float32".
         devices: accelerators to train on.
-        revision: of the teacher on the hub.
+        revision: of the teacher on the hub: branch, tag or commit; the commit is written down and used from then on.
         start_from: a finished stage of another run, RUN/analysis, RUN/stage1 or RUN/surgery: it and what it needed are
             copied, and the run starts behind it.
         seed: of everything random.
@@ -270,6 +277,7 @@ def compress(
     settings = {name: _plain(value) for name, value in locals().items()}
     if sparsity is None and params is None and macs is None:
         settings["sparsity"] = sparsity = 0.75
+    settings["revision"] = revision = _commit(settings["teacher"], revision, Path(output) / "config.yaml")
     run = RunFolder(output, settings)
     if run.status().get("finished"):
         logger.info("%s is finished: nothing to do", run.path)
@@ -294,6 +302,7 @@ def compress(
         remove_leftovers(run.path)
         if start_from is not None:
             _take_over(Path(start_from), run.path)
+        _check_disk(run, budget, (stage1.steps, stage2.steps), keep_checkpoints, milestone_every)
         groups = None
         if needs_clusters(method) or scaled:
             if not (run / "analysis/clusters.json").exists():
@@ -316,12 +325,13 @@ def compress(
                     last_report = time.monotonic()
 
             stage_seed = 2 * seed + (name == "stage2")
+            module = Distillation(model, student, distance, stage, lagrangian, stage_seed)
+            module.stage = stage = _fitting(module, stage, precision, name, folder / "batch.json")
             held_out = None
             if validation is not None:
                 batches = evaluation_batches(validation, batch_seconds=stage.batch_seconds)
                 held_out = audio_loader(batches, workers=workers)
             logger.info("%s: %d steps of %g s of audio", name, stage.steps, stage.batch_seconds * stage.accumulate)
-            module = Distillation(model, student, distance, stage, lagrangian, stage_seed)
             outcome = run_stage(
                 module,
                 lambda start, rank, world_size: audio_loader(
@@ -361,6 +371,32 @@ def compress(
             _load(pruned, distance, run / "surgery")
             train("stage2", pruned, stage2, None)
         return _finish(run, settings, model, prepared)
+
+
+def _check_disk(run: RunFolder, budget: Budget, steps: tuple[int, int], keep: int, milestone_every: int) -> None:
+    """See that what a run keeps fits onto the disk: checkpoints (12 bytes per parameter) and four sets of weights.
+
+    Raises:
+        InputError: it does not.
+    """
+    whole = budget.teacher_parameters
+    left = whole if budget.parameters is None else budget.parameters
+    needed = 4.0 * (whole + 3 * left)
+    for parameters, count in ((whole, steps[0]), (left, steps[1])):
+        milestones = count // milestone_every if milestone_every else 0
+        needed += 12 * parameters * (keep + 1 + milestones)  # one is being written while the others are there
+    there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+    require_space(run.path, max(0, round(needed) - there), "a run of this size")
+
+
+def _fitting(module: Distillation, stage: StageConfig, precision: Precision, name: str, path: Path) -> StageConfig:
+    """The stage with batches that fit into memory: as they were when it began, wherever it goes on."""
+    if path.exists():
+        values = read_json(path)
+        return replace(stage, batch_seconds=values["batch_seconds"], accumulate=values["accumulate"])
+    fitting = fit_batch(module, stage, precision, name, available_bytes())
+    write_json(path, {"batch_seconds": fitting.batch_seconds, "accumulate": fitting.accumulate})
+    return fitting
 
 
 def _open_data(

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..encoder import Encoder
 from ..errors import InputError
 from .checkpoint import Checkpoint
-from .hugging_face import load_hugging_face
+from .hugging_face import load_hugging_face, resolve_revision
 from .importing import ImportResult, import_encoder
 from .native import is_native, load_native
 from .single_file import load_file
@@ -21,6 +21,7 @@ __all__ = [
     "import_encoder",
     "load_encoder",
     "read_checkpoint",
+    "resolve_revision",
     "save_torchaudio",
 ]
 

@@ -305,6 +305,7 @@ class _Tally:
             )
         if bad:
             logger.warning("%d of %d files cannot be used and were left out", bad, total)
+        self.audio.converted = {"resampled": self.converted, "mixed down": self.mixed_down}
         if self.converted:
             logger.info("%d of %d files are not 16 kHz: resampled on the fly", self.converted, self.usable)
         if self.mixed_down:
@@ -378,7 +379,8 @@ def _check_header(path: str) -> Checked:
         return header, []
     if header.samples / header.sample_rate < SHORTEST_SECONDS:
         return BadAudio(f"{path}: {header.samples} samples are less than one frame of 25 ms", "too short"), []
-    return header, ["another format than its name says"] if other_format(path, header) else []
+    kinds = ["another format than its name says"] if other_format(path, header) else []
+    return header, [*kinds, "shorter than its header says"] if header.cut_short else kinds
 
 
 def _decode(path: str) -> Checked:
