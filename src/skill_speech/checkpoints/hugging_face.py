@@ -45,16 +45,12 @@ def load_hugging_face(source: str, revision: str | None) -> Encoder:
     return build(config, dict(convert_weights(StateDict(theirs, source), config)), source)
 
 
-def resolve_revision(source: str, revision: str | None) -> str | None:
-    """The commit on the hub that a branch, a tag, or nothing stands for now; offline, in the cache.
-
-    None for what is not on the hub.
+def commit_of(source: str, revision: str | None) -> str | None:
+    """The commit that a revision of a hub id stands for now; the revision itself where a cache does not know it.
 
     Raises:
         InputError: there is no such model or revision, or the hub cannot be reached.
     """
-    if Path(source).exists():
-        return None
     from huggingface_hub import hf_hub_download
 
     try:
