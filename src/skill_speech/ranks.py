@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import InputError
+from .stopping import Stopped
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -119,6 +120,18 @@ def sum_in_place(tensor: Tensor) -> None:
     group = _group()
     if group is not None:
         group.all_reduce(tensor)
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers that the ranks give, on all of them."""
+    group = _group()
+    if group is None:
+        return number
+    import torch
+
+    number_1 = torch.tensor([number])
+    group.all_reduce(number_1, group.ReduceOp.MAX)
+    return int(number_1)
 
 
 def environment() -> ClusterEnvironment | None:
@@ -224,7 +237,7 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
         # The processes were sent it too and have had half a minute to write where they are.
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
-        raise SystemExit(128 + error.sigval) from None
+        raise Stopped(error.sigval) from None
     finally:
         shutil.rmtree(notes, ignore_errors=True)
         if threads is None:
@@ -260,7 +273,7 @@ def _cause(failed: Any, devices: int, notes: Path) -> BaseException:
     """
     for number, failure in failed.failures.items():
         if failure.exitcode in (128 + signal.SIGTERM, 128 + signal.SIGUSR1):
-            return SystemExit(failure.exitcode)
+            return Stopped(failure.exitcode - 128)
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             name = signal.Signals(-failure.exitcode).name
             return _killed(f"rank {number} (process {failure.pid}) was ended by {name}")

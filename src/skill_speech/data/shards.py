@@ -130,7 +130,7 @@ def write_shards(
     folder: Path,
     *,
     encode: Callable[[Callable[[Cut], Any], Iterable[Cut]], Iterator[Any]] = map,
-    on_bad: Callable[[BadAudio], None],
+    on_bad: Callable[[Cut, BadAudio], None],
     shard_cuts: int = SHARD_CUTS,
 ) -> tuple[int, float]:
     """Write the audio of cuts, and them, as shards; the index last, so that incomplete shards are not taken for all.
@@ -139,7 +139,7 @@ def write_shards(
         cuts: at 16 kHz.
         folder: where to.
         encode: a map that may work on several cuts at a time.
-        on_bad: told of audio that cannot be read, which is left out.
+        on_bad: told of cuts whose audio cannot be read, which are left out, and why.
         shard_cuts: cuts per shard.
 
     Returns:
@@ -160,20 +160,20 @@ def write_shards(
     return totals
 
 
-def _good(encoded: Iterable[Any], on_bad: Callable[[BadAudio], None]) -> Iterator[tuple[Cut, bytes]]:
-    for outcome in encoded:
+def _good(encoded: Iterable[Any], on_bad: Callable[[Cut, BadAudio], None]) -> Iterator[tuple[Cut, bytes]]:
+    for cut, outcome in encoded:
         if isinstance(outcome, BadAudio):
-            on_bad(outcome)
+            on_bad(cut, outcome)
         else:
-            yield outcome
+            yield cut, outcome
 
 
-def _encoded(cut: Cut) -> tuple[Cut, bytes] | BadAudio:
+def _encoded(cut: Cut) -> tuple[Cut, bytes | BadAudio]:
     """The cut as a shard has it, and its audio as 16-bit FLAC: exact for 16-bit sources at 16 kHz."""
     try:
         waveform_T = load_waveform(cut)
     except BadAudio as error:
-        return error
+        return cut, error
     stream = io.BytesIO()
     # Not by soundfile's own conversion, which scales by 32767 and does not give back the integers that it read.
     samples_T = np.clip(np.rint(waveform_T * 32768.0), -32768, 32767).astype(np.int16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,11 @@ from .parallel import average_whole_gradients, clip_gradients, count_batches_ane
 
 if TYPE_CHECKING:
     from ..data import AudioBatch
+
+NO_AUDIO_SAMPLES = 16_000
+"""Silence that stands for a batch without audio."""
+
+Parts = tuple[Encoder, DistillationLoss, Lagrangian | None]
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,12 @@ class Distillation(lightning.LightningModule):
         self.student, self.loss, self.lagrangian = student, loss, lagrangian
         self.stage, self.seed = stage, seed
         self.batches_seen = self.validation_batches = 0
+        self.skipped = 0
+        """Updates that were left out because the loss or a gradient was not finite."""
+        self.skipped_in_a_row = 0
+        self.returns = 0
+        """How often an earlier state was restored because many updates in a row were left out."""
+        self._counts_go_on = False
         self._clock, self._audio = time.perf_counter(), 0.0
         self._sharded = False
 
@@ -133,15 +145,19 @@ class Distillation(lightning.LightningModule):
         self.batches_seen += ranks.count()
         # Batches are about equally long: what this rank has seen stands for the others.
         self._audio += ranks.count() * batch.waveforms_BT.numel() / self.student.config.sampling_rate
-        terms = self._distil(batch.waveforms_BT, None)
+        usable = bool(batch.ids)
+        # Without audio there is nothing to learn, but every rank has to take part in the update.
+        terms = self._distil(batch.waveforms_BT if usable else self._no_audio(), None)
         total = terms["distillation"]
         logged: dict[str, Any] = {name: value.detach() for name, value in terms.items()}
         if self.lagrangian is not None:
             penalty, more = self.lagrangian(self.student, self.global_step)
             total = total + penalty
             logged |= {"penalty": penalty.detach(), **more}
-        self.log_dict({f"train/{name}": value for name, value in logged.items()})
-        return total
+        if usable:
+            self.log_dict({f"train/{name}": value for name, value in logged.items()})
+        # A loss that is not finite may have finite gradients. Times NaN, every process sees it in the gradients.
+        return total * torch.where(total.detach().isfinite() & usable, 1.0, torch.nan)
 
     def on_validation_epoch_start(self) -> None:
         """Nothing has been summed yet."""
@@ -149,6 +165,10 @@ class Distillation(lightning.LightningModule):
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
         """Distillation loss of a padded batch, summed over its frames; it decides nothing."""
+        if not batch.ids:
+            # A sharded student is run by all ranks or by none.
+            self._distil(self._no_audio(), None)
+            return
         terms = self._distil(batch.waveforms_BT, batch.lengths_B)
         if batch_idx * ranks.count() + ranks.rank() >= self.validation_batches:
             return  # a repeated one, so that all ranks have equally many
@@ -156,12 +176,19 @@ class Distillation(lightning.LightningModule):
         for name, value in {**terms, "frames": torch.ones(())}.items():
             self._sums[name] = self._sums.get(name, 0.0) + frames * float(value)
 
+    def _no_audio(self) -> Tensor:
+        return torch.zeros(1, NO_AUDIO_SAMPLES, device=self.device)
+
     def on_validation_epoch_end(self) -> None:
-        """Log the means over all frames of all ranks."""
+        """Log the means over all frames of all ranks.
+
+        Into the row of the last update, and beyond a stage into the one behind; Lightning counts otherwise.
+        """
         parts = ranks.gathered(self._sums)
         frames = sum(part.get("frames", 0.0) for part in parts)
         for name in dict.fromkeys(name for part in parts for name in part if name != "frames"):
             self.log(f"validation/{name}", sum(part.get(name, 0.0) for part in parts) / frames)
+        self.log("step", float(self.global_step - (self.trainer.state.fn == "fit")))
 
     def _distil(self, waveforms_BT: Tensor, lengths_B: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -197,10 +224,21 @@ class Distillation(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, and log the norm there was."""
+        """Clip, and log the norm there was; gradients that are not finite are dropped, and the weights stay.
+
+        AdamW leaves weights without a gradient alone, moments and step counts too. The update counts as made: the
+        schedule and the target sparsity go on, so that a stage is never longer than its steps.
+        """
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         limit = self.stage.clip_norm or float("inf")
-        self.log("train/gradient_norm", clip_gradients(weights, limit))
+        norm = clip_gradients(weights, limit)
+        # Every rank leaves out what one of them does.
+        if ranks.largest(int(not norm.isfinite())):
+            optimizer.zero_grad(set_to_none=True)
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        else:
+            self.skipped_in_a_row = 0
+        self.log_dict({"train/gradient_norm": norm, "train/skipped": float(self.skipped)})
 
     def on_train_batch_end(self, outputs: Any, batch: AudioBatch, batch_idx: int) -> None:
         """Log the speed since the last time."""
@@ -242,11 +280,32 @@ class Distillation(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the position in the data."""
-        checkpoint["batches_seen"] = self.batches_seen
+        """Remember the position in the data, and what was left out."""
+        checkpoint |= {name: getattr(self, name) for name in _COUNTS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue at the position in the data, with a student of the size that it had there."""
+        """Continue at the position in the data, with a student of the size that it had there.
+
+        After `go_back`, behind the data that led nowhere.
+        """
         shrink_like(self.student, checkpoint["state_dict"], "student.")
-        self.batches_seen = checkpoint["batches_seen"]
+        for name in () if self._counts_go_on else _COUNTS:
+            setattr(self, name, checkpoint[name])
         count_batches_anew(checkpoint, self.trainer.accumulate_grad_batches)
+
+    def parts(self) -> Parts:
+        """Copies of what is trained, for `go_back`."""
+        return copy.deepcopy((self.student, self.loss, self.lagrangian))
+
+    def go_back(self, parts: Parts) -> None:
+        """Train these parts from here on, which are to be of the start; a checkpoint may be loaded into them.
+
+        The student as it is may have lost units that were there in an earlier state, or be sharded for good. Data and
+        counts go on, whatever the checkpoint says.
+        """
+        self.student, self.loss, self.lagrangian = copy.deepcopy(parts)
+        self._sharded, self._running = False, None
+        self.skipped_in_a_row, self.returns, self._counts_go_on = 0, self.returns + 1, True
+
+
+_COUNTS = ("batches_seen", "skipped", "skipped_in_a_row", "returns")
