@@ -27,6 +27,16 @@ CASES = [
 STEPS = 2
 
 
+class Repeated(list[Any]):
+    """The same batch for every update."""
+
+    def position(self, used: int) -> Any:
+        """Where a checkpoint says that the data stands."""
+        from skill_speech.data import Position
+
+        return Position(0, used)
+
+
 def measure(shape: str, batch_seconds: float, precision: Any, folder: Path) -> dict[str, Any]:
     """One case, in this process."""
     import torch
@@ -58,8 +68,9 @@ def measure(shape: str, batch_seconds: float, precision: Any, folder: Path) -> d
     held = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
     run_stage(
         module,
-        lambda start, rank, world_size: DataLoader([batch] * (STEPS + 1), batch_size=None),
+        lambda start, rank, world_size: Repeated([batch] * (STEPS + 1)),
         None,
+        lambda batches: DataLoader(batches, batch_size=None),
         folder,
         name="stage1",
         precision=precision,

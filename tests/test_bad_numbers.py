@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from skill_speech import InputError
-from skill_speech.data import AudioBatch, BadAudio
+from skill_speech.data import AudioBatch, BadAudio, Position
 from skill_speech.data.tally import Note
-from skill_speech.distillation import Distillation, training
+from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets, training
 from skill_speech.distillation.training import run_stage
+from skill_speech.encoder import Encoder, hubert_config
+from skill_speech.files import sha256
+from skill_speech.pruning import Budget, Lagrangian, attach_gates, find_gates
 from tests.test_distillation import tiny_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,11 +30,14 @@ STEPS, EVERY = 18, 4
 class Noise(IterableDataset[AudioBatch]):
     """An endless sequence of batches, each a function of its number; `change` may spoil them."""
 
-    def __init__(self, start: int, change: Callable[[int, AudioBatch], AudioBatch]) -> None:
+    def __init__(self, start: Position, change: Callable[[int, AudioBatch], AudioBatch]) -> None:
         self.start, self.change = start, change
 
+    def position(self, used: int) -> Position:
+        return replace(self.start, batch=self.start.batch + used)
+
     def __iter__(self) -> Iterator[AudioBatch]:
-        number = self.start
+        number = self.start.batch
         while True:
             generator = torch.Generator().manual_seed(number)
             waveforms_BT = 0.1 * torch.randn(2, 3_000, generator=generator)
@@ -49,17 +56,20 @@ def spoiled_in(*ranges: range) -> Callable[[int, AudioBatch], AudioBatch]:
 
 def run(folder: Path, change: Any, steps: int = STEPS, **options: Any) -> tuple[Distillation, dict[str, Any]]:
     module = tiny_module(steps=steps)
-    result = run_stage(
+    return module, train(module, folder, change, **options)
+
+
+def train(module: Distillation, folder: Path, change: Any, first: int = 0, **options: Any) -> dict[str, Any]:
+    return run_stage(
         module,
-        lambda start, rank, world_size: DataLoader(Noise(start, change), batch_size=None),
+        lambda start, rank, world_size: Noise(replace(start, batch=max(first, start.batch)), change),
         None,
+        lambda batches: DataLoader(batches, batch_size=None),
         folder,
         name="stage1",
         precision="float32",
-        checkpoint_every=EVERY,
-        **options,
+        **{"checkpoint_every": EVERY, **options},
     )
-    return module, result
 
 
 def killed(folder: Path, change: Any, step: int, monkeypatch: pytest.MonkeyPatch, after_return: bool = False) -> None:
@@ -156,6 +166,53 @@ def test_many_in_a_row_before_the_first_checkpoint_go_back_to_the_start(tmp_path
     module, result = run(tmp_path, spoiled_in(range(2, 7)))
     assert (result["skipped"], result["returns"]) == (5, 1)
     assert module.batches_seen == 7 + STEPS
+
+
+def shrinking_module() -> Distillation:
+    """A module whose student loses units before update 10."""
+    torch.manual_seed(0)
+    config = hubert_config(
+        hidden_size=32, num_heads=2, units=64, channels=16, depth=3, positional_kernel=8, positional_groups=4
+    )
+    teacher = Encoder(config)
+    student = attach_gates(Encoder(config))
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    with torch.no_grad():
+        for gate in find_gates(student):
+            if gate.kind == "units":
+                gate.module.log_alpha[:16] = -30.0
+    stage = StageConfig(steps=STEPS, warmup_steps=1, sparsity_steps=1, shrink_every=9, batch_seconds=4)
+    lagrangian = Lagrangian(Budget.of(config, sparsity=0.5), 1)
+    return Distillation(teacher, student, DistillationLoss(make_targets("all-layers", 3), 32), stage, lagrangian)
+
+
+def test_a_student_that_has_lost_units_goes_back_to_when_it_had_them(tmp_path: Path) -> None:
+    """To a checkpoint, and to the start: as runs do that begin there and with the data behind the bad batches."""
+    bad = spoiled_in(range(10, 15))  # updates 11 to 15; at update 10 units are removed
+    for every, back in ((8, 8), (STEPS, 0)):
+        module = shrinking_module()
+        student = module.student
+        result = train(module, tmp_path / f"run{back}", bad, checkpoint_every=every)
+        assert (result["skipped"], result["returns"]) == (5, 1)
+        assert [layer.units for layer in module.student.config.layers] == [48] * 3
+        reference = shrinking_module()
+        folder = tmp_path / f"reference{back}"
+        if back:
+            folder.joinpath("checkpoints").mkdir(parents=True)
+            state = torch.load(tmp_path / "run8/checkpoints/step=8.ckpt", weights_only=True)
+            assert state["state_dict"]["student.layers.0.feed_forward.output.weight"].shape[1] == 64
+            state |= {"batches_seen": 15}
+            [key] = [name for name in state if "_Data" in name]
+            state[key] = {"epoch": 0, "batch": 15}
+            path = folder / "checkpoints/step=8.ckpt"
+            torch.save(state, path)
+            path.with_name("step=8.ckpt.sha256").write_text(f"{sha256(path)}  {path.name}\n")
+        else:
+            reference.batches_seen = 15
+        train(reference, folder, spoiled_in(), first=15, checkpoint_every=every)
+        assert reference.batches_seen == module.batches_seen == 15 + STEPS - back
+        assert same(module, reference)
+        assert student is not module.student
 
 
 def test_what_never_gets_better_is_an_error(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 import copy
 import csv
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from safetensors.torch import load_file
 from torch import Tensor
 
-from skill_speech import InputError, compress, load_encoder
+from skill_speech import InputError, compress, load_encoder, ranks
 from skill_speech.distillation import DistillationLoss, StageConfig, make_targets
 from skill_speech.distillation.shrinking import Shrinking, worth_removing
 from skill_speech.encoder import Encoder, hubert_config
@@ -40,6 +38,8 @@ from skill_speech.pruning import (
 )
 from skill_speech.pruning.cutting import Survivors, cut, selections
 from skill_speech.pruning.size import as_float
+from skill_speech.stopping import Stopped
+from tests import two_ranks
 from tests.test_compression import QUICK, SMALL, kill_at, same, speech, teacher, weights
 from tests.transformers_models import TINY, VARIANTS, build, save
 
@@ -411,8 +411,32 @@ def test_settings_out_of_range_are_refused(teacher: str, speech: str, tmp_path: 
 @pytest.mark.slow
 def test_two_ranks_go_on_together_with_the_smaller_student(tmp_path: Path) -> None:
     """They see different data: their weights stay equal only if the gradients of the new parameters are summed up."""
-    subprocess.run([sys.executable, "-m", "tests.two_ranks", str(tmp_path)], check=True, timeout=300)
+    ranks.start(two_ranks.main, {"folder": str(tmp_path)}, 2)
     one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert one["layers"] == [(2, 56), (0, 0), (2, 56)]
     assert sum(weight.numel() for weight in one["weights"].values()) < one["before"]
+    assert same(one["weights"], other["weights"])
+
+
+@pytest.mark.slow
+def test_bad_numbers_on_one_rank_are_left_out_and_led_back_from_on_both(tmp_path: Path) -> None:
+    """Units are removed behind the checkpoint of update 4, which is returned to."""
+    ranks.start(two_ranks.main, {"folder": str(tmp_path), "steps": 14, "bad": range(7, 12)}, 2)
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    for outcome in (one, other):
+        assert (outcome["steps"], outcome["skipped"], outcome["returns"]) == (14, 5, 1)
+        assert outcome["audio"]["read"] == 2 * 2 * (12 + 14 - 4)  # of both
+        assert outcome["layers"] == [(2, 56), (0, 0), (2, 56)]
+    assert same(one["weights"], other["weights"])
+    assert all(weight.isfinite().all() for weight in one["weights"].values())
+
+
+@pytest.mark.slow
+def test_a_stop_signal_to_one_rank_stops_both_behind_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match="SIGUSR1"):
+        ranks.start(two_ranks.main, {"folder": str(tmp_path), "stop_at": 2}, 2)
+    assert [path.name for path in (tmp_path / "stage1/checkpoints").glob("*.ckpt")] == ["step=2.ckpt"]
+    ranks.start(two_ranks.main, {"folder": str(tmp_path)}, 2)
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert one["steps"] == 6
     assert same(one["weights"], other["weights"])

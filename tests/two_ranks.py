@@ -1,36 +1,48 @@
-"""A stage 1 on two processes whose student gets smaller: python -m tests.two_ranks FOLDER."""
+"""A stage 1 on two ranks whose student gets smaller, in which one of them may have bad numbers or be told to stop."""
 
 from __future__ import annotations
 
-import sys
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from skill_speech.data import AudioBatch
+from skill_speech import ranks
+from skill_speech.data import AudioBatch, Position
 from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
 from skill_speech.distillation.training import run_stage
 from skill_speech.encoder import Encoder, hubert_config
 from skill_speech.pruning import Budget, Lagrangian, attach_gates, find_gates
+from skill_speech.stopping import StopSignals
 
 SHAPE = {"hidden_size": 32, "num_heads": 2, "units": 64, "channels": 16, "depth": 3}
 SHAPE |= {"positional_kernel": 8, "positional_groups": 4}
 
 
 class Noise(IterableDataset[AudioBatch]):
-    """Other batches on every rank."""
+    """Other batches on every rank; some of rank 1's are of infinite numbers."""
 
-    def __init__(self, start: int, rank: int) -> None:
-        self.start, self.rank = start, rank
+    def __init__(self, start: Position, rank: int, bad: range) -> None:
+        self.start, self.rank, self.bad = start, rank, bad
+
+    def position(self, used: int) -> Position:
+        return replace(self.start, batch=self.start.batch + used)
 
     def __iter__(self):
-        for number in range(self.start, 10_000):
+        for number in range(self.start.batch // 2, 10_000):
             generator = torch.Generator().manual_seed(2 * number + self.rank)
-            yield AudioBatch(torch.randn(2, 4_000, generator=generator), torch.tensor([4_000, 4_000]), ("a", "b"))
+            waveforms_BT = torch.randn(2, 4_000, generator=generator)
+            if self.rank and number in self.bad:
+                waveforms_BT *= torch.inf
+            yield AudioBatch(waveforms_BT, torch.tensor([4_000, 4_000]), ("a", "b"))
 
 
-def main(folder: Path) -> None:
+def main(folder: str, steps: int = 6, bad: range = range(0), stop_at: int | None = None) -> None:
+    """Leaves rankN.pt; with `stop_at`, rank 1 alone is told to stop in that update."""
+    ranks.join()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     # Pre-norm: the last norm is no part of the loss.
@@ -41,25 +53,30 @@ def main(folder: Path) -> None:
         for gate in find_gates(student):  # a layer that loses everything, and others that lose a part
             closed = len(gate.module.log_alpha) if gate.kind != "channels" and gate.layer == 1 else 8
             gate.module.log_alpha[:closed] = -30.0 if gate.kind != "heads" or gate.layer == 1 else 2.0
-    stage = StageConfig(steps=6, warmup_steps=1, sparsity_steps=1, shrink_every=3, accumulate=2, batch_seconds=0.5)
+    stage = StageConfig(steps=steps, warmup_steps=1, sparsity_steps=1, shrink_every=3, accumulate=2, batch_seconds=0.5)
     lagrangian = Lagrangian(Budget.of(teacher.config, sparsity=0.5), 1)
     module = Distillation(teacher, student, DistillationLoss(make_targets("all-layers", 3), 32), stage, lagrangian)
     before = student.num_parameters()
-    run_stage(
-        module,
-        lambda start, rank, world_size: DataLoader(Noise(start, rank), batch_size=None),
-        None,
-        folder / "stage1",
-        name="stage1",
-        precision="float32",
-        devices=2,
-    )
+
+    def on_step(step: int) -> None:
+        if step == stop_at and ranks.rank():
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with StopSignals() as stop:
+        outcome = run_stage(
+            module,
+            lambda start, rank, world_size: Noise(start, rank, bad),
+            None,
+            lambda batches: DataLoader(batches, batch_size=None),
+            Path(folder) / "stage1",
+            name="stage1",
+            precision="float32",
+            checkpoint_every=4,
+            stop=stop,
+            on_step=on_step,
+        )
     weights = {name: weight.detach().clone() for name, weight in module.named_parameters()}
-    layers = [(len(layer.heads), layer.units) for layer in student.config.layers]
-    torch.save(
-        {"weights": weights, "before": before, "layers": layers}, folder / f"rank{module.trainer.global_rank}.pt"
-    )
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    layers = [(len(layer.heads), layer.units) for layer in module.student.config.layers]
+    kept = {"weights": weights, "before": before, "layers": layers}
+    kept |= {name: outcome[name] for name in ("steps", "skipped", "returns", "audio")}
+    torch.save(kept, Path(folder) / f"rank{ranks.rank()}.pt")

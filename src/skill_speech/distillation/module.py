@@ -100,7 +100,8 @@ class Distillation(lightning.LightningModule):
         self.skipped_in_a_row = 0
         self.returns = 0
         """How often an earlier state was restored because many updates in a row were left out."""
-        self._counts_go_on = False
+        self.counts_go_on = False
+        """An earlier state is or has been restored: what is counted does not begin again there."""
         self._clock, self._audio = time.perf_counter(), 0.0
         self._sharded = False
 
@@ -289,7 +290,7 @@ class Distillation(lightning.LightningModule):
         After `go_back`, behind the data that led nowhere.
         """
         shrink_like(self.student, checkpoint["state_dict"], "student.")
-        for name in () if self._counts_go_on else _COUNTS:
+        for name in () if self.counts_go_on else _COUNTS:
             setattr(self, name, checkpoint[name])
         count_batches_anew(checkpoint, self.trainer.accumulate_grad_batches)
 
@@ -305,7 +306,7 @@ class Distillation(lightning.LightningModule):
         """
         self.student, self.loss, self.lagrangian = copy.deepcopy(parts)
         self._sharded, self._running = False, None
-        self.skipped_in_a_row, self.returns, self._counts_go_on = 0, self.returns + 1, True
+        self.skipped_in_a_row, self.returns, self.counts_go_on = 0, self.returns + 1, True
 
 
 _COUNTS = ("batches_seen", "skipped", "skipped_in_a_row", "returns")

@@ -262,7 +262,7 @@ class _Data(lightning.LightningDataModule):
     def __init__(self, training: Batches, validation: Sequence[CutSet] | None, read: Reader) -> None:
         super().__init__()
         self.training, self.validation, self.read = training, validation, read
-        self._start, self._seen_before, self._goes_on = Position(), 0, False
+        self._start, self._seen_before = Position(), 0
         self._batches: TrainingBatches | None = None
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -287,13 +287,12 @@ class _Data(lightning.LightningDataModule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start there."""
-        if not self._goes_on:
+        if not self._module.counts_go_on:
             self._start = Position(state["epoch"], state["batch"])
 
     def go_on(self) -> None:
         """Start behind what has been seen, whatever the next checkpoint says."""
-        self.load_state_dict(self.state_dict())
-        self._batches, self._goes_on = None, True
+        self._start, self._batches = Position(**self.state_dict()), None
 
     @property
     def _module(self) -> Distillation:
@@ -322,6 +321,8 @@ class _Watch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Of the checkpoint: the first rank goes on with what all have counted, whoever they were."""
+        if self.module.counts_go_on:
+            return
         nothing = AudioTally(self.tally.max_bad).state_dict()
         self.tally.load_state_dict(state_dict if ranks.is_first() else nothing)
 
