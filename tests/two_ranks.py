@@ -40,10 +40,8 @@ class Noise(IterableDataset[AudioBatch]):
             yield AudioBatch(waveforms_BT, torch.tensor([4_000, 4_000]), ("a", "b"))
 
 
-def main(folder: str, steps: int = 6, bad: range = range(0), stop_at: int | None = None) -> None:
-    """Leaves rankN.pt; with `stop_at`, rank 1 alone is told to stop in that update."""
-    ranks.join()
-    torch.set_num_threads(1)
+def teacher_and_student() -> tuple[Encoder, Encoder]:
+    """A student of which some units have closed for good."""
     torch.manual_seed(0)
     # Pre-norm: the last norm is no part of the loss.
     teacher = Encoder(hubert_config(**SHAPE, pre_norm=True, conv_norm="layer"))
@@ -53,6 +51,14 @@ def main(folder: str, steps: int = 6, bad: range = range(0), stop_at: int | None
         for gate in find_gates(student):  # a layer that loses everything, and others that lose a part
             closed = len(gate.module.log_alpha) if gate.kind != "channels" and gate.layer == 1 else 8
             gate.module.log_alpha[:closed] = -30.0 if gate.kind != "heads" or gate.layer == 1 else 2.0
+    return teacher, student
+
+
+def main(folder: str, steps: int = 6, bad: range = range(0), stop_at: int | None = None) -> None:
+    """Leaves rankN.pt; with `stop_at`, rank 1 alone is told to stop in that update."""
+    ranks.join()
+    torch.set_num_threads(1)
+    teacher, student = teacher_and_student()
     stage = StageConfig(steps=steps, warmup_steps=1, sparsity_steps=1, shrink_every=3, accumulate=2, batch_seconds=0.5)
     lagrangian = Lagrangian(Budget.of(teacher.config, sparsity=0.5), 1)
     module = Distillation(teacher, student, DistillationLoss(make_targets("all-layers", 3), 32), stage, lagrangian)
