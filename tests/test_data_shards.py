@@ -21,6 +21,7 @@ import soundfile
 from lhotse import CutSet
 
 from skill_speech.data import (
+    AudioTally,
     BadAudio,
     Part,
     Position,
@@ -226,6 +227,23 @@ def test_files_that_break_later_than_their_header_are_counted(tmp_path: Path) ->
         prepare(tmp_path, tmp_path / "out", shards=True)
     assert not (tmp_path / "out/index.json").exists()
     assert len(list(prepare(tmp_path, tmp_path / "out", shards=True, max_bad=0.5))) == 2
+    # A run knows what its shards were made without, and of a mixture what all parts were.
+    for data, times in ((tmp_path / "out", 1), ([Part(str(tmp_path / "out")), Part(str(tmp_path / "out"))], 2)):
+        tally = AudioTally()
+        open_cuts(data, found=tally)
+        assert (tally.read, tally.left_out) == (3 * times, times)
+        assert list(tally.kinds["not finite"]["files"]) == [str(tmp_path / "1.wav")]
+
+
+def test_a_manifest_does_not_say_that_audio_lies_elsewhere(tmp_path: Path) -> None:
+    """Only shards may; otherwise a manifest could have any file, or address, read."""
+    soundfile.write(tmp_path / "a.wav", np.full(1_600, 0.25), 16_000)
+    prepare(tmp_path, tmp_path / "cuts.jsonl")
+    line = json.loads((tmp_path / "cuts.jsonl").read_text())
+    line["custom"] |= {"shard_member": ["/etc/passwd", 0, 100]}
+    (tmp_path / "cuts.jsonl").write_text(json.dumps(line) + "\n")
+    [cut] = open_cuts(tmp_path / "cuts.jsonl")
+    np.testing.assert_allclose(load_waveform(cut), 0.25, atol=1e-4)
 
 
 def parts(tmp_path: Path, sizes: tuple[int, ...], weights: tuple[float, ...]) -> list[Part]:
