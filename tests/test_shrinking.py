@@ -7,6 +7,10 @@ from __future__ import annotations
 import copy
 import csv
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -429,6 +433,18 @@ def test_bad_numbers_on_one_rank_are_left_out_and_led_back_from_on_both(tmp_path
         assert outcome["layers"] == [(2, 56), (0, 0), (2, 56)]
     assert same(one["weights"], other["weights"])
     assert all(weight.isfinite().all() for weight in one["weights"].values())
+
+
+@pytest.mark.slow
+def test_a_stop_signal_to_the_starter_reaches_the_ranks(tmp_path: Path) -> None:
+    call = f"two_ranks.main, {{'folder': {str(tmp_path)!r}, 'steps': 100_000}}, 2"
+    code = f"from skill_speech import ranks; from tests import two_ranks; ranks.start({call})"
+    starter = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("stage1/checkpoints/*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    starter.send_signal(signal.SIGUSR1)
+    assert starter.wait(timeout=120) == 138
 
 
 @pytest.mark.slow

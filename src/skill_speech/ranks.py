@@ -41,6 +41,8 @@ Made = TypeVar("Made")
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others, who may be writing a report or decoding hours of audio."""
 
+FORWARDED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+
 SECONDS_BETWEEN_LOOKS = 0.5
 """How often a starter looks whether all its processes are alive."""
 
@@ -226,6 +228,8 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=SECONDS_BETWEEN_LOOKS,
+        # What the starter is sent goes on to the ranks. Old versions of torch know no others than the first four.
+        **({"signals_to_handle": FORWARDED} if hasattr(LaunchConfig, "signals_to_handle") else {}),
     )
     to_terminal = bool(logging.getLogger("skill_speech").handlers)
     notes = Path(tempfile.mkdtemp(prefix="skill-speech-"))
