@@ -219,6 +219,8 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads or str(max(1, (os.cpu_count() or 1) // devices))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it ourselves
+    # What the starter is sent goes on to the ranks. Old versions of torch know no others than the first four.
+    forwarded: dict[str, Any] = {"signals_to_handle": FORWARDED} if hasattr(LaunchConfig, "signals_to_handle") else {}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -228,8 +230,7 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=SECONDS_BETWEEN_LOOKS,
-        # What the starter is sent goes on to the ranks. Old versions of torch know no others than the first four.
-        **({"signals_to_handle": FORWARDED} if hasattr(LaunchConfig, "signals_to_handle") else {}),
+        **forwarded,
     )
     to_terminal = bool(logging.getLogger("skill_speech").handlers)
     notes = Path(tempfile.mkdtemp(prefix="skill-speech-"))
