@@ -5,7 +5,7 @@ python -m benchmarks.training_step [--quick] --json FILE
 The shape is WavLM Base's (94.4 M parameters) with random weights, on 2 utterances of 10 s of noise; the pruned student
 has 23.6 M. A step is the frozen teacher's forward pass, the student's forward and backward passes (with gates
 in stage 1), the loss and AdamW. The peer is DPHuBERT's step, rebuilt from Transformers' modules, in eager mode.
-Peer and ours take turns; the minimum of the repeats counts.
+Each side has a process of its own and they take turns; the minimum of the repeats counts.
 
 The useful operations of a step are the multiply-accumulates of the layers' matrix products and convolutions, once for
 the teacher and three times for the student, two operations each; `share_of_matrix_rate` is their number over the time
@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import Report, interleaved, matrix_rate, parse, parser
+from benchmarks.common import Options, Report, interleaved, matrix_rate, parse, parser
 from benchmarks.dphubert import NAME, published_step
 from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
+from skill_speech.distillation.acceleration import reuse_memory
 from skill_speech.encoder import Encoder, EncoderConfig, LayerConfig, wavlm_config
 from skill_speech.profiling import peak_memory
 from skill_speech.pruning import Budget, Lagrangian, Widths, attach_gates, count_macs, shrink
@@ -36,6 +37,7 @@ GOAL = 6.0
 """Times as fast as the peer, in stage 1, bfloat16 on a CPU."""
 
 STAGES = ("stage 1", "stage 2")
+SIDES = ("peer", "ours", "ours without dropout")
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -115,31 +117,63 @@ def peer_step(stage: str, audio: Tensor, dtype: torch.dtype) -> Callable[[], flo
 
 
 def make_step(side: str, stage: str, precision: str, utterances: int, seconds: float) -> Callable[[], float]:
-    """The step of one side ("peer", "ours")."""
+    """The step of one of `SIDES`."""
     torch.manual_seed(0)
     audio, dtype = waveforms(utterances, seconds), TYPES[precision]
-    return peer_step(stage, audio, dtype) if side == "peer" else our_step(stage, audio, dtype)
+    if side == "peer":
+        return peer_step(stage, audio, dtype)
+    reuse_memory()
+    return our_step(stage, audio, dtype, dropout=side == "ours")
 
 
-def peak_in_own_process(side: str, stage: str, precision: str, options: argparse.Namespace) -> float:
-    """GiB at the peak of two steps, in a process that does nothing else."""
-    command = [sys.executable, "-m", "benchmarks.training_step", "--json", "-", "--threads", str(options.threads)]
-    command += ["--peak", side, stage, precision, *(["--quick"] if options.quick else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1])) / 2**30
+class Worker:
+    """A process that makes the steps of one side alone, so that memory and allocator are its own."""
+
+    def __init__(self, side: str, stage: str, precision: str, options: Options) -> None:
+        command = [sys.executable, "-m", "benchmarks.training_step", "--json", "-", "--threads", str(options.threads)]
+        command += ["--worker", side, stage, precision, *(["--quick"] if options.quick else [])]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, question: str) -> float:
+        """Let it make a "step", or ask for the bytes at its "peak", which ends it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{question}\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the process that makes the steps ended with status {self.process.wait()}")
+        return float(json.loads(answer))
+
+    def step(self) -> float:
+        """Make one step; its loss."""
+        return self.ask("step")
+
+    def peak(self) -> float:
+        """GiB of resident memory at the peak; ends the process."""
+        bytes_at_peak = self.ask("peak")
+        self.process.communicate()
+        return bytes_at_peak / 2**30
+
+
+def work(side: str, stage: str, precision: str, utterances: int, seconds: float) -> None:
+    """What a worker does."""
+    step = make_step(side, stage, precision, utterances, seconds)
+    for question in sys.stdin:
+        print(json.dumps(step() if question.strip() == "step" else peak_memory()), flush=True)
+        if question.strip() == "peak":
+            return
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write the JSON."""
     made = parser("training_step", __doc__)
-    made.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    made.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     made.add_argument("--repeats", type=int, default=None, help="rounds (default: 7; 2 with --quick)")
     options: Any = parse(made, arguments)
     utterances, seconds = (2, 2.0) if options.quick else (2, 10.0)
-    if options.peak:
-        step = make_step(*options.peak, utterances, seconds)
-        step(), step()
-        print(json.dumps(peak_memory()))
+    if options.worker:
+        work(*options.worker, utterances, seconds)
         return 0
     repeats = options.repeats or (2 if options.quick else 7)
     report = Report(f"training step, WavLM Base, {utterances} x {seconds:g} s; the peer is {NAME}", options)
@@ -148,23 +182,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.figures["peer"] = NAME
     for stage in STAGES:
         for precision in TYPES:
-            steps = {side: make_step(side, stage, precision, utterances, seconds) for side in ("peer", "ours")}
-            times = interleaved(steps, repeats, warm_up=2)
-            del steps
+            workers = {side: Worker(side, stage, precision, options) for side in SIDES}
+            times = interleaved({side: worker.step for side, worker in workers.items()}, repeats, warm_up=2)
+            peaks = {side: worker.peak() for side, worker in workers.items()}
             operations = useful_operations(stage, utterances, seconds)
+            peer, ours = times["peer"].minimum, times["ours"].minimum
             report.add(
                 f"{stage}, {precision}",
-                times["peer"].minimum,
-                times["ours"].minimum,
+                peer,
+                ours,
                 GOAL if precision == "bfloat16" else None,
-                audio_per_second=utterances * seconds / times["ours"].minimum,
-                peer_audio_per_second=utterances * seconds / times["peer"].minimum,
-                share_of_matrix_rate=operations / times["ours"].minimum / rates[precision],
-                peer_share=operations / times["peer"].minimum / rates[precision],
-                ratio_of_medians=times["peer"].median / times["ours"].median,
-                gib=peak_in_own_process("ours", stage, precision, options),
-                peer_gib=peak_in_own_process("peer", stage, precision, options),
+                ratio_without_dropout=peer / times["ours without dropout"].minimum,
+                audio_per_second=utterances * seconds / ours,
+                peer_audio_per_second=utterances * seconds / peer,
+                share_of_matrix_rate=operations / ours / rates[precision],
+                peer_share=operations / peer / rates[precision],
+                gib=peaks["ours"],
+                peer_gib=peaks["peer"],
                 operations=operations,
+                medians={side: timing.median for side, timing in times.items()},
             )
     report.write(options.json)
     return 0

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import EncoderConfig
+from .dropout import Dropout
 from .frontend import ConvLayer, FeatureProjection
 from .layer import Attention, TransformerLayer
 from .normalization import normalize_waveforms
 from .position import PositionalConv, RelativePositionBias
+from .scale import scaled
 
 
 class EncoderOutput(NamedTuple):
@@ -78,7 +80,7 @@ class Encoder(nn.Module):
         self.position_bias = RelativePositionBias(config) if config.relative_buckets else None
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.layers = nn.ModuleList(TransformerLayer(config, layer) for layer in config.layers)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.apply(initialize)
 
     def forward(self, waveforms_BT: Tensor, lengths_B: Tensor | None = None) -> EncoderOutput:
@@ -165,7 +167,7 @@ class Encoder(nn.Module):
         if self.config.input_normalization:
             valid_BT = None if lengths_B is None else torch.arange(T, device=lengths_B.device) < lengths_B[:, None]
             waveforms_BT = normalize_waveforms(waveforms_BT, valid_BT, self.config.input_norm_eps)
-        x_BCT, gates_C = waveforms_BT[:, None], None
+        x_BTC, factors_C = waveforms_BT[..., None], None
         for number, layer in enumerate(self.convs):
             valid_BT = None
             if number == 0 and lengths_B is not None and self.config.length_aware:
@@ -173,12 +175,14 @@ class Encoder(nn.Module):
                 frames_B = (lengths_B - first.kernel).div(first.stride, rounding_mode="floor") + 1
                 steps = (T - first.kernel) // first.stride + 1
                 valid_BT = torch.arange(steps, device=lengths_B.device) < frames_B[:, None]
-            x_BCT, gates_C = layer(x_BCT, valid_BT)
+            x_BTC, factors_C = layer(x_BTC, valid_BT, factors_C)
         if lengths_B is None:
-            frames_B = torch.full((B,), x_BCT.shape[-1], device=waveforms_BT.device)
+            frames_B = torch.full((B,), x_BTC.shape[1], device=waveforms_BT.device)
         else:
             frames_B = self.num_frames(lengths_B)
-        return x_BCT.transpose(1, 2), frames_B, gates_C
+        last = self.convs[-1]
+        assert isinstance(last, ConvLayer)
+        return scaled(x_BTC, factors_C), frames_B, factors_C if last.channel_scale.can_close else None
 
     def _refuse_short(self, samples: int, lengths_B: Tensor | None) -> None:
         # Lengths on a GPU are not looked at: that would stop the CPU until the GPU is done.

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ConvConfig, EncoderConfig
+from .convolution import by_products, convolve, convolve_normalized
+from .dropout import Dropout
 from .normalization import ChannelNorm, TimeNorm
-from .scale import LearnedScale, UnitScale, scaled
+from .scale import LearnedScale, UnitScale
 
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:
@@ -28,6 +30,7 @@ class ConvLayer(nn.Module):
         here: ConvConfig = config.convs[number]
         last = number == len(config.convs) - 1
         inputs = config.convs[number - 1].channels if number else 1
+        self.stride = here.stride
         self.conv = nn.Conv1d(inputs, here.channels, here.kernel, here.stride, bias=config.conv_bias)
         self.norm: TimeNorm | ChannelNorm | None = None
         if config.conv_norm == "layer":
@@ -37,20 +40,31 @@ class ConvLayer(nn.Module):
         self.activation = activation_function(config.conv_activation)
         self.channel_scale = LearnedScale(here.channels) if last and config.feature_scale else UnitScale()
 
-    def forward(self, x_BCT: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The layer's output (B, C', T') and, where channels can be closed, the factors (C',) that it was scaled by.
+    def forward(
+        self, x_BTC: Tensor, valid_BT: Tensor | None, factors_C: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The layer's output (B, T', C') before it is scaled, and the factors (C',) it is to be scaled by, if any.
 
-        `valid_BT` masks the *output* frames and is given only when the norm over time must not see the padding.
+        Args:
+            x_BTC: what the layer before made, not yet scaled.
+            valid_BT: masks the *output* frames; given only when the norm over time must not see the padding.
+            factors_C: the factors of the layer before. They scale the weight here, which is smaller than its input.
         """
-        factors_C = self.channel_scale()
-        gates_C = factors_C if self.channel_scale.can_close else None
-        x_BCT = self.conv(x_BCT)
-        if isinstance(self.norm, ChannelNorm):
-            x_BCT = self.norm(x_BCT.transpose(1, 2), gates_C).transpose(1, 2)
-        elif self.norm is not None:
-            x_BCT = self.norm(x_BCT, valid_BT)
-        x_BCT = self.activation(x_BCT)
-        return scaled(x_BCT.transpose(1, 2), factors_C).transpose(1, 2), gates_C
+        factors = self.channel_scale()
+        weight_OCK, bias_O = self.conv.weight, self.conv.bias
+        if factors_C is not None:
+            weight_OCK = weight_OCK * factors_C[:, None].to(weight_OCK.dtype)
+        if isinstance(self.norm, TimeNorm) and bias_O is None and by_products(x_BTC):
+            x_BTC = convolve_normalized(
+                x_BTC[..., 0], weight_OCK[:, 0], self.norm.weight, self.norm.bias, self.norm.eps, self.stride, valid_BT
+            )
+        else:
+            x_BTC = convolve(x_BTC, weight_OCK, bias_O, self.stride)
+            if isinstance(self.norm, ChannelNorm):
+                x_BTC = self.norm(x_BTC, factors if self.channel_scale.can_close else None)
+            elif self.norm is not None:
+                x_BTC = self.norm(x_BTC, valid_BT)
+        return self.activation(x_BTC), factors
 
 
 class FeatureProjection(nn.Module):
@@ -61,7 +75,7 @@ class FeatureProjection(nn.Module):
         channels = config.convs[-1].channels
         self.norm = ChannelNorm(channels, config.norm_eps) if config.feature_norm else None
         self.projection = nn.Linear(channels, config.hidden_size)
-        self.dropout = nn.Dropout(config.feature_dropout)
+        self.dropout = Dropout(config.feature_dropout)
 
     def forward(self, x_BTC: Tensor, gates_C: Tensor | None) -> Tensor:
         """Features h_0 (B, T, D); `gates_C` tells which channels are open."""

@@ -6,18 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attend import attend, attend_by_torch
 from .config import EncoderConfig, LayerConfig
+from .convolution import by_products
+from .dropout import Dropout
 from .frontend import activation_function
-from .scale import UnitScale, scaled
+from .scale import UnitScale
 
 
 class Linear(nn.Linear):
     """nn.Linear that may have no input or no output features left, without a warning."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Without input features, the bias alone, in the type of `x`."""
+    def forward(self, x: Tensor, input_factors: Tensor | None = None) -> Tensor:
+        """Without input features, the bias alone, in the type of `x`.
+
+        `input_factors` (in_features,) scale the input; it is the weight that they are multiplied into.
+        """
         if self.in_features or self.bias is None:
-            return super().forward(x)
+            weight = self.weight if input_factors is None else self.weight * input_factors.to(self.weight.dtype)
+            return F.linear(x, weight, self.bias)
         return self.bias.to(x.dtype).expand(*x.shape[:-1], self.out_features)
 
     def reset_parameters(self) -> None:
@@ -66,28 +73,20 @@ class Attention(nn.Module):
         factors_H = self.head_scale()
         if self.num_heads == 0:
             return self.output(x_BTD[..., :0])
-        B, T, _ = x_BTD.shape
-        shape = (B, T, self.num_heads, self.head_size)
-        query_BHTE = self.query(x_BTD).view(shape).transpose(1, 2)
-        key_BHTE = self.key(x_BTD).view(shape).transpose(1, 2)
-        value_BHTE = self.value(x_BTD).view(shape).transpose(1, 2)
-        bias = padding_B11T
+        shape_BTHE = (*x_BTD.shape[:2], self.num_heads, self.head_size)
+        query_BTHE, key_BTHE, value_BTHE = (f(x_BTD).view(shape_BTHE) for f in (self.query, self.key, self.value))
+        factor_BTH = None
         if self.position_gate is not None and position_HTT is not None:
-            bias_BHTT = self.gated_position_bias(x_BTD, position_HTT)
-            bias = bias_BHTT if padding_B11T is None else bias_BHTT + padding_B11T
-        context_BHTE = F.scaled_dot_product_attention(
-            query_BHTE,
-            key_BHTE,
-            value_BHTE,
-            attn_mask=None if bias is None else bias.to(query_BHTE.dtype),
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        if factors_H is not None:
-            context_BHTE = context_BHTE * factors_H[:, None, None].to(context_BHTE.dtype)
-        return self.output(context_BHTE.transpose(1, 2).flatten(2))
+            factor_BTH = self.position_factors(x_BTD)
+            position_HTT = position_HTT if self.kept_heads is None else position_HTT.index_select(0, self.kept_heads)
+        dropout = self.dropout if self.training else 0.0
+        operation = attend if by_products(x_BTD) else attend_by_torch
+        context_BTHE = operation(query_BTHE, key_BTHE, value_BTHE, factor_BTH, position_HTT, padding_B11T, dropout)
+        factors_X = None if factors_H is None else factors_H.repeat_interleave(self.head_size)
+        return self.output(context_BTHE.flatten(2), factors_X)
 
-    def gated_position_bias(self, x_BTD: Tensor, position_HTT: Tensor) -> Tensor:
-        """WavLM's gate on the position bias (arXiv 2110.13900, eq. 3–5): bias (B, H, T, T) of the kept heads.
+    def position_factors(self, x_BTD: Tensor) -> Tensor:
+        """WavLM's gate on the position bias (arXiv 2110.13900, eq. 3–5): factors (B, T, H) of the kept heads.
 
         The gate of a head reads that head's slice of the layer's input, so the slices go by the teacher's numbers.
         """
@@ -95,11 +94,9 @@ class Attention(nn.Module):
         slices_BTHE = x_BTD.unflatten(-1, (self.all_heads, self.head_size))
         if self.kept_heads is not None:
             slices_BTHE = slices_BTHE.index_select(2, self.kept_heads)
-            position_HTT = position_HTT.index_select(0, self.kept_heads)
         gates_BTH2 = self.position_gate(slices_BTHE).unflatten(-1, (2, 4)).sum(-1).sigmoid()
         update_BTH, reset_BTH = gates_BTH2.unbind(-1)
-        factor_BTH = update_BTH * (reset_BTH * self.position_gate_const - 1) + 2
-        return factor_BTH.transpose(1, 2)[..., None] * position_HTT
+        return update_BTH * (reset_BTH * self.position_gate_const - 1) + 2
 
 
 class FeedForward(nn.Module):
@@ -110,7 +107,7 @@ class FeedForward(nn.Module):
         self.input = Linear(config.hidden_size, units)
         self.output = Linear(units, config.hidden_size)
         self.activation = activation_function(config.activation)
-        self.dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = Dropout(config.activation_dropout)
         self.unit_scale = UnitScale()
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -118,8 +115,8 @@ class FeedForward(nn.Module):
         factors_U = self.unit_scale()
         if self.input.out_features == 0:
             return self.output(x_BTD[..., :0])
-        inner_BTU = scaled(self.activation(self.input(x_BTD)), factors_U)
-        return self.output(self.dropout(inner_BTU))
+        inner_BTU = self.activation(self.input(x_BTD))
+        return self.output(self.dropout(inner_BTU), factors_U)
 
 
 class TransformerLayer(nn.Module):
@@ -132,7 +129,7 @@ class TransformerLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.feed_forward = FeedForward(config, layer.units)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, x_BTD: Tensor, position_HTT: Tensor | None, padding_B11T: Tensor | None) -> Tensor:
         """h_{i-1} → h_i, both (B, T, D)."""

@@ -44,18 +44,19 @@ class TimeNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps = eps
 
-    def forward(self, x_BCT: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """Normalise over the last axis; with `valid_BT`, the statistics are those of the valid frames alone."""
+    def forward(self, x_BTC: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        """Normalise over time; with `valid_BT`, the statistics are those of the valid frames alone."""
         if valid_BT is None:
-            return F.group_norm(x_BCT, len(self.weight), self.weight, self.bias, self.eps)
-        valid_B1T = valid_BT[:, None].float()
-        count_B11 = valid_B1T.sum(-1, keepdim=True)
-        x_BCT = x_BCT.float()
-        mean_BC1 = (x_BCT * valid_B1T).sum(-1, keepdim=True) / count_B11
-        centred_BCT = x_BCT - mean_BC1
-        variance_BC1 = (centred_BCT * valid_B1T).square().sum(-1, keepdim=True) / count_B11
-        x_BCT = centred_BCT * torch.rsqrt(variance_BC1 + self.eps) * self.weight[:, None] + self.bias[:, None]
-        return x_BCT.to(self.weight.dtype)
+            x_BCT = F.group_norm(x_BTC.transpose(1, 2), len(self.weight), self.weight, self.bias, self.eps)
+            return x_BCT.transpose(1, 2)
+        valid_BT1 = valid_BT[..., None].float()
+        count_B11 = valid_BT1.sum(1, keepdim=True)
+        x_BTC = x_BTC.float()
+        mean_B1C = (x_BTC * valid_BT1).sum(1, keepdim=True) / count_B11
+        centred_BTC = x_BTC - mean_B1C
+        variance_B1C = (centred_BTC * valid_BT1).square().sum(1, keepdim=True) / count_B11
+        x_BTC = centred_BTC * torch.rsqrt(variance_B1C + self.eps) * self.weight + self.bias
+        return x_BTC.to(self.weight.dtype)
 
 
 def normalize_waveforms(waveforms_BT: Tensor, valid_BT: Tensor | None = None, eps: float = 1e-7) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import EncoderConfig
+from .convolution import convolve
 from .frontend import activation_function
 
 
@@ -34,15 +35,17 @@ class PositionalConv(nn.Module):
 
     def forward(self, x_BTD: Tensor, valid_BT1: Tensor | None) -> Tensor:
         """What is to be added to the features (B, T, D)."""
-        frames = x_BTD.shape[1]
         if self.input_scale is not None and self.input_shift is not None:
             x_BTD = x_BTD * self.input_scale + self.input_shift
         for conv in self.convs:
+            assert isinstance(conv, nn.Conv1d)
             # Alone, an utterance has zeros beyond its end in front of every convolution, not only the first one.
             if valid_BT1 is not None and self.length_aware:
                 x_BTD = x_BTD * valid_BT1
-            # An even kernel makes one frame too many.
-            x_BTD = conv(x_BTD.transpose(1, 2))[..., :frames].transpose(1, 2)
+            # An even kernel would make one frame too many.
+            before = conv.kernel_size[0] // 2
+            x_BTD = F.pad(x_BTD, (0, 0, before, conv.kernel_size[0] - 1 - before))
+            x_BTD = convolve(x_BTD, conv.weight, conv.bias, groups=conv.groups)
             if self.normalize:
                 x_BTD = F.layer_norm(x_BTD, x_BTD.shape[-1:])
             x_BTD = self.activation(x_BTD)

@@ -13,7 +13,10 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, Seque
 
 # Earlier versions of Transformers take along the files that this one imports, but not those that they import in turn:
 # that is what the imports that nothing here uses are for.
+from ...encoder.attend import attend  # noqa: F401
 from ...encoder.config import EncoderConfig  # noqa: F401
+from ...encoder.convolution import convolve  # noqa: F401
+from ...encoder.dropout import Dropout  # noqa: F401
 from ...encoder.encoder import Encoder, initialize
 from ...encoder.frontend import ConvLayer  # noqa: F401
 from ...encoder.layer import TransformerLayer  # noqa: F401
