@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import InputError
+from .stopping import Stopped
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -95,7 +96,7 @@ def on_first(make: Callable[[], Made]) -> Made:
     well, value = outcome[0]
     if not well:
         raise value
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def gathered(value: Made) -> list[Made]:
@@ -189,12 +190,15 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
 
     Raises:
         InputError: as one of the processes raised it, or one was killed from outside.
+        Stopped: by a signal; the processes have written where they are.
         RuntimeError: whatever else a process died of, with its traceback.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # What SLURM sends before a job's time is over has to reach the processes too.
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads or str(max(1, (os.cpu_count() or 1) // devices))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it ourselves
@@ -217,7 +221,7 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
         # The processes were sent it too and have had half a minute to write where they are.
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
-        raise SystemExit(128 + error.sigval) from None
+        raise Stopped(error.sigval) from None
     finally:
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]

@@ -12,12 +12,25 @@ import yaml
 
 from . import ranks
 from .errors import InputError
-from .files import atomic_write, write_json
+from .files import LEFTOVER, atomic_write, write_json
+from .run_lock import NAME as LOCK
 
 # What a first step by itself leaves: `compress` goes on from the analysis that `analyze` made in the same folder.
-MAY_BE_THERE = ("analysis",)
+MAY_BE_THERE = ("analysis", LOCK)
 # Settings that change how a run is carried out but not what comes of it: they may differ when it goes on.
-FREE_KEYS = ("output", "workers", "checkpoint_every", "start_from", "devices", "nodes", "strategy")
+FREE_KEYS = (
+    "output",
+    "workers",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "milestone_every",
+    "max_bad",
+    "absolute_paths",
+    "start_from",
+    "devices",
+    "nodes",
+    "strategy",
+)
 
 
 class RunFolder:
@@ -36,7 +49,9 @@ class RunFolder:
             raise InputError(f"{self.path}: a file; --output is a folder")
         if (self.path / "config.yaml").exists():
             refuse_changes(self.path / "config.yaml", settings)
-        elif self.path.exists() and any(name.name not in MAY_BE_THERE for name in self.path.iterdir()):
+        elif self.path.exists() and any(
+            path.name not in MAY_BE_THERE and not LEFTOVER.fullmatch(path.name) for path in self.path.iterdir()
+        ):
             raise InputError(f"{self.path}: not empty and not a run of ours; choose another --output")
 
     def start(self) -> None:

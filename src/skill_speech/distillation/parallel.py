@@ -36,6 +36,19 @@ def placement(strategy: Strategy) -> dict[str, Any]:
     return {"devices": local, "num_nodes": ranks.count() // local, "plugins": [environment], "strategy": how}
 
 
+def count_batches_anew(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Tell Lightning's loop how many batches this rank would have seen at a checkpoint of another number of ranks.
+
+    It counts them to know where an update ends: `accumulate` of this rank's batches each.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    for counts in loop.get("epoch_loop.batch_progress", {}).values():
+        if isinstance(counts, dict):
+            # "ready" is the batch at hand; "completed" may lag behind by one, which tells Lightning where it was saved.
+            more = checkpoint["global_step"] * accumulate - counts["ready"]
+            counts.update({name: number + more for name, number in counts.items()})
+
+
 def shard(student: Encoder, loss: DistillationLoss, mesh: Any) -> None:
     """Shard the weights of a student and its projections over ranks (FSDP2): a part of each on every rank.
 
@@ -46,10 +59,12 @@ def shard(student: Encoder, loss: DistillationLoss, mesh: Any) -> None:
     """
     from torch.distributed.fsdp import fully_shard
 
-    gates = {gate.module.log_alpha for gate in find_gates(student)}
+    whole = {gate.module.log_alpha for gate in find_gates(student)}
+    # Of layers that pruning has emptied: torch 2.13 cannot gather what has no elements.
+    whole |= {weight for weight in student.parameters() if not weight.numel()}
     for layer in student.layers:
-        fully_shard(layer, mesh=mesh, ignored_params=gates)
-    fully_shard(student, mesh=mesh, ignored_params=gates)
+        fully_shard(layer, mesh=mesh, ignored_params=whole)
+    fully_shard(student, mesh=mesh, ignored_params=whole)
     fully_shard(loss, mesh=mesh)
 
 
@@ -80,8 +95,18 @@ def gather(sharded: nn.Module, whole: nn.Module) -> None:
     weights = dict(whole.named_parameters())
     with torch.no_grad():
         for name, weight in sharded.named_parameters():
-            full = weight.full_tensor() if _is_sharded(weight) else weight  # type: ignore[operator]
+            full = weight.full_tensor() if _is_sharded(weight) else weight  # type: ignore[attr-defined]
             weights[name].copy_(full)
+
+
+def load_whole(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load whole weights into a module that may be sharded."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    if any(_is_sharded(weight) for weight in module.parameters()):
+        set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))
+    else:
+        module.load_state_dict(weights)
 
 
 def _is_sharded(tensor: Tensor) -> bool:
