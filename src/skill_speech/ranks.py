@@ -10,14 +10,20 @@ torch is not imported before there is more than one process.
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import pickle
+import shutil
 import signal
 import sys
+import tempfile
+import time
+import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import InputError
@@ -213,56 +219,74 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
         monitor_interval=SECONDS_BETWEEN_LOOKS,
     )
     to_terminal = bool(logging.getLogger("skill_speech").handlers)
+    notes = Path(tempfile.mkdtemp(prefix="skill-speech-"))
     try:
-        results: dict[int, Made] = elastic_launch(config, _work)(function, arguments, to_terminal)
+        results: dict[int, Made] = elastic_launch(config, _work)(function, arguments, to_terminal, notes)
     except ChildFailedError as error:
-        raise _cause(error) from None
+        raise _cause(error, devices, notes) from None
     except SignalException as error:
         # The processes were sent it too and have had half a minute to write where they are.
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise Stopped(error.sigval) from None
     finally:
+        shutil.rmtree(notes, ignore_errors=True)
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]
     return results[0]
 
 
-def _work(function: Callable[..., Made], arguments: dict[str, Any], to_terminal: bool) -> Made:
+def _work(function: Callable[..., Made], arguments: dict[str, Any], to_terminal: bool, notes: Path) -> Made:
     if to_terminal:
         from .progress import log_to_terminal
 
         log_to_terminal()
-    return function(**arguments)
+    try:
+        return function(**arguments)
+    except Exception as error:
+        number = int(os.environ["RANK"])
+        values = {
+            "time": time.time(),
+            "kind": type(error).__name__,
+            "message": str(error),
+            "trace": traceback.format_exc(),
+            "mistake": isinstance(error, InputError),
+        }
+        (notes / f"{number}.json").write_text(json.dumps(values), encoding="utf-8")
+        raise
 
 
-def _cause(error: Any) -> Exception:
-    """What to tell of the ranks' failures: of one that was killed, else of the first one's own error.
+def _cause(failed: Any, devices: int, notes: Path) -> BaseException:
+    """What to tell of the ranks' failures, of which torch names one: not always the one that was the cause.
 
-    The others notice that a rank is gone, often before its starter does: their complaints are not the cause.
+    Every rank has noted its own error. A rank that was killed has not; the others then note that they have lost it,
+    sometimes before their starter looks.
     """
-    failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
-    for number, failure in failures:
+    for number, failure in failed.failures.items():
+        if failure.exitcode in (128 + signal.SIGTERM, 128 + signal.SIGUSR1):
+            return Stopped(failure.exitcode - 128)
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             name = signal.Signals(-failure.exitcode).name
-            out_of_memory = ", as the system does it when memory runs out" if name == "SIGKILL" else ""
-            return InputError(
-                f"rank {number} (process {failure.pid}) was ended by {name}{out_of_memory}; the others were stopped. "
-                "The same command goes on from the last checkpoint"
-            )
-    texts = []
-    for number, failure in failures:
-        message = failure.error_file_data.get("message", failure.message) if failure.error_file_data else ""
-        text = message["message"] if isinstance(message, dict) else str(message)
-        kind, _, rest = text.partition(": ")
-        if kind in ("InputError", "BadAudio"):
-            return InputError(rest)
-        trace = message.get("extraInfo", {}).get("py_callstack", "") if isinstance(message, dict) else ""
-        texts.append((number, text, trace))
-    # A lost connection is how a rank learns of another one's death.
-    own = [entry for entry in texts if not any(word in entry[1] for word in ("onnection", "gloo", "NCCL"))]
-    number, text, trace = (own or texts)[0]
-    return RuntimeError(f"rank {number} failed: {text}\n{trace}")
+            return _killed(f"rank {number} (process {failure.pid}) was ended by {name}")
+    errors = {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in notes.glob("*.json")}
+    lost = ("Connection", "connection", "gloo", "NCCL")
+    own = {number: error for number, error in errors.items() if not any(word in str(error["message"]) for word in lost)}
+    gone = sorted(set(range(devices)) - set(errors))
+    if errors and not own and gone:
+        return _killed(f"rank {', '.join(map(str, gone))} is gone without a word")
+    if not errors:
+        return RuntimeError(f"a rank failed: {failed}")
+    number, error = min((own or errors).items(), key=lambda item: item[1]["time"])
+    if error["mistake"]:
+        return InputError(error["message"])
+    return RuntimeError(f"rank {number} failed: {error['kind']}: {error['message']}\n{error['trace']}")
+
+
+def _killed(what: str) -> InputError:
+    return InputError(
+        f"{what}, as the system does it when memory runs out; the others were stopped. The same command goes on from "
+        "the last checkpoint"
+    )
 
 
 def _group() -> Any:
