@@ -20,7 +20,7 @@ from tests.test_distillation import tiny_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STEPS, EVERY = 24, 4
+STEPS, EVERY = 18, 4
 
 
 class Noise(IterableDataset[AudioBatch]):
@@ -81,9 +81,10 @@ def killed(folder: Path, change: Any, step: int, monkeypatch: pytest.MonkeyPatch
         if trainer.global_step == step and (self.module.returns or not after_return):
             raise SystemExit("killed")
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch:
         patch.setattr(training._Watch, "on_train_batch_end", stop)
-        run(folder, change)
+        with pytest.raises(SystemExit):
+            run(folder, change)
 
 
 def same(one: Distillation, other: Distillation) -> bool:
@@ -115,7 +116,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
         assert unchanged == (step in (8, 9)), step  # batch 7 makes update 8
     assert all(value.isfinite().all() for value in module.state_dict().values())
     assert caplog.text.count("left out: the loss is nan") == 2
-    assert "2 of 24 updates were left out" in caplog.text
+    assert "2 of 18 updates were left out" in caplog.text
     assert steps_logged(tmp_path) == list(range(STEPS))
 
 
@@ -132,11 +133,11 @@ def test_finite_gradients_do_not_hide_a_loss_that_is_not(tmp_path: Path, monkeyp
     assert run(tmp_path, spoiled_in())[1]["skipped"] == 1
 
 
-@pytest.mark.parametrize("step", [6, 8, 9])
+@pytest.mark.parametrize("step", [6, 9])
 def test_a_run_with_updates_left_out_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    bad = spoiled_in(range(5, 6), range(7, 10), range(20, 21))
+    bad = spoiled_in(range(5, 6), range(7, 10), range(16, 17))
     whole, result = run(tmp_path / "whole", bad)
     assert result["skipped"] == 5
     killed(tmp_path / "run", bad, step, monkeypatch)
@@ -154,7 +155,7 @@ def test_many_in_a_row_go_back_and_on_with_other_data(
     assert whole.batches_seen == 15 + STEPS - 8
     assert "5 updates in a row left out: back to the weights of step 8, and on with other data" in caplog.text
     assert steps_logged(tmp_path / "whole") == list(range(STEPS))
-    for step, after_return in ((9, True), (13, False), (17, True)):
+    for step, after_return in ((9, True), (13, False)):
         folder = tmp_path / f"{step}{after_return}"
         killed(folder, bad, step, monkeypatch, after_return)
         again, going_on = run(folder, bad)

@@ -359,7 +359,7 @@ def test_a_share_is_read(text: str | float, share: float) -> None:
 
 @pytest.mark.parametrize("text", ["many", "-1%", "101%", "nan", ""])
 def test_what_is_no_share_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="it must be a share such as 1% or 0.01"):
+    with pytest.raises(InputError, match="it must be a share such as 1% or"):
         AudioTally(text)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,22 +20,23 @@ from lhotse import CutSet
 from safetensors.torch import save
 
 from . import ranks
-from .checkpoints import load_encoder
+from .checkpoints import load_encoder, resolve_revision
 from .checkpoints.native import read_json
 from .checkpoints.weights import fill, read_weights
 from .data import AudioTally, Part, TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts, tallied
 from .distillation import Distillation, DistillationLoss, LossConfig, Method, StageConfig, make_targets, needs_clusters
+from .distillation.memory import available_bytes, fit_batch
 from .distillation.parallel import Strategy
 from .distillation.training import Precision, batches_per_rank, run_stage
 from .encoder import Encoder, EncoderConfig
 from .environment import environment
 from .errors import InputError
-from .files import atomic_folder, atomic_write, remove_leftovers, write_json
+from .files import atomic_folder, atomic_write, remove_leftovers, require_space, write_json
 from .profiling import Profile, measure, peak_memory
 from .progress import Meter
 from .pruning import Budget, Lagrangian, attach_gates, fix_gates, human, prune
 from .reporting.model_card import write_model_card
-from .run_folder import RunFolder, refuse_changes, write_settings
+from .run_folder import RunFolder, pinned_revision, refuse_changes, write_settings
 from .run_lock import RunLock
 from .similarity import (
     LayerClusters,
@@ -125,7 +126,7 @@ def analyze(
         analysis: the other settings.
         devices: processes on this machine that share the audio.
         nodes: machines, all with so many; torchrun or srun starts the command on each of them.
-        revision: of the teacher on the hub.
+        revision: of the teacher on the hub: branch, tag or commit; the commit is written down and used from then on.
         seed: of the calibration sample.
         workers: processes that read audio, per device.
         max_bad: the share of files or cuts that may be unusable, such as 1% or 0.01.
@@ -138,6 +139,7 @@ def analyze(
     if ranks.to_be_started(devices, nodes):
         return ranks.start(analyze, arguments | {"devices": 1}, devices)
     ranks.join()
+    revision = ranks.on_first(lambda: _commit(_plain(teacher), revision, Path(output) / "analysis/config.yaml"))
     settings = _analysis_settings(teacher, revision, clusters, analysis, seed)
     encoder = load_encoder(teacher, revision=revision)
     _check_clusters(clusters, encoder.config, analysis)
@@ -146,6 +148,11 @@ def analyze(
         return _analyze(
             encoder, cuts, folder / "analysis", settings, clusters, analysis, seed, workers, AudioTally(max_bad)
         )
+
+
+def _commit(teacher: str, revision: str | None, settings: Path) -> str | None:
+    """The commit of a teacher on the hub: the one in the settings of the run that goes on, unless one is asked for."""
+    return (pinned_revision(settings, teacher) if revision is None else None) or resolve_revision(teacher, revision)
 
 
 def _analysis_settings(
@@ -280,7 +287,7 @@ def compress(
             an update.
         nodes: machines, all with so many devices; torchrun or srun starts the command on each of them.
         strategy: "ddp" keeps the student on every device, "fsdp" shards it and the optimiser's state.
-        revision: of the teacher on the hub.
+        revision: of the teacher on the hub: branch, tag or commit; the commit is written down and used from then on.
         start_from: a finished stage of another run, RUN/analysis, RUN/stage1 or RUN/surgery: it and what it needed are
             copied, and the run starts behind it.
         seed: of everything random.
@@ -300,6 +307,9 @@ def compress(
     ranks.join()
     if sparsity is None and params is None and macs is None:
         settings["sparsity"] = sparsity = 0.75
+    settings["revision"] = revision = ranks.on_first(
+        lambda: _commit(settings["teacher"], revision, Path(output) / "config.yaml")
+    )
     run = ranks.on_first(lambda: RunFolder(output, settings))
     if ranks.on_first(run.status).get("finished"):
         logger.info("%s is finished: nothing to do", run.path)
@@ -325,6 +335,9 @@ def compress(
         if start_from is not None:
             source = Path(start_from)
             ranks.on_first(lambda: _take_over(source, run.path))
+        ranks.on_first(
+            lambda: _check_disk(run, budget, (stage1.steps, stage2.steps), keep_checkpoints, milestone_every)
+        )
         groups = None
         if needs_clusters(method) or scaled:
             if not ranks.on_first((run / "analysis/clusters.json").exists):
@@ -347,11 +360,15 @@ def compress(
                     last_report = time.monotonic()
 
             stage_seed = 2 * seed + (name == "stage2")
+            module = Distillation(model, student, distance, stage, lagrangian, stage_seed)
+            sharing = 1 if torch.cuda.is_available() else ranks.local_count()
+            module.stage = stage = ranks.on_first(
+                lambda: _fitting(module, stage, precision, name, folder / "batch.json", sharing)
+            )
             held_out = None
             if validation is not None:
                 held_out = evaluation_batches(validation, batch_seconds=stage.batch_seconds)
             logger.info("%s: %d steps of %g s of audio", name, stage.steps, stage.batch_seconds * stage.accumulate)
-            module = Distillation(model, student, distance, stage, lagrangian, stage_seed)
             outcome = run_stage(
                 module,
                 lambda start, rank, world_size: TrainingBatches(
@@ -395,6 +412,38 @@ def compress(
             _load(pruned, distance, run / "surgery")
             train("stage2", pruned, stage2, None)
         return ranks.on_first(lambda: _finish(run, settings, model, prepared))
+
+
+def _check_disk(run: RunFolder, budget: Budget, steps: tuple[int, int], keep: int, milestone_every: int) -> None:
+    """See that what a run keeps fits onto the disk: checkpoints (12 bytes per parameter) and four sets of weights.
+
+    Raises:
+        InputError: it does not.
+    """
+    whole = budget.teacher_parameters
+    left = whole if budget.parameters is None else budget.parameters
+    needed = 4.0 * (whole + 3 * left)
+    for parameters, count in ((whole, steps[0]), (left, steps[1])):
+        milestones = count // milestone_every if milestone_every else 0
+        needed += 12 * parameters * (keep + 1 + milestones)  # one is being written while the others are there
+    there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+    require_space(run.path, max(0, round(needed) - there), "a run of this size")
+
+
+def _fitting(
+    module: Distillation, stage: StageConfig, precision: Precision, name: str, path: Path, sharing: int
+) -> StageConfig:
+    """The stage with batches that fit into memory: as they were when it began, wherever it goes on.
+
+    `sharing` processes have the memory together.
+    """
+    if path.exists():
+        values = read_json(path)
+        return replace(stage, batch_seconds=values["batch_seconds"], accumulate=values["accumulate"])
+    available = available_bytes()
+    fitting = fit_batch(module, stage, precision, name, None if available is None else available // sharing)
+    write_json(path, {"batch_seconds": fitting.batch_seconds, "accumulate": fitting.accumulate})
+    return fitting
 
 
 def _open_data(

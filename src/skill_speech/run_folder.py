@@ -97,6 +97,16 @@ def write_settings(path: Path, settings: dict[str, Any]) -> None:
         raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another --output") from None
 
 
+def pinned_revision(path: Path, teacher: str) -> str | None:
+    """The teacher's revision in the settings in a file, if there is such a file and it is of that teacher."""
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # whether it should be there is for others to say
+        return None
+    revision = before.get("revision") if isinstance(before, dict) and before.get("teacher") == teacher else None
+    return str(revision) if revision else None
+
+
 def refuse_changes(path: Path, settings: dict[str, Any]) -> None:
     """See that the settings in a file are these, but for those that may differ.
 

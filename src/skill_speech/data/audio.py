@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,14 +73,24 @@ class BadAudio(InputError):  # noqa: N818 (an InputError, as its message reads)
 
 TRUNCATED = "truncated"
 
+STATED_LENGTH = re.compile(r"\b(?:data|SSND) *: (\d+) \(should be (\d+)\)")
+"""How libsndfile notes, in passing, that a file holds fewer bytes of audio than its header says."""
+
+UNKNOWN_LENGTHS = (0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFF000, 0xFFFFF000)
+"""What programs that write to a pipe put there."""
+
 
 class AudioHeader(NamedTuple):
-    """What a file says of itself: sample rate in Hz, number of channels and of samples per channel, format."""
+    """What a file says of itself: sample rate in Hz, number of channels and of samples per channel, format.
+
+    `cut_short`: there are fewer samples than it says of itself, and `samples` is what there is.
+    """
 
     sample_rate: int
     channels: int
     samples: int
     format: str = ""
+    cut_short: bool = False
 
 
 def read_header(path: str | Path) -> AudioHeader:
@@ -89,7 +100,9 @@ def read_header(path: str | Path) -> AudioHeader:
     """
     try:
         with soundfile.SoundFile(str(path)) as file:
-            header = AudioHeader(file.samplerate, file.channels, file.frames, file.format)
+            stated = STATED_LENGTH.search(file.extra_info)
+            cut_short = stated is not None and int(stated[1]) not in UNKNOWN_LENGTHS and int(stated[1]) > int(stated[2])
+            header = AudioHeader(file.samplerate, file.channels, file.frames, file.format, cut_short)
             if header.samples <= 0:
                 raise BadAudio(f"{path}: empty, it has no samples", "no samples")
             _check_rate(path, header.sample_rate)

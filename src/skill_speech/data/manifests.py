@@ -272,6 +272,10 @@ class _ManifestReader:
             return cut
         root = (cut.custom or {}).pop(ROOT, None)
         cut.custom = cut.custom or None
+        names = [cut.id, cut.recording_id] if cut.has_recording else [cut.id]
+        names += [one.speaker for one in cut.supervisions if one.speaker is not None]
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(f"{self.path}: line {number}: an id or a speaker is no text: {names}")
         # What lhotse accepts may still make no sense: a length that is none would be found in the middle of a run.
         if not (0 < cut.duration < math.inf and 0 <= cut.start < math.inf):
             raise InputError(f"{self.path}: line {number}: cut {cut.id} lasts {cut.duration} s from {cut.start} s on")
@@ -286,6 +290,10 @@ class _ManifestReader:
         for source in sources:
             if source.type == "command":
                 raise InputError(f"{self.path}: line {number} would run a command, which is never done: {cut.id}")
+        known = [channel for source in sources for channel in source.channels]
+        wanted = cut.channel if isinstance(cut.channel, list) else [cut.channel]
+        if not wanted or not all(isinstance(channel, int) and channel in known for channel in wanted):
+            raise InputError(f"{self.path}: line {number}: {cut.id} has no channel {cut.channel}")
         return fastcopy(cut, recording=fastcopy(cut.recording, sources=sources))
 
     def _absolute(self, name: str, root: object, number: int) -> str:
@@ -349,6 +357,7 @@ class _Tally:
             )
         if bad:
             logger.warning("%d of %d files cannot be used and were left out", bad, total)
+        self.audio.converted = {"resampled": self.converted, "mixed down": self.mixed_down}
         if self.converted:
             logger.info("%d of %d files are not 16 kHz: resampled on the fly", self.converted, self.usable)
         if self.mixed_down:
@@ -422,7 +431,8 @@ def _check_header(path: str) -> Checked:
         return header, []
     if header.samples / header.sample_rate < SHORTEST_SECONDS:
         return BadAudio(f"{path}: {header.samples} samples are less than one frame of 25 ms", "too short"), []
-    return header, ["another format than its name says"] if other_format(path, header) else []
+    kinds = ["another format than its name says"] if other_format(path, header) else []
+    return header, [*kinds, "shorter than its header says"] if header.cut_short else kinds
 
 
 def _decode(path: str) -> Checked:

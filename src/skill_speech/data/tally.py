@@ -72,6 +72,8 @@ class AudioTally:
         self.left_out = 0
         self.empty_in_a_row = 0
         self.kinds: dict[str, dict[str, Any]] = {}
+        self.converted: dict[str, int] = {}
+        """Files that are resampled or mixed down when they are read; `prepare` counts them."""
 
     def add(self, batch: AudioBatch) -> None:
         """Count a batch that is used now.
@@ -111,7 +113,7 @@ class AudioTally:
         return "; ".join(messages[:SHOWN]) + ("; …" if len(messages) > SHOWN else "")
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain values: {"read", "left_out", "kinds": kind → {"left_out", "cuts", "files"}}."""
+        """All of it, as plain values; "kinds" is kind → {"left_out", "cuts", "files": path → message}."""
         return {name: value for name, value in vars(self).items() if name != "max_bad"}
 
     @staticmethod

@@ -41,6 +41,29 @@ class HashedCheckpoints(TorchCheckpointIO):
             with atomic_write(hash_of(path)) as beside:
                 beside.write_text(f"{sha256(temporary)}  {path.name}\n", encoding="ascii")
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read it as data."""
+        return read_state(Path(path))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What is in a checkpoint whose hash has been looked at: containers, numbers and tensors, on the CPU.
+
+    Raises:
+        InputError: something else is in it, or it is damaged in spite of its hash.
+    """
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    # What a damaged archive is to torch depends on where it is damaged.
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a checkpoint of this program ({type(error).__name__}); delete it and its hash, and the run "
+            "goes on from the one before"
+        ) from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not a checkpoint of this program; delete it and its hash")
+    return values
+
 
 def hash_of(path: Path) -> Path:
     """The file that holds the hash of a checkpoint."""

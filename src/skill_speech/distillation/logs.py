@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ..errors import InputError
 from ..files import atomic_write
 
 
@@ -25,8 +26,7 @@ class CsvLogger(Logger):
         self.path = path
         self.rows: dict[int, dict[str, Any]] = {}
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = {int(row["step"]): row for row in csv.DictReader(file)}
+            self.rows = _read_rows(path)
 
     @property
     def name(self) -> str:
@@ -71,6 +71,21 @@ class CsvLogger(Logger):
     def go_on_behind(self, updates: int) -> None:
         """Drop what later updates logged, which are going to be made again."""
         self.rows = {number: row for number, row in self.rows.items() if number < updates}
+
+
+def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = {int(row["step"]): row for row in csv.DictReader(file)}
+        for row in rows.values():
+            row |= {"time": row.get("time") or "0"}
+            for text in row.values():
+                float(text or 0)
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: damaged ({error}); delete it, and the run goes on without what it had logged"
+        ) from None
+    return rows
 
 
 def events_of(log: CsvLogger, folder: Path) -> TensorBoardLogger:
