@@ -99,7 +99,7 @@ def gather(sharded: nn.Module, whole: nn.Module) -> None:
             weights[name].copy_(full)
 
 
-def load_whole(module: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_whole(module: nn.Module, weights: dict[str, Any]) -> None:
     """Load whole weights into a module that may be sharded."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
