@@ -119,7 +119,12 @@ def _parser(name: str) -> Any:
         parser.add_argument("runs", type=str, nargs="+", help="folders of finished runs")
         parser.add_function_arguments(function, as_group=False, skip={"runs"})
         return parser
-    positional = {"prepare": "source", "import": "source", "profile": "model", "export": "model"}.get(name)
+    if name == "prepare":
+        parser.add_argument("source", type=str, help="see the first line")
+        parser.add_argument("--shards", action=ActionYesNo(no_prefix="no_"), default=False, help="copy the audio too")
+        parser.add_function_arguments(function, as_group=False, skip={"source", "shards"})
+        return parser
+    positional = {"import": "source", "profile": "model", "export": "model"}.get(name)
     if positional:
         parser.add_argument(positional, type=str, help="see the first line")
     parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)

@@ -103,7 +103,7 @@ class CompressionResult:
 
 def analyze(
     teacher: str,
-    data: str | list[Part],
+    data: list[Part] | str,
     output: str,
     *,
     clusters: int | Literal["auto"] = 4,
@@ -224,7 +224,7 @@ def _analyze(
 
 def compress(
     teacher: str,
-    data: str | list[Part],
+    data: list[Part] | str,
     output: str,
     *,
     method: Method = "skill",
@@ -447,7 +447,7 @@ def _fitting(
 
 
 def _open_data(
-    data: str | list[Part],
+    data: list[Part] | str,
     validation_data: str | None,
     validation_seconds: float,
     seed: int,
