@@ -3,7 +3,7 @@
     python -m lab.memory --output OUTPUT
 
 Every case is two steps of stage 1 in a process of its own; the peak is its largest resident memory beyond what it held
-before training.
+before training. Cases that OUTPUT/memory.json has already are not measured again.
 """
 
 from __future__ import annotations
@@ -92,16 +92,19 @@ def main() -> None:
     from skill_speech.environment import environment
     from skill_speech.files import write_json
 
-    cases = []
-    for number in range(len(CASES)):
+    record = arguments.output / "memory.json"
+    cases = json.loads(record.read_text(encoding="utf-8"))["cases"] if record.exists() else []
+    done_before = {(case["shape"], case["batch_seconds"], case["precision"]) for case in cases}
+    for number, case in enumerate(CASES):
+        if case in done_before:
+            continue
         command = [sys.executable, "-m", "lab.memory", "--output", str(arguments.output), "--case", str(number)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         cases.append(json.loads(done.stdout.splitlines()[-1]))
         print(cases[-1], flush=True)
-    write_json(
-        arguments.output / "memory.json",
-        {"command": "python -m lab.memory --output OUTPUT", "cases": cases, "machine": environment()},
-    )
+        # A case may take all memory there is: what was measured before it stays.
+        machine = environment()
+        write_json(record, {"command": "python -m lab.memory --output OUTPUT", "cases": cases, "machine": machine})
 
 
 if __name__ == "__main__":

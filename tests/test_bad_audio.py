@@ -125,6 +125,13 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
         prepare(tmp_path)
 
 
+def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "good.wav", noise(), RATE)
+    os.rename(tmp_path / "good.wav", os.fsencode(tmp_path) + b"/\xff.wav")
+    with pytest.raises(InputError, match=r"\\udcff\.wav: its name is not UTF-8: rename it"):
+        prepare(tmp_path)
+
+
 def test_files_that_vanish_or_break_during_a_run_are_named_and_counted(tmp_path: Path) -> None:
     (tmp_path / "audio").mkdir()
     for number in range(6):

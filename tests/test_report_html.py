@@ -203,6 +203,7 @@ def test_the_outcome_comes_first_and_is_that_of_the_files(run: Path) -> None:
         "training",
         "budget",
         "layer-weights",
+        "audio",
         "configuration",
         "environment",
     ]

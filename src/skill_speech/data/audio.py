@@ -111,7 +111,8 @@ def read_header(path: str | Path) -> AudioHeader:
                 raise BadAudio(
                     f"{path}: truncated, it ends before the {header.samples} samples its header promises", TRUNCATED
                 )
-    except (OSError, soundfile.SoundFileError) as error:
+    # A ValueError is a name that cannot be one.
+    except (OSError, ValueError, soundfile.SoundFileError) as error:
         raise _undecodable(path, error) from error
     return header
 
@@ -173,7 +174,7 @@ def load_waveform(cut: Cut) -> npt.NDArray[np.float32]:
         waveform_T = _read_part(path, cut, length) if _is_part_of_a_file(cut) else _read_by_lhotse(cut, length)
     except BadAudio:
         raise
-    except (OSError, soundfile.SoundFileError) as error:
+    except (OSError, ValueError, soundfile.SoundFileError) as error:
         if _member(cut) is not None:
             raise BadAudio(f"{path}: cannot be decoded ({_one_line(error)})") from error
         raise _undecodable(path, error) from error
@@ -299,6 +300,8 @@ def _truncated(path: str, found_seconds: float, expected_seconds: float) -> BadA
 
 def _undecodable(path: str | Path, error: Exception) -> BadAudio:
     """Why a file cannot be opened or decoded."""
+    if isinstance(error, UnicodeEncodeError):
+        return BadAudio(f"{shown(path)}: its name is not UTF-8: rename it", "name that is not UTF-8")
     if not os.path.exists(path):
         return BadAudio(f"{path}: no such file", "missing")
     if isinstance(error, PermissionError) or not os.access(path, os.R_OK):
@@ -306,6 +309,11 @@ def _undecodable(path: str | Path, error: Exception) -> BadAudio:
     if os.path.isfile(path) and not os.path.getsize(path):
         return BadAudio(f"{path}: empty, it has no bytes", "empty")
     return BadAudio(f"{path}: cannot be decoded ({_one_line(error)})")
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message or a file: bytes of its name that are not UTF-8 are written as such."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _one_line(error: Exception) -> str:

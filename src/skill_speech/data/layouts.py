@@ -98,11 +98,17 @@ def list_tsv(path: Path, absolute_paths: bool = False) -> list[AudioFile]:
     Raises InputError for a line of another form, a root that does not exist, a path that leaves the root (unless
     `absolute_paths`), or a tsv without files.
     """
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as UTF-8 text ({error}): prepare the folder it names instead"
+        ) from None
     root = Path(lines[0].strip()) if lines else Path()
     if not lines or "\t" in lines[0] or not lines[0].strip():
         raise InputError(f"{path}: line 1 must be the folder that the paths of a fairseq tsv are relative to")
-    if not root.is_dir():
+    # Also for names that no file can have, at which pathlib would raise something.
+    if not os.path.isdir(root):
         raise InputError(
             f"{path}: line 1 names the folder {root}, which does not exist: write the audio's folder there"
         )

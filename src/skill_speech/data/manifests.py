@@ -36,6 +36,7 @@ from .audio import (
     load_waveform,
     other_format,
     read_header,
+    shown,
 )
 from .layouts import AudioFile, list_folder, list_tsv
 from .shards import INDEX, is_sharded, open_shards, write_shards
@@ -343,7 +344,7 @@ class _Tally:
 
     def leave_out(self, path: str, error: BadAudio) -> None:
         self.audio.read += 1
-        self.audio.note(Note(error.kind, path, str(error), True))
+        self.audio.note(Note(error.kind, shown(path), str(error), True))
 
     def report(self) -> None:
         """Logs conversions and unusable files; raises InputError when these are too many or there is nothing at all."""

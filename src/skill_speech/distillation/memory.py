@@ -64,8 +64,9 @@ def saved_bytes(module: Distillation, batch_seconds: float, precision: Literal["
     # Tensors without contents draw no random numbers, but nothing promises that.
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         weights = [*module.student.parameters(), *module.loss.parameters()]
-        own = {mode.from_tensor(weight.detach()).untyped_storage()._cdata for weight in weights}
-        own |= {mode.from_tensor(weight).untyped_storage()._cdata for weight in weights}
+        # Held until the end: the address of a storage that is gone may be another one's.
+        held = [mode.from_tensor(weight) for weight in weights]
+        own = {weight.untyped_storage()._cdata for weight in held}
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
