@@ -47,7 +47,7 @@ TEACHERS: dict[str, Callable[[], EncoderConfig]] = {
 HOURS = (960, 10_000, 100_000)
 KEPT = 0.25
 UTTERANCE_SECONDS = 13.0
-MEASURED_SECONDS = 6.0
+MEASURED_SECONDS = 4.0
 
 ASSUMED: dict[str, Any] = {
     "accelerators": {
@@ -94,7 +94,7 @@ def forward_equivalents(share: float) -> dict[str, float]:
 # Measuring
 
 
-def cpu_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+def cpu_seconds(work: Callable[[], object], repeats: int = 2) -> float:
     """The least CPU time of several calls, behind one that warms up."""
     work()
     times = []
@@ -202,18 +202,17 @@ def measure_audio() -> dict[str, float]:
 def measure(names: list[str], seconds: float) -> None:
     """Measure, and write lab/results/scaling-measured.json."""
     torch.set_num_threads(1)
-    rows = [measure_teacher(name, seconds) for name in names]
-    write_json(
-        RESULTS / "scaling-measured.json",
-        {
-            "what": "single steps of full-size models with random weights, float32, one thread, CPU time, best of 3",
-            "command": "python -m lab.scaling measure",
-            "seed": 0,
-            "environment": environment(),
-            "teachers": rows,
-            "audio_seconds_per_cpu_second": measure_audio(),
-        },
-    )
+    record: dict[str, Any] = {
+        "what": "single steps of full-size models with random weights, float32, one thread, CPU time, best of several",
+        "command": f"python -m lab.scaling measure --seconds {seconds:g} --teachers {' '.join(names)}",
+        "seed": 0,
+        "environment": environment(),
+        "audio_seconds_per_cpu_second": measure_audio(),
+        "teachers": [],
+    }
+    for name in names:
+        record["teachers"].append(measure_teacher(name, seconds))
+        write_json(RESULTS / "scaling-measured.json", record)
 
 
 # The model

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from skill_speech import Encoder, InputError, analyze, compress, load_encoder, report
 from skill_speech.compression import AnalysisConfig
 from skill_speech.distillation import METHODS, StageConfig, training
+from skill_speech.distillation.checkpoints import CheckpointFolder
 from skill_speech.encoder import hubert_config, wavlm_config
 from skill_speech.pruning import Widths, count_parameters
 
@@ -104,7 +105,8 @@ def test_a_run_folder_has_what_the_design_promises(finished: Path) -> None:
         "analysis/dendrogram.svg",
         "analysis/dendrogram.png",
         "stage1/metrics.csv",
-        "stage1/checkpoints/last.ckpt",
+        "stage1/checkpoints/step=6.ckpt",
+        "stage1/checkpoints/step=6.ckpt.sha256",
         "stage2/metrics.csv",
         "model/config.json",
         "model/model.safetensors",
@@ -300,20 +302,21 @@ def test_a_truncated_checkpoint_is_named_and_an_older_one_taken(
     caplog.set_level("INFO", "skill_speech")
     folder = tmp_path / "run"
     kill_at(monkeypatch, "stage1", 5, teacher, speech, str(folder), sparsity=0.6, **QUICK)
-    checkpoints = sorted((folder / "stage1/checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-    assert len(checkpoints) == 3
-    for path in checkpoints[1:]:
-        path.write_bytes(path.read_bytes()[:5_000])
+    checkpoints = folder / "stage1/checkpoints"
+    assert sorted(path.name for path in checkpoints.glob("*.ckpt")) == ["step=2.ckpt", "step=4.ckpt"]
+    newest = checkpoints / "step=4.ckpt"
+    newest.write_bytes(newest.read_bytes()[:5_000])
     compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
-    assert f"{checkpoints[2]}: damaged checkpoint" in caplog.text
+    assert f"{newest}: damaged checkpoint" in caplog.text
     assert "going on at step 2" in caplog.text
     assert same(weights(folder), weights(finished))
 
 
 def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "last.ckpt").write_bytes(b"nothing")
+    (tmp_path / "step=4.ckpt").write_bytes(b"nothing")
+    (tmp_path / "step=4.ckpt.sha256").write_text(f"{'0' * 64}  step=4.ckpt\n")
     with pytest.raises(InputError, match="every checkpoint is damaged"):
-        training._newest_checkpoint(tmp_path)
+        CheckpointFolder(tmp_path, every=2).newest()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(speech: str, tmp_path: Path) -> None:
@@ -325,7 +328,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(speech: str, tmp_pa
     broken.save_pretrained(tmp_path / "teacher")
     settings = QUICK | {"method": "dphubert", "validation_seconds": 0.0}
     message = refused(str(tmp_path / "teacher"), speech, str(tmp_path / "run"), **settings)
-    assert "the loss is" in message
+    assert "the loss is nan at step 5, 5 updates in a row left out, and there is no earlier state" in message
     assert "lower the learning rate" in message
 
 

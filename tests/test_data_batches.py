@@ -16,6 +16,7 @@ from lhotse import AudioSource, CutSet, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from skill_speech.data import (
+    AudioTally,
     BadAudio,
     Position,
     TrainingBatches,
@@ -26,6 +27,7 @@ from skill_speech.data import (
     prepare,
     split_cuts,
     streams,
+    tallied,
 )
 from skill_speech.errors import InputError
 
@@ -305,30 +307,60 @@ def broken_speech(folder: Path, good: int, bad: int) -> CutSet:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_bad_file_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int) -> None:
     loader = audio_loader(evaluation_batches(broken_speech(tmp_path, 7, 1), batch_seconds=2), workers=workers)
-    assert sum(len(batch.ids) for batch in loader) == 7
-    assert (loader.dataset.read_cuts, loader.dataset.bad_cuts) == (8, 1)
-    if workers == 0:
-        assert "left out: " in caplog.text
-        assert "00.wav: cannot be decoded" in caplog.text
+    tally = AudioTally()
+    assert sum(len(batch.ids) for batch in tallied(loader, tally)) == 7
+    assert (tally.read, tally.left_out) == (8, 1)
+    assert set(tally.kinds) == {"not decodable", "silent"}  # what `broken_speech` writes is one value
+    assert tally.kinds["silent"]["cuts"] == 7
+    assert "left out: " in caplog.text
+    assert "00.wav: cannot be decoded" in caplog.text
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_too_much_bad_audio_is_one_line(tmp_path: Path, workers: int) -> None:
+def test_too_much_bad_audio_is_one_line_with_a_list(tmp_path: Path) -> None:
     cuts = broken_speech(tmp_path, 40, 11)
-    iterator = iter(audio_loader(evaluation_batches(cuts, batch_seconds=100, seed=1), workers=workers))
+    loader = audio_loader(evaluation_batches(cuts, batch_seconds=100, seed=1))
     with pytest.raises(
-        BadAudio, match=r"^11 of 51 cuts cannot be used, more than the 0\.01 share .* last: .*\.wav: "
+        BadAudio, match=r"^11 of 51 cuts cannot be used, more than the 0\.01 share .*00\.wav: .*; …\. Repair"
     ) as e:
-        list(iterator)
+        list(tallied(loader, AudioTally("1%")))
     assert "\n" not in str(e.value)
-    if workers:
-        iterator._shutdown_workers()  # else torch waits 5 s for them, whenever the garbage collector gets there
+    assert str(e.value).count(".wav: cannot be decoded") == 10
+    assert len(list(tallied(loader, AudioTally("30%")))) == 1
 
 
-def test_a_batch_without_any_good_audio_is_an_error(tmp_path: Path) -> None:
-    batches = evaluation_batches(broken_speech(tmp_path, 0, 2), batch_seconds=2)
-    with pytest.raises(BadAudio, match=r"none of the audio of a batch can be used \(last: .*\.wav: cannot be decoded"):
-        WaveformDataset()[batches[0]]
+def test_what_is_read_ahead_does_not_count_and_a_tally_goes_on(tmp_path: Path) -> None:
+    loader = audio_loader(evaluation_batches(broken_speech(tmp_path, 6, 2), batch_seconds=1, seed=3), workers=2)
+    whole, begun, going_on = AudioTally(), AudioTally(), AudioTally()
+    batches = list(loader)
+    for batch in batches:
+        whole.add(batch)
+    for batch in batches[:3]:
+        begun.add(batch)
+    going_on.load_state_dict(begun.state_dict())
+    for batch in batches[3:]:
+        going_on.add(batch)
+    assert going_on.state_dict() == whole.state_dict()
+    assert whole.read == 8
+
+
+def test_data_that_is_gone_ends_a_run(tmp_path: Path) -> None:
+    batches = evaluation_batches(broken_speech(tmp_path, 0, 4), batch_seconds=0.5)
+    assert WaveformDataset()[batches[0]].ids == ()
+    with pytest.raises(BadAudio, match=r"none of the audio of 3 batches in a row can be used: .*\.wav: cannot be dec"):
+        list(tallied(audio_loader(batches), AudioTally()))
+    with pytest.raises(BadAudio, match="none of the audio can be used: "):
+        list(tallied(audio_loader(batches[:2]), AudioTally()))
+
+
+@pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.5 %", 0.005), (0.3, 0.3), ("0", 0.0), ("1e-2", 0.01)])
+def test_a_share_is_read(text: str | float, share: float) -> None:
+    assert AudioTally(text).max_bad == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["many", "-1%", "101%", "nan", ""])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="it must be a share such as 1% or"):
+        AudioTally(text)
 
 
 def test_split_is_disjoint_by_speaker_and_small() -> None:

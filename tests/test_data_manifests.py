@@ -240,7 +240,7 @@ def test_broken_manifests_are_refused(tmp_path: Path) -> None:
 
 def test_truncated_manifest_is_refused(tmp_path: Path) -> None:
     for number in range(30):
-        write(tmp_path / f"audio/{number}.wav", 0.01)
+        write(tmp_path / f"audio/{number}.wav", 0.05)
     path = tmp_path / "cuts.jsonl.gz"
     prepare(tmp_path / "audio", path)
     path.write_bytes(path.read_bytes()[:-100])

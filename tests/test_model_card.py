@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from skill_speech.encoder import LayerConfig, wavlm_config
+from skill_speech.evaluation.results import Row, Table, write_table
 from skill_speech.reporting.model_card import teacher_licence, write_model_card
 
 PROFILE = {"model": "m", "seconds": 10.0, "real_time_factor": 0.01, "threads": 2}
@@ -107,3 +108,13 @@ def test_names_cannot_break_out_of_the_card(tmp_path: Path) -> None:
     text = card(tmp_path, data=str(evil), teacher="nobody/`<img>")
     assert "<script>" not in text
     assert "<img>" not in text.split("---", 2)[2]
+
+
+def test_names_in_a_table_of_scores_are_words(tmp_path: Path) -> None:
+    row = Row("a|b [x](http://evil) <script>`*\n# c", 5, {}, None)
+    write_table(tmp_path, Table("<b>*SYNTHETIC*", (row,), ("[note](x)",)))
+    text = (tmp_path / "table.md").read_text()
+    [line] = [line for line in text.splitlines() if "evil" in line]
+    assert r"a\|b \[x\](http://evil) \<script\>\`\* # c" in line
+    assert r"# \<b\>\*SYNTHETIC\*" in text
+    assert r"\[note\](x)" in text

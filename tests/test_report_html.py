@@ -203,6 +203,7 @@ def test_the_outcome_comes_first_and_is_that_of_the_files(run: Path) -> None:
         "training",
         "budget",
         "layer-weights",
+        "audio",
         "configuration",
         "environment",
     ]
@@ -307,6 +308,8 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     weights = {"kind": "skill-speech evaluation", "model": NASTY, "task": NASTY, "layer_weights": [0.5, 0.5]}
     (run / "evaluation/mine/x.json").write_text(json.dumps(weights))
     result = json.loads((run / "result.json").read_text())
+    kinds = {NASTY: {"left_out": True, "cuts": 3, "files": {NASTY: f"{NASTY}: {NASTY}"}}}
+    result["audio"] = {NASTY: {"read": 1_234, "left_out": 3, "converted": {"resampled": 5}, "kinds": kinds}}
     result["environment"] = {**result["environment"], "platform": NASTY, "versions": {NASTY: NASTY}}
     (run / "result.json").write_text(json.dumps(result))
     other = make_run(tmp_path / "other")

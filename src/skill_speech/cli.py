@@ -12,6 +12,7 @@ from rich.console import Console
 
 from .errors import InputError
 from .progress import log_to_terminal
+from .stopping import Stopped
 
 EXAMPLES = {
     "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
@@ -26,7 +27,12 @@ EXAMPLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0; 2 for a user's mistake; 130 when interrupted; when told to stop, 143 by SIGTERM and 138 by
+        SIGUSR1.
+    """
     arguments = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
         return _run(arguments)
@@ -38,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("\nstopped; the same command goes on from the last checkpoint")
         return 130
+    except Stopped as stop:
+        Console(stderr=True).print(f"\nstopped by {stop}; the same command goes on from here")
+        return 128 + stop.signum
 
 
 def _run(arguments: Sequence[str]) -> int:

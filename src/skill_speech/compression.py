@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +20,10 @@ from lhotse import CutSet
 from safetensors.torch import save
 
 from . import ranks
-from .checkpoints import load_encoder
+from .checkpoints import load_encoder, resolve_revision
 from .checkpoints.native import read_json
 from .checkpoints.weights import fill, read_weights
-from .data import Part, TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts
+from .data import AudioTally, Part, TrainingBatches, audio_loader, evaluation_batches, open_cuts, split_cuts, tallied
 from .distillation import (
     Distillation,
     DistillationLoss,
@@ -34,17 +34,19 @@ from .distillation import (
     make_targets,
     needs_clusters,
 )
+from .distillation.memory import available_bytes, fit_batch
 from .distillation.parallel import Strategy
 from .distillation.training import Precision, batches_per_rank, run_stage
 from .encoder import Encoder, EncoderConfig
 from .environment import environment
 from .errors import InputError
-from .files import atomic_write, write_json
+from .files import atomic_folder, atomic_write, remove_leftovers, require_space, write_json
 from .profiling import Profile, measure, peak_memory
 from .progress import Meter
 from .pruning import Budget, Lagrangian, attach_gates, check_rounding, fix_gates, human, prune, shrink_like
 from .reporting.model_card import write_model_card
-from .run_folder import RunFolder, refuse_changes, write_settings
+from .run_folder import RunFolder, pinned_revision, refuse_changes, write_settings
+from .run_lock import RunLock
 from .similarity import (
     LayerClusters,
     LayerScales,
@@ -54,6 +56,7 @@ from .similarity import (
     load_scales,
     save_analysis,
 )
+from .stopping import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +124,8 @@ def analyze(
     revision: str | None = None,
     seed: int = 0,
     workers: int = 0,
+    max_bad: float | str = "1%",
+    absolute_paths: bool = False,
 ) -> LayerClusters:
     """Measure how similar a teacher's layers are and group them; writes OUTPUT/analysis.
 
@@ -132,9 +137,11 @@ def analyze(
         analysis: the other settings.
         devices: processes on this machine that share the audio.
         nodes: machines, all with so many; torchrun or srun starts the command on each of them.
-        revision: of the teacher on the hub.
+        revision: of the teacher on the hub: branch, tag or commit; the commit is written down and used from then on.
         seed: of the calibration sample.
         workers: processes that read audio, per device.
+        max_bad: the share of files or cuts that may be unusable, such as 1% or 0.01.
+        absolute_paths: a manifest that `prepare` did not write may name files outside of its corpus.
 
     Raises:
         InputError: bad teacher, data or number of clusters.
@@ -143,10 +150,20 @@ def analyze(
     if ranks.to_be_started(devices, nodes):
         return ranks.start(analyze, arguments | {"devices": 1}, devices)
     ranks.join()
+    revision = ranks.on_first(lambda: _commit(_plain(teacher), revision, Path(output) / "analysis/config.yaml"))
     settings = _analysis_settings(teacher, revision, clusters, analysis, seed)
     encoder = load_encoder(teacher, revision=revision)
     _check_clusters(clusters, encoder.config, analysis)
-    return _analyze(encoder, open_cuts(data), Path(output) / "analysis", settings, clusters, analysis, seed, workers)
+    cuts, folder = open_cuts(data, absolute_paths=absolute_paths, max_bad=max_bad), Path(output)
+    with RunLock(folder), StopSignals():
+        return _analyze(
+            encoder, cuts, folder / "analysis", settings, clusters, analysis, seed, workers, AudioTally(max_bad)
+        )
+
+
+def _commit(teacher: str, revision: str | None, settings: Path) -> str | None:
+    """The commit of a teacher on the hub: the one in the settings of the run that goes on, unless one is asked for."""
+    return (pinned_revision(settings, teacher) if revision is None else None) or resolve_revision(teacher, revision)
 
 
 def _analysis_settings(
@@ -172,6 +189,7 @@ def _analyze(
     config: AnalysisConfig,
     seed: int,
     workers: int,
+    tally: AudioTally,
 ) -> LayerClusters:
     """The analysis in a folder: taken from there if it was made with these settings, made otherwise, by all ranks."""
     if ranks.on_first((folder / "clusters.json").exists):
@@ -187,7 +205,7 @@ def _analyze(
     with Meter("analysis", len(own)) as meter:
         cka_LL = estimate_cka(
             encoder,
-            audio_loader(own, workers=workers),
+            tallied(audio_loader(own, workers=workers), tally),
             estimator=config.estimator,
             batch_frames=config.batch_frames,
             precision=config.precision,
@@ -205,7 +223,13 @@ def _analyze(
     )
     logger.info("%s", groups.reason)
     spreads_L = scales.compute()
-    ranks.on_first(lambda: save_analysis(folder, cka_LL, groups, spreads_L))
+    audio = AudioTally.merged(ranks.gathered(tally.state_dict()))
+
+    def keep() -> None:
+        write_json(folder / "audio.json", audio)
+        save_analysis(folder, cka_LL, groups, spreads_L)
+
+    ranks.on_first(keep)
     logger.info("written: %s/similarity.svg, dendrogram.svg, clusters.json, cka.npy, linkage.npy", folder)
     return groups
 
@@ -232,6 +256,8 @@ def compress(
     validation_seconds: float = 300.0,
     validate_every: int = 1_000,
     checkpoint_every: int = 500,
+    keep_checkpoints: int = 2,
+    milestone_every: int = 0,
     precision: Precision = "bf16",
     devices: int = 1,
     nodes: int = 1,
@@ -240,6 +266,8 @@ def compress(
     start_from: str | None = None,
     seed: int = 0,
     workers: int = 0,
+    max_bad: float | str = "1%",
+    absolute_paths: bool = False,
 ) -> CompressionResult:
     """Make a small encoder of a large one; the same call goes on where it stopped.
 
@@ -267,19 +295,24 @@ def compress(
         validation_seconds: how much is held out.
         validate_every: updates between validations.
         checkpoint_every: updates between checkpoints.
+        keep_checkpoints: how many of the newest are kept, at least 2.
+        milestone_every: checkpoints at multiples of this are kept for good; 0 for none.
         precision: "bf16" or "float32".
         devices: accelerators to train on in this machine, or processes where there are none; they share the batches of
             an update.
         nodes: machines, all with so many devices; torchrun or srun starts the command on each of them.
         strategy: "ddp" keeps the student on every device, "fsdp" shards it and the optimiser's state.
-        revision: of the teacher on the hub.
+        revision: of the teacher on the hub: branch, tag or commit; the commit is written down and used from then on.
         start_from: a finished stage of another run, RUN/analysis, RUN/stage1 or RUN/surgery: it and what it needed are
             copied, and the run starts behind it.
         seed: of everything random.
         workers: processes that read audio.
+        max_bad: the share of files or cuts that may be unusable, such as 1% or 0.01.
+        absolute_paths: a manifest that `prepare` did not write may name files outside of its corpus.
 
     Raises:
-        InputError: bad teacher, data, budget or settings, or an output folder of another run.
+        InputError: bad teacher, data, budget or settings, an output folder of another run or in which one is going on.
+        Stopped: by SIGTERM or SIGUSR1; the same call goes on.
     """
     arguments = dict(locals())
     settings = {name: _plain(value) for name, value in arguments.items()}
@@ -289,11 +322,15 @@ def compress(
     ranks.join()
     if sparsity is None and params is None and macs is None:
         settings["sparsity"] = sparsity = 0.75
+    settings["revision"] = revision = ranks.on_first(
+        lambda: _commit(settings["teacher"], revision, Path(output) / "config.yaml")
+    )
     run = ranks.on_first(lambda: RunFolder(output, settings))
     if ranks.on_first(run.status).get("finished"):
         logger.info("%s is finished: nothing to do", run.path)
         return ranks.on_first(lambda: _read_result(run, already_done=True))
     _check_stages(stage1, stage2, ranks.count())
+    _check_checkpoints(checkpoint_every, keep_checkpoints, milestone_every)
     model = load_encoder(teacher, revision=revision)
     torch.manual_seed(seed)
     gated = attach_gates(_copy(model, model.config, stage1.student_dropout), pruned_units)
@@ -306,89 +343,142 @@ def compress(
     count = clusters if isinstance(clusters, int) else None
     if not needs_clusters(method):
         make_targets(method, model.config.num_layers, count=count)  # refuses what cannot be
-    cuts, validation = _open_data(data, validation_data, validation_seconds, seed)
+    prepared = AudioTally(max_bad)
+    cuts, validation = _open_data(data, validation_data, validation_seconds, seed, absolute_paths, prepared)
     if start_from is not None:
         _check_source(Path(start_from))
     # Everything that can be wrong with the settings has been looked at: from here on the folder is this run's.
-    ranks.on_first(run.start)
-    if start_from is not None:
-        source = Path(start_from)
-        ranks.on_first(lambda: _take_over(source, run.path))
-    groups = None
-    if needs_clusters(method) or scaled:
-        if not ranks.on_first((run / "analysis/clusters.json").exists):
-            run.report("analysis")
-        wanted = _analysis_settings(teacher, revision, clusters, analysis, seed)
-        groups = _analyze(model, cuts, run / "analysis", wanted, clusters, analysis, seed, workers)
-    targets = make_targets(method, model.config.num_layers, groups, count=count, share_projections=share_projections)
-    scales = ranks.on_first(lambda: load_scales(run / "analysis").tolist()) if scaled else None
-    distance = DistillationLoss(targets, model.config.hidden_size, loss, scales)
-
-    def train(name: str, student: Encoder, stage: StageConfig, lagrangian: Lagrangian | None) -> None:
-        """One stage from its start or its last checkpoint to its end; its student is then in RUN/NAME/student."""
-        folder, last_report = run / name, 0.0
-
-        def report(step: int) -> None:
-            nonlocal last_report
-            if time.monotonic() > last_report + 2 or step == stage.steps:
-                run.report(name, step, stage.steps)
-                last_report = time.monotonic()
-
-        stage_seed = 2 * seed + (name == "stage2")
-        held_out = None
-        if validation is not None:
-            held_out = evaluation_batches(validation, batch_seconds=stage.batch_seconds)
-        logger.info("%s: %d steps of %g s of audio", name, stage.steps, stage.batch_seconds * stage.accumulate)
-        module = Distillation(model, student, distance, stage, lagrangian, stage_seed)
-        outcome = run_stage(
-            module,
-            lambda start, rank, world_size: TrainingBatches(
-                cuts,
-                batch_seconds=stage.batch_seconds,
-                seed=stage_seed,
-                start=start,
-                rank=rank,
-                world_size=world_size,
-            ),
-            held_out,
-            partial(audio_loader, workers=workers),
-            folder,
-            name=name,
-            precision=precision,
-            strategy=strategy,
-            checkpoint_every=checkpoint_every,
-            validate_every=validate_every,
-            on_step=report,
+    with RunLock(run.path), StopSignals() as stop:
+        ranks.on_first(run.start)
+        ranks.on_first(lambda: remove_leftovers(run.path))
+        if start_from is not None:
+            source = Path(start_from)
+            ranks.on_first(lambda: _take_over(source, run.path))
+        ranks.on_first(
+            lambda: _check_disk(run, budget, (stage1.steps, stage2.steps), keep_checkpoints, milestone_every)
         )
+        groups = None
+        if needs_clusters(method) or scaled:
+            if not ranks.on_first((run / "analysis/clusters.json").exists):
+                run.report("analysis")
+            wanted = _analysis_settings(teacher, revision, clusters, analysis, seed)
+            tally = AudioTally(max_bad)
+            groups = _analyze(model, cuts, run / "analysis", wanted, clusters, analysis, seed, workers, tally)
+        targets = make_targets(
+            method, model.config.num_layers, groups, count=count, share_projections=share_projections
+        )
+        scales = ranks.on_first(lambda: load_scales(run / "analysis").tolist()) if scaled else None
+        distance = DistillationLoss(targets, model.config.hidden_size, loss, scales)
 
-        def keep() -> None:
-            _save(student, distance, folder / "student")
-            write_json(folder / "result.json", outcome | {"peak_memory": peak_memory()})
+        def train(name: str, student: Encoder, stage: StageConfig, lagrangian: Lagrangian | None) -> None:
+            """One stage from its start or its last checkpoint to its end; its student is then in RUN/NAME/student."""
+            folder, last_report = run / name, 0.0
 
-        ranks.on_first(keep)
+            def report(step: int) -> None:
+                nonlocal last_report
+                if time.monotonic() > last_report + 2 or step == stage.steps:
+                    run.report(name, step, stage.steps)
+                    last_report = time.monotonic()
 
-    def done(name: str) -> bool:
-        return ranks.on_first((run / name / "result.json").exists)
+            stage_seed = 2 * seed + (name == "stage2")
+            module = Distillation(model, student, distance, stage, lagrangian, stage_seed)
+            sharing = 1 if torch.cuda.is_available() else ranks.local_count()
+            module.stage = stage = ranks.on_first(
+                lambda: _fitting(module, stage, precision, name, folder / "batch.json", sharing)
+            )
+            held_out = None
+            if validation is not None:
+                held_out = evaluation_batches(validation, batch_seconds=stage.batch_seconds)
+            logger.info("%s: %d steps of %g s of audio", name, stage.steps, stage.batch_seconds * stage.accumulate)
+            outcome = run_stage(
+                module,
+                lambda start, rank, world_size: TrainingBatches(
+                    cuts,
+                    batch_seconds=stage.batch_seconds,
+                    seed=stage_seed,
+                    start=start,
+                    rank=rank,
+                    world_size=world_size,
+                ),
+                held_out,
+                partial(audio_loader, workers=workers),
+                folder,
+                name=name,
+                precision=precision,
+                strategy=strategy,
+                checkpoint_every=checkpoint_every,
+                keep_checkpoints=keep_checkpoints,
+                milestone_every=milestone_every,
+                validate_every=validate_every,
+                max_bad=max_bad,
+                stop=stop,
+                on_step=report,
+            )
 
-    if not done("surgery"):
-        if not done("stage1"):
-            train("stage1", gated, stage1, Lagrangian(budget, stage1.sparsity_steps))
-        _load(gated, distance, run / "stage1/student")
-        _operate(run, gated, distance, budget, round_to)
-    if not (run / "stage2/result.json").exists():
-        pruned = _copy(load_encoder(run / "surgery"), model.config, stage2.student_dropout)
-        _load(pruned, distance, run / "surgery")
-        train("stage2", pruned, stage2, None)
-    return ranks.on_first(lambda: _finish(run, settings, model))
+            def keep() -> None:
+                _save(student, distance, folder / "student")
+                write_json(folder / "result.json", outcome | {"peak_memory": peak_memory()})
+
+            ranks.on_first(keep)
+
+        def done(name: str) -> bool:
+            return ranks.on_first((run / name / "result.json").exists)
+
+        if not done("surgery"):
+            if not done("stage1"):
+                train("stage1", gated, stage1, Lagrangian(budget, stage1.sparsity_steps))
+            ranks.on_first(lambda: _operate(run, gated, distance, budget, round_to))
+        if not done("stage2"):
+            pruned = _copy(load_encoder(run / "surgery"), model.config, stage2.student_dropout)
+            _load(pruned, distance, run / "surgery")
+            train("stage2", pruned, stage2, None)
+        return ranks.on_first(lambda: _finish(run, settings, model, prepared))
+
+
+def _check_disk(run: RunFolder, budget: Budget, steps: tuple[int, int], keep: int, milestone_every: int) -> None:
+    """See that what a run keeps fits onto the disk: checkpoints (12 bytes per parameter) and four sets of weights.
+
+    Raises:
+        InputError: it does not.
+    """
+    whole = budget.teacher_parameters
+    left = whole if budget.parameters is None else budget.parameters
+    needed = 4.0 * (whole + 3 * left)
+    for parameters, count in ((whole, steps[0]), (left, steps[1])):
+        milestones = count // milestone_every if milestone_every else 0
+        needed += 12 * parameters * (keep + 1 + milestones)  # one is being written while the others are there
+    there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+    require_space(run.path, max(0, round(needed) - there), "a run of this size")
+
+
+def _fitting(
+    module: Distillation, stage: StageConfig, precision: Precision, name: str, path: Path, sharing: int
+) -> StageConfig:
+    """The stage with batches that fit into memory: as they were when it began, wherever it goes on.
+
+    `sharing` processes have the memory together.
+    """
+    if path.exists():
+        values = read_json(path)
+        return replace(stage, batch_seconds=values["batch_seconds"], accumulate=values["accumulate"])
+    available = available_bytes()
+    fitting = fit_batch(module, stage, precision, name, None if available is None else available // sharing)
+    write_json(path, {"batch_seconds": fitting.batch_seconds, "accumulate": fitting.accumulate})
+    return fitting
 
 
 def _open_data(
-    data: list[Part] | str, validation_data: str | None, validation_seconds: float, seed: int
+    data: list[Part] | str,
+    validation_data: str | None,
+    validation_seconds: float,
+    seed: int,
+    absolute_paths: bool,
+    found: AudioTally,
 ) -> tuple[CutSet, CutSet | None]:
     """Training cuts, and validation cuts if there are any."""
-    cuts = open_cuts(data)
+    cuts = open_cuts(data, absolute_paths=absolute_paths, max_bad=found.max_bad, found=found)
     if validation_data is not None:
-        return cuts, open_cuts(validation_data)
+        return cuts, open_cuts(validation_data, absolute_paths=absolute_paths, max_bad=found.max_bad)
     if validation_seconds <= 0:
         return cuts, None
     cuts, held_out = split_cuts(cuts, validation_seconds=validation_seconds, seed=seed)
@@ -407,7 +497,7 @@ def _operate(run: RunFolder, gated: Encoder, distance: DistillationLoss, budget:
     write_json(run / "surgery/result.json", {"parameters": pruned.num_parameters(), "teacher_parameters": before})
 
 
-def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> CompressionResult:
+def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder, prepared: AudioTally) -> CompressionResult:
     """Write RUN/model, the outcome and the report."""
     # The report knows of evaluation, which takes long to import and which nothing else here needs.
     from .reporting import report
@@ -422,6 +512,12 @@ def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> Compr
     done = [name for name in ("stage1", "stage2") if (run / name / "result.json").exists()]
     stages = {name: read_json(run / name / "result.json") for name in done}
     clustered = needs_clusters(settings["method"])
+    audio = {"prepare": prepared.state_dict()} if prepared.read else {}
+    if (run / "analysis/audio.json").exists():
+        audio["analysis"] = read_json(run / "analysis/audio.json")
+    audio |= {name: stage.pop("audio") for name, stage in stages.items() if "audio" in stage}
+    write_json(run / "bad_audio.json", audio)
+    _say_bad_audio(run / "bad_audio.json", audio)
     outcome = {
         "teacher": asdict(measure(teacher, str(settings["teacher"]))),
         "student": asdict(measure(final, str(run / "model"))),
@@ -429,6 +525,7 @@ def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> Compr
         "loss": stages["stage2"]["validation"].get("distillation"),
         "clusters": [list(group) for group in load_analysis(run / "analysis")[1].groups] if clustered else None,
         "stages": stages,
+        "audio": audio,
         "widths": {"teacher": _widths(teacher.config), "student": _widths(final.config)},
         "environment": environment(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -438,6 +535,14 @@ def _finish(run: RunFolder, settings: dict[str, Any], teacher: Encoder) -> Compr
     report([str(run.path)])
     run.report("finished", finished=True)
     return _read_result(run, already_done=False)
+
+
+def _say_bad_audio(path: Path, audio: dict[str, dict[str, Any]]) -> None:
+    """One line for each part of the run in which something was wrong with its audio."""
+    for part, found in audio.items():
+        if found["kinds"]:
+            kinds = ", ".join(f"{kind['cuts']} {name}" for name, kind in found["kinds"].items())
+            logger.warning("%s: %d of %d cuts left out (%s): %s", part, found["left_out"], found["read"], kinds, path)
 
 
 def _widths(config: EncoderConfig) -> dict[str, Any]:
@@ -509,6 +614,18 @@ def _check_stages(stage1: StageConfig, stage2: StageConfig, processes: int) -> N
                 )
 
 
+def _check_checkpoints(every: int, keep: int, milestone_every: int) -> None:
+    """See that there is always a checkpoint behind the newest: that one may get damaged, or hold a run gone wrong."""
+    if every < 1:
+        raise InputError(f"checkpoint_every is {every}; it must be positive")
+    if keep < 2:
+        raise InputError(f"keep_checkpoints is {keep}; it must be at least 2, one to fall back to")
+    if milestone_every < 0 or milestone_every % every:
+        raise InputError(
+            f"milestone_every is {milestone_every}; it must be 0 or a multiple of checkpoint_every, {every}"
+        )
+
+
 def _check_source(source: Path) -> None:
     """See that a run can start behind the stage in that folder."""
     if source.name not in MARKS or not (source / MARKS[source.name]).exists():
@@ -519,7 +636,9 @@ def _take_over(source: Path, target: Path) -> None:
     """Copy a finished stage of another run, and the analysis that it was made with, unless they are there already."""
     for name in dict.fromkeys(("analysis", source.name)):
         if (source.parent / name).is_dir() and not (target / name / MARKS[name]).exists():
-            shutil.copytree(source.parent / name, target / name, dirs_exist_ok=True)
+            shutil.rmtree(target / name, ignore_errors=True)
+            with atomic_folder(target / name) as temporary:
+                shutil.copytree(source.parent / name, temporary, dirs_exist_ok=True)
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import InputError
+from .stopping import Stopped
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -195,12 +196,15 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
 
     Raises:
         InputError: as one of the processes raised it, or one was killed from outside.
+        Stopped: by a signal; the processes have written where they are.
         RuntimeError: whatever else a process died of, with its traceback.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # What SLURM sends before a job's time is over has to reach the processes too.
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads or str(max(1, (os.cpu_count() or 1) // devices))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it ourselves
@@ -224,7 +228,7 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
         # The processes were sent it too and have had half a minute to write where they are.
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
-        raise SystemExit(128 + error.sigval) from None
+        raise Stopped(error.sigval) from None
     finally:
         shutil.rmtree(notes, ignore_errors=True)
         if threads is None:
@@ -260,7 +264,7 @@ def _cause(failed: Any, devices: int, notes: Path) -> BaseException:
     """
     for number, failure in failed.failures.items():
         if failure.exitcode in (128 + signal.SIGTERM, 128 + signal.SIGUSR1):
-            return SystemExit(failure.exitcode)
+            return Stopped(failure.exitcode - 128)
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             name = signal.Signals(-failure.exitcode).name
             return _killed(f"rank {number} (process {failure.pid}) was ended by {name}")

@@ -12,12 +12,25 @@ import yaml
 
 from . import ranks
 from .errors import InputError
-from .files import atomic_write, write_json
+from .files import LEFTOVER, atomic_write, write_json
+from .run_lock import NAME as LOCK
 
 # What a first step by itself leaves: `compress` goes on from the analysis that `analyze` made in the same folder.
-MAY_BE_THERE = ("analysis",)
+MAY_BE_THERE = ("analysis", LOCK)
 # Settings that change how a run is carried out but not what comes of it: they may differ when it goes on.
-FREE_KEYS = ("output", "workers", "checkpoint_every", "start_from", "devices", "nodes", "strategy")
+FREE_KEYS = (
+    "output",
+    "workers",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "milestone_every",
+    "max_bad",
+    "absolute_paths",
+    "start_from",
+    "devices",
+    "nodes",
+    "strategy",
+)
 
 
 class RunFolder:
@@ -36,7 +49,9 @@ class RunFolder:
             raise InputError(f"{self.path}: a file; --output is a folder")
         if (self.path / "config.yaml").exists():
             refuse_changes(self.path / "config.yaml", settings)
-        elif self.path.exists() and any(name.name not in MAY_BE_THERE for name in self.path.iterdir()):
+        elif self.path.exists() and any(
+            path.name not in MAY_BE_THERE and not LEFTOVER.fullmatch(path.name) for path in self.path.iterdir()
+        ):
             raise InputError(f"{self.path}: not empty and not a run of ours; choose another --output")
 
     def start(self) -> None:
@@ -88,6 +103,16 @@ def write_settings(path: Path, settings: dict[str, Any]) -> None:
             temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another --output") from None
+
+
+def pinned_revision(path: Path, teacher: str) -> str | None:
+    """The teacher's revision in the settings in a file, if there is such a file and it is of that teacher."""
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # whether it should be there is for others to say
+        return None
+    revision = before.get("revision") if isinstance(before, dict) and before.get("teacher") == teacher else None
+    return str(revision) if revision else None
 
 
 def refuse_changes(path: Path, settings: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..encoder import Encoder
 from ..errors import InputError
 from .checkpoint import Checkpoint
-from .hugging_face import load_hugging_face
+from .hugging_face import commit_of, load_hugging_face
 from .importing import ImportResult, import_encoder
 from .native import is_native, load_native
 from .single_file import load_file
@@ -21,6 +21,7 @@ __all__ = [
     "import_encoder",
     "load_encoder",
     "read_checkpoint",
+    "resolve_revision",
     "save_torchaudio",
 ]
 
@@ -66,10 +67,28 @@ def read_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
         if path.name not in IN_FOLDER or not (path.parent / "config.json").is_file():
             return load_file(path)
         path = path.parent
-    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or os.fspath(source).startswith((".", "~"))):
-        raise InputError(f"{source}: no such file or folder")
+    _refuse_missing(path)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{path}: no config.json there; give a folder that Transformers or skill-speech wrote")
     if path.is_dir() and is_native(path):
         return Checkpoint(load_native(path).eval(), "skill-speech")
     return load_hugging_face(str(path) if path.exists() else os.fspath(source), revision)
+
+
+def resolve_revision(source: str | os.PathLike[str], revision: str | None) -> str | None:
+    """The commit on the hub that a branch, a tag, or nothing stands for now; offline, in the cache.
+
+    None for what is not on the hub.
+
+    Raises:
+        InputError: nothing there, no such revision, or the hub cannot be reached.
+    """
+    path = Path(source)
+    _refuse_missing(path)
+    return None if path.exists() else commit_of(os.fspath(source), revision)
+
+
+def _refuse_missing(path: Path) -> None:
+    """Raise InputError for what can only be a path, and is not there."""
+    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or os.fspath(path).startswith((".", "~"))):
+        raise InputError(f"{path}: no such file or folder")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -62,7 +63,16 @@ def read_archive(path: Path) -> Any:
             if content[:4] == ZIP_MAGIC:
                 return _read_zip(file, content, str(path))
             return _read_legacy(content, str(path))
-    except (DamagedError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
+    # What a damaged directory is to zipfile depends on where it is damaged.
+    except (
+        ValueError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        EOFError,
+        OverflowError,
+        struct.error,
+        OSError,
+    ) as error:
         raise InputError(f"{path}: damaged or not a torch archive ({_reason(error)}); get it again") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ PREFIXES = {
     "unispeech-sat": "unispeech_sat.",
     "data2vec-audio": "data2vec_audio.",
 }
+
+
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def load_hugging_face(source: str, revision: str | None) -> Checkpoint:
@@ -55,6 +59,21 @@ def _folder_of_ours(source: str, revision: str | None) -> Path:
     except OSError as error:
         raise InputError(f"{source}: cannot be had ({_first_line(error)})") from None
     return Path(paths[0]).parent
+
+
+def commit_of(source: str, revision: str | None) -> str | None:
+    """The commit that a revision of a hub id stands for now; the revision itself where a cache does not know it.
+
+    Raises:
+        InputError: there is no such model or revision, or the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(source, "config.json", revision=revision))
+    except (OSError, ValueError) as error:  # all of the hub's own errors are one of them
+        raise InputError(f"{source}: no model there, neither on disk nor on the hub ({_first_line(error)})") from None
+    return path.parent.name if COMMIT.fullmatch(path.parent.name) else revision
 
 
 def encoder_config(values: dict[str, Any], preprocessor: dict[str, Any] | None, source: str) -> EncoderConfig:

@@ -9,11 +9,14 @@ from .batches import Position, TrainingBatches, evaluation_batches
 from .dataset import AudioBatch, WaveformDataset, audio_loader
 from .manifests import Part, open_cuts, prepare
 from .split import split_cuts
+from .tally import AudioTally, Note, tallied
 
 __all__ = [
     "SAMPLE_RATE",
     "AudioBatch",
+    "AudioTally",
     "BadAudio",
+    "Note",
     "Part",
     "Position",
     "TrainingBatches",
@@ -24,4 +27,5 @@ __all__ = [
     "open_cuts",
     "prepare",
     "split_cuts",
+    "tallied",
 ]

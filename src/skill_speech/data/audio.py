@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,20 +33,64 @@ RESAMPLING_MARGIN_SECONDS = 0.05
 """Audio read on both sides of a resampled crop, so that the filter sees what it would see in the whole file."""
 
 
-class BadAudio(InputError):  # noqa: N818 (an InputError, as its message reads)
-    """Audio that cannot be used: missing, not decodable, shorter than its manifest says, or with NaN or infinity."""
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
+"""Hz; a header that says anything else is damaged."""
 
-    def __init__(self, message: str) -> None:
+FORMATS = {
+    ".wav": ("WAV", "WAVEX", "RF64"),
+    ".wave": ("WAV", "WAVEX", "RF64"),
+    ".flac": ("FLAC",),
+    ".ogg": ("OGG",),
+    ".oga": ("OGG",),
+    ".opus": ("OGG",),
+    ".mp3": ("MP3", "MPEG"),
+    ".aif": ("AIFF",),
+    ".aiff": ("AIFF",),
+    ".aifc": ("AIFF",),
+    ".sph": ("NIST",),
+}
+"""What soundfile calls the contents of files with these suffixes."""
+
+CLIPPED_SHARE = 0.001
+"""Of samples at full scale, from which audio counts as clipped."""
+
+OFFSET = 0.05
+"""Mean, as a part of full scale, from which audio has a DC offset."""
+
+
+class BadAudio(InputError):  # noqa: N818 (an InputError, as its message reads)
+    """Audio that cannot be used: missing, not decodable, shorter than its manifest says, or with NaN or infinity.
+
+    Attributes:
+        kind: which of them, in a few words.
+    """
+
+    def __init__(self, message: str, kind: str = "not decodable") -> None:
         # A DataLoader raises a worker's error again as `type(error)(formatted traceback)`: keep our own line of it.
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+        self.kind = kind
+
+
+TRUNCATED = "truncated"
+
+STATED_LENGTH = re.compile(r"\b(?:data|SSND) *: (\d+) \(should be (\d+)\)")
+"""How libsndfile notes, in passing, that a file holds fewer bytes of audio than its header says."""
+
+UNKNOWN_LENGTHS = (0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFF000, 0xFFFFF000)
+"""What programs that write to a pipe put there."""
 
 
 class AudioHeader(NamedTuple):
-    """What a file says of itself: its sample rate in Hz, its number of channels and of samples per channel."""
+    """What a file says of itself: sample rate in Hz, number of channels and of samples per channel, format.
+
+    `cut_short`: there are fewer samples than it says of itself, and `samples` is what there is.
+    """
 
     sample_rate: int
     channels: int
     samples: int
+    format: str = ""
+    cut_short: bool = False
 
 
 def read_header(path: str | Path) -> AudioHeader:
@@ -54,15 +100,47 @@ def read_header(path: str | Path) -> AudioHeader:
     """
     try:
         with soundfile.SoundFile(str(path)) as file:
-            header = AudioHeader(file.samplerate, file.channels, file.frames)
+            stated = STATED_LENGTH.search(file.extra_info)
+            cut_short = stated is not None and int(stated[1]) not in UNKNOWN_LENGTHS and int(stated[1]) > int(stated[2])
+            header = AudioHeader(file.samplerate, file.channels, file.frames, file.format, cut_short)
             if header.samples <= 0:
-                raise BadAudio(f"{path}: empty, it has no samples")
+                raise BadAudio(f"{path}: empty, it has no samples", "no samples")
+            _check_rate(path, header.sample_rate)
             file.seek(header.samples - 1)
             if len(file.read(1)) != 1:
-                raise BadAudio(f"{path}: truncated, it ends before the {header.samples} samples its header promises")
-    except (OSError, soundfile.SoundFileError) as error:
-        raise BadAudio(f"{path}: {_reason(path, error)}") from error
+                raise BadAudio(
+                    f"{path}: truncated, it ends before the {header.samples} samples its header promises", TRUNCATED
+                )
+    # A ValueError is a name that cannot be one.
+    except (OSError, ValueError, soundfile.SoundFileError) as error:
+        raise _undecodable(path, error) from error
     return header
+
+
+def _check_rate(path: str | Path, rate: int) -> None:
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise BadAudio(f"{path}: has a sample rate of {rate} Hz, which nothing has: damaged", "impossible sample rate")
+
+
+def doubts(waveform_T: npt.NDArray[np.float32]) -> list[str]:
+    """What is odd about audio that can be used all the same: "silent", "DC offset", "clipped"."""
+    if waveform_T.size == 0:
+        return []
+    lowest, highest = float(waveform_T.min()), float(waveform_T.max())
+    if lowest == highest:
+        return ["silent"]
+    found = []
+    if abs(float(waveform_T.mean(dtype=np.float64))) > OFFSET:
+        found.append("DC offset")
+    if max(-lowest, highest) >= 0.999 and float((np.abs(waveform_T) >= 0.999).mean()) > CLIPPED_SHARE:
+        found.append("clipped")
+    return found
+
+
+def other_format(path: str | Path, header: AudioHeader) -> bool:
+    """Whether the file's name promises another format than its contents have."""
+    promised = FORMATS.get(Path(path).suffix.lower())
+    return promised is not None and bool(header.format) and header.format not in promised
 
 
 def at_16khz(cut: Cut) -> Cut:
@@ -96,11 +174,12 @@ def load_waveform(cut: Cut) -> npt.NDArray[np.float32]:
         waveform_T = _read_part(path, cut, length) if _is_part_of_a_file(cut) else _read_by_lhotse(cut, length)
     except BadAudio:
         raise
-    except (OSError, soundfile.SoundFileError) as error:
-        reason = _reason(path, error) if _member(cut) is None else f"cannot be decoded ({_one_line(error)})"
-        raise BadAudio(f"{path}: {reason}") from error
+    except (OSError, ValueError, soundfile.SoundFileError) as error:
+        if _member(cut) is not None:
+            raise BadAudio(f"{path}: cannot be decoded ({_one_line(error)})") from error
+        raise _undecodable(path, error) from error
     if not np.isfinite(waveform_T).all():
-        raise BadAudio(f"{path}: the audio holds NaN or infinite values: repair or remove the file")
+        raise BadAudio(f"{path}: the audio holds NaN or infinite values: repair or remove the file", "not finite")
     return waveform_T
 
 
@@ -147,7 +226,10 @@ def _read_part(path: str, cut: DataCut, length: int) -> npt.NDArray[np.float32]:
     channels = [file_channels.index(channel) for channel in wanted]
     with soundfile.SoundFile(path if _member(cut) is None else _read_member(cut)) as file:
         if max(channels) >= file.channels:
-            raise BadAudio(f"{path}: has {file.channels} channels, the manifest asks for channel {max(channels)}")
+            raise BadAudio(
+                f"{path}: has {file.channels} channels, the manifest asks for channel {max(channels)}", "other channels"
+            )
+        _check_rate(path, file.samplerate)
         if file.samplerate == SAMPLE_RATE:
             waveform_T = _read_mono(file, start, start + length, channels)
             if len(waveform_T) < length:
@@ -211,14 +293,27 @@ def _read_by_lhotse(cut: Cut, length: int) -> npt.NDArray[np.float32]:
 def _truncated(path: str, found_seconds: float, expected_seconds: float) -> BadAudio:
     return BadAudio(
         f"{path}: ends after {found_seconds:.3f} s, the manifest expects at least {expected_seconds:.3f} s: "
-        "truncated or replaced; prepare the data again"
+        "truncated or replaced; prepare the data again",
+        TRUNCATED,
     )
 
 
-def _reason(path: str | Path, error: Exception) -> str:
-    if not Path(path).exists():
-        return "no such file"
-    return f"cannot be decoded ({_one_line(error)})"
+def _undecodable(path: str | Path, error: Exception) -> BadAudio:
+    """Why a file cannot be opened or decoded."""
+    if isinstance(error, UnicodeEncodeError):
+        return BadAudio(f"{shown(path)}: its name is not UTF-8: rename it", "name that is not UTF-8")
+    if not os.path.exists(path):
+        return BadAudio(f"{path}: no such file", "missing")
+    if isinstance(error, PermissionError) or not os.access(path, os.R_OK):
+        return BadAudio(f"{path}: may not be read: permission denied", "no permission")
+    if os.path.isfile(path) and not os.path.getsize(path):
+        return BadAudio(f"{path}: empty, it has no bytes", "empty")
+    return BadAudio(f"{path}: cannot be decoded ({_one_line(error)})")
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message or a file: bytes of its name that are not UTF-8 are written as such."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _one_line(error: Exception) -> str:

@@ -92,16 +92,23 @@ def _unique_ids(paths: list[Path], root: Path, *, by_name: bool) -> list[str]:
     return next((ids for ids in kinds if len(set(ids)) == len(ids)), kinds[-1])
 
 
-def list_tsv(path: Path) -> list[AudioFile]:
+def list_tsv(path: Path, absolute_paths: bool = False) -> list[AudioFile]:
     """The files of a fairseq (and DPHuBERT) tsv: the root folder, then `relative path <tab> number of samples`.
 
-    Raises InputError for a line of another form, a root that does not exist, or a tsv without files.
+    Raises InputError for a line of another form, a root that does not exist, a path that leaves the root (unless
+    `absolute_paths`), or a tsv without files.
     """
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as UTF-8 text ({error}): prepare the folder it names instead"
+        ) from None
     root = Path(lines[0].strip()) if lines else Path()
     if not lines or "\t" in lines[0] or not lines[0].strip():
         raise InputError(f"{path}: line 1 must be the folder that the paths of a fairseq tsv are relative to")
-    if not root.is_dir():
+    # Also for names that no file can have, at which pathlib would raise something.
+    if not os.path.isdir(root):
         raise InputError(
             f"{path}: line 1 names the folder {root}, which does not exist: write the audio's folder there"
         )
@@ -112,6 +119,11 @@ def list_tsv(path: Path) -> list[AudioFile]:
         name, tab, samples = line.partition("\t")
         if not tab or not samples.strip().isdigit():
             raise InputError(f"{path}: line {number} is not `path <tab> number of samples`: {line[:80]!r}")
+        if not absolute_paths and (os.path.isabs(name) or os.path.normpath(name).startswith("..")):
+            raise InputError(
+                f"{path}: line {number} names {name}, which is outside of {root}: set absolute_paths to true if that "
+                "is meant"
+            )
         file_id = Path(name).with_suffix("").as_posix()
         listed.append(AudioFile(str(root / name), file_id, samples=int(samples)))
     if not listed:

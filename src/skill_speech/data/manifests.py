@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lhotse import AudioSource, CutSet, MonoCut, MultiCut, Recording, SupervisionSegment
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from lhotse.cut.data import DataCut
 from lhotse.serialization import deserialize_item, load_jsonl
 from lhotse.utils import fastcopy
@@ -22,15 +22,40 @@ from rich.console import Console
 from rich.progress import track
 
 from ..errors import InputError
-from .audio import SAMPLE_RATE, AudioHeader, BadAudio, at_16khz, is_resampled, read_header
+from ..files import atomic_write, write_json
+from .audio import (
+    HIGHEST_RATE,
+    LOWEST_RATE,
+    SAMPLE_RATE,
+    AudioHeader,
+    BadAudio,
+    at_16khz,
+    audio_path,
+    doubts,
+    is_resampled,
+    load_waveform,
+    other_format,
+    read_header,
+    shown,
+)
 from .layouts import AudioFile, list_folder, list_tsv
 from .shards import INDEX, is_sharded, open_shards, write_shards
 from .streams import Mixture, transformed
+from .tally import AudioTally, Note
 
 logger = logging.getLogger("skill_speech.data")
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+Checked = tuple[AudioHeader | BadAudio, list[str]]
+Check = Callable[[str], Checked]
+
+SHORTEST_SECONDS = 0.025
+"""One frame of the convolutional front end; nothing can be done with less."""
+
+ROOT = "corpus_root"
+"""The custom field of a cut in which `prepare` notes the folder that it was given."""
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
 KNOWN_SOURCES = (
@@ -58,11 +83,14 @@ def prepare(
     *,
     shards: bool = False,
     jobs: int = 2,
-    max_bad: float = 0.01,
+    max_bad: float | str = "1%",
+    decode: bool = False,
+    absolute_paths: bool = False,
 ) -> CutSet:
     """Makes a cut set of 16 kHz mono audio from a folder, a LibriSpeech folder, a fairseq tsv or a lhotse manifest.
 
-    Every file's header and last sample are read. Files that cannot be used are named in the log and left out.
+    Every file's header and last sample are read, or all of it with `decode`. Files that cannot be used are named in the
+    log and left out; beside the output, a file that ends in .bad_audio.json lists them.
     Audio of another sample rate or with several channels stays as it is on disk; it is resampled and mixed down when
     it is read (`load_waveform`).
 
@@ -74,7 +102,10 @@ def prepare(
             `shards`, the folder for them.
         shards: copy the audio too, as 16 kHz mono FLAC in tar files of about 200 MB, which can be read from a server.
         jobs: number of threads that read headers and encode audio.
-        max_bad: the share of files that may be unusable, 0.01 for 1 %.
+        max_bad: the share of files that may be unusable, such as 1% or 0.01.
+        decode: decode all audio, which takes long, and find what headers do not show: NaN, damage in the middle; files
+            that are silent, clipped or have a DC offset are named, and kept.
+        absolute_paths: a manifest may name files outside of its corpus, by absolute paths or `..`.
 
     Returns:
         The cuts, in memory, or opened lazily from `output` where it is given.
@@ -83,61 +114,98 @@ def prepare(
         InputError: a source that does not exist or is of no known kind, a folder without audio, more unusable files
             than `max_bad`, or an output that cannot be written.
     """
+    return _prepare(source, output, shards, jobs, max_bad, decode, absolute_paths)[0]
+
+
+def _prepare(
+    source: str | Path,
+    output: str | Path | None,
+    shards: bool,
+    jobs: int,
+    max_bad: float | str,
+    decode: bool,
+    absolute_paths: bool,
+) -> tuple[CutSet, AudioTally]:
     path = _existing(source)
     if shards and output is None:
         raise InputError("shards need an output folder: give --output")
     if output is not None and not shards and not str(output).endswith(MANIFEST_SUFFIXES):
         raise InputError(f"{output}: a manifest's name must end in .jsonl or .jsonl.gz")
-    tally = _Tally(path)
-    cuts = (
-        _check_manifest(path, tally, jobs) if path.name.endswith(MANIFEST_SUFFIXES) else _cut_files(path, tally, jobs)
-    )
+    tally = _Tally(path, AudioTally(max_bad))
+    check = _decode if decode else _check_header
+    if path.name.endswith(MANIFEST_SUFFIXES):
+        cuts = _check_manifest(_ManifestReader(path, absolute_paths), tally, check, jobs)
+    else:
+        cuts = _cut_files(path, tally, check, jobs, absolute_paths)
     if output is None:
         kept = list(cuts)
-        tally.report(max_bad)
+        tally.report()
         logger.info("%s: %d cuts, %.2f h", path, tally.usable, tally.seconds / 3600)
-        return CutSet(kept)
+        return CutSet(kept), tally.audio
     output = Path(output).expanduser()
     if shards:
-        _write_shards(cuts, output, tally, jobs, max_bad)
-        return open_shards(output)
-    _write_whole(cuts, output, tally, max_bad)
+        _write_shards(cuts, output, tally, jobs)
+        return open_shards(output), tally.audio
+    _write_whole(cuts, output, tally)
     logger.info("%s: %d cuts, %.2f h", output, tally.usable, tally.seconds / 3600)
-    return CutSet(_ManifestReader(output))
+    return CutSet(_ManifestReader(output)), tally.audio
 
 
-def open_cuts(data: str | Path | CutSet | Sequence[Part]) -> CutSet:
+def open_cuts(
+    data: str | Path | CutSet | Sequence[Part],
+    *,
+    absolute_paths: bool = False,
+    max_bad: float | str = "1%",
+    found: AudioTally | None = None,
+) -> CutSet:
     """Opens training data: a manifest or shards (read lazily), a CutSet, or anything else that `prepare` takes.
 
     Shards may lie anywhere that fsspec reaches: https://…, s3://…. Of several parts a mixture is made. The cuts count
     in samples of 16 kHz, whatever their files' rate. A manifest's audio is not checked here: bad files show when they
     are read.
 
+    Args:
+        data: what to open.
+        absolute_paths: a manifest that `prepare` did not write may name files outside of its corpus.
+        max_bad: as in `prepare`, for what is prepared here.
+        found: gets what was wrong with audio that was prepared, here or before.
+
     Raises InputError for anything that `prepare` refuses, and while iterating for a manifest line that is not a cut.
     """
     if isinstance(data, CutSet):
         return transformed(data, _To16kHz("the given cuts"))
     if not isinstance(data, str | Path):
-        return _mixture(data)
+        return _mixture(data, absolute_paths, max_bad, found)
     if is_sharded(data):
         return open_shards(data)
     path = _existing(data)
     if not path.name.endswith(MANIFEST_SUFFIXES):
-        return prepare(path)
-    cuts = transformed(CutSet(_ManifestReader(path)), _To16kHz(str(path)))
+        cuts, audio = _prepare(path, None, False, 2, max_bad, False, absolute_paths)
+        if found is not None:
+            found.load_state_dict(audio.state_dict())
+        return cuts
+    if found is not None and _list_of(path).is_file():
+        found.load_state_dict(_read_list(_list_of(path)))
+    cuts = transformed(CutSet(_ManifestReader(path, absolute_paths)), _To16kHz(str(path)))
     # The wrong kind of file should fail here, not in the middle of a run.
     if next(iter(cuts), None) is None:
         raise InputError(f"{path}: the manifest is empty")
     return cuts
 
 
-def _mixture(parts: Sequence[Part]) -> CutSet:
+def _mixture(parts: Sequence[Part], absolute_paths: bool, max_bad: float | str, found: AudioTally | None) -> CutSet:
     for part in parts:
         if not (math.isfinite(part.weight) and part.weight > 0):
             raise InputError(f"{part.path}: its weight is {part.weight:g}; it must be positive")
     if not parts:
         raise InputError("the list of data is empty")
-    return CutSet(Mixture(tuple(open_cuts(part.path) for part in parts), tuple(part.weight for part in parts)))
+    sets, tallies = [], []
+    for part in parts:
+        tallies.append(AudioTally(max_bad))
+        sets.append(open_cuts(part.path, absolute_paths=absolute_paths, max_bad=max_bad, found=tallies[-1]))
+    if found is not None:
+        found.load_state_dict(AudioTally.merged([tally.state_dict() for tally in tallies]))
+    return CutSet(Mixture(tuple(sets), tuple(part.weight for part in parts)))
 
 
 @dataclass
@@ -162,17 +230,25 @@ class _To16kHz:
 
 @dataclass(frozen=True)
 class _ManifestReader:
-    """Iterates over the cuts of a jsonl manifest of cuts or recordings, one line at a time, with absolute paths."""
+    """Iterates over the cuts of a jsonl manifest of cuts or recordings, one line at a time, with absolute paths.
+
+    Files have to lie below the manifest's folder, or below the folder that `prepare` says it was given; with
+    `absolute_paths` they may be anywhere. Relative paths are relative to the working folder, as in lhotse, else to the
+    manifest's own. Sources that are commands, which lhotse would run, are refused.
+    """
 
     path: Path
+    absolute_paths: bool = False
 
     def __iter__(self) -> Iterator[Cut]:
         number = 1
         try:
             for number, line in enumerate(load_jsonl(self.path), start=1):
                 yield self._to_cut(deserialize_item(line), number)
+        except InputError:
+            raise
         # What damaged JSON, a truncated gzip stream and a foreign object make of themselves inside lhotse.
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError) as error:
+        except Exception as error:
             raise InputError(
                 f"{self.path}: cannot be read as a lhotse manifest of cuts or recordings, at or after line {number} "
                 f"({type(error).__name__}): prepare the data again"
@@ -185,23 +261,65 @@ class _ManifestReader:
             raise InputError(
                 f"{self.path}: line {number} is a {type(item).__name__}: give a manifest of cuts or recordings"
             )
-        return self._with_absolute_path(item)
+        if isinstance(item, MixedCut):
+            for track in item.tracks:
+                track.cut = self._checked(track.cut, number)
+            return item
+        return self._checked(item, number)
 
-    def _with_absolute_path(self, cut: Cut) -> Cut:
-        if not isinstance(cut, DataCut) or not cut.has_recording:
+    def _checked(self, cut: Cut, number: int) -> Cut:
+        """The cut with absolute paths, and without what `prepare` noted for us."""
+        if not isinstance(cut, DataCut):
             return cut
-        sources = cut.recording.sources
-        if all(source.type != "file" or os.path.isabs(source.source) for source in sources):
+        root = (cut.custom or {}).pop(ROOT, None)
+        cut.custom = cut.custom or None
+        names = [cut.id, cut.recording_id] if cut.has_recording else [cut.id]
+        names += [one.speaker for one in cut.supervisions if one.speaker is not None]
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(f"{self.path}: line {number}: an id or a speaker is no text: {names}")
+        # What lhotse accepts may still make no sense: a length that is none would be found in the middle of a run.
+        if not (0 < cut.duration < math.inf and 0 <= cut.start < math.inf):
+            raise InputError(f"{self.path}: line {number}: cut {cut.id} lasts {cut.duration} s from {cut.start} s on")
+        if not cut.has_recording:
             return cut
-        absolute = [
-            fastcopy(source, source=self._absolute(source.source)) if source.type == "file" else source
-            for source in sources
+        if cut.recording.sampling_rate < LOWEST_RATE or cut.recording.sampling_rate > HIGHEST_RATE:
+            raise InputError(f"{self.path}: line {number}: {cut.id} has {cut.recording.sampling_rate} samples a second")
+        sources = [
+            fastcopy(source, source=self._absolute(source.source, root, number)) if source.type == "file" else source
+            for source in cut.recording.sources
         ]
-        return fastcopy(cut, recording=fastcopy(cut.recording, sources=absolute))
+        for source in sources:
+            if source.type == "command":
+                raise InputError(f"{self.path}: line {number} would run a command, which is never done: {cut.id}")
+        known = [channel for source in sources for channel in source.channels]
+        wanted = cut.channel if isinstance(cut.channel, list) else [cut.channel]
+        if not wanted or not all(isinstance(channel, int) and channel in known for channel in wanted):
+            raise InputError(f"{self.path}: line {number}: {cut.id} has no channel {cut.channel}")
+        return fastcopy(cut, recording=fastcopy(cut.recording, sources=sources))
 
-    def _absolute(self, name: str) -> str:
-        """Relative paths are relative to the working folder, as in lhotse, else to the manifest's own."""
-        return os.path.abspath(name if os.path.exists(name) else self.path.parent / name)
+    def _absolute(self, name: str, root: object, number: int) -> str:
+        if not os.path.isabs(name):
+            inside = not os.path.normpath(name).startswith("..")
+            found = os.path.abspath(name if os.path.exists(name) else self.path.parent / name)
+        else:
+            found = os.path.normpath(name)
+            folders = [str(self.path.parent), *([root] if isinstance(root, str) and os.path.isabs(root) else [])]
+            inside = any(Path(found).is_relative_to(folder) for folder in folders)
+        if not inside and not self.absolute_paths:
+            raise InputError(
+                f"{self.path}: line {number} names {name}, which is outside of its corpus: set absolute_paths to true "
+                "if that is meant"
+            )
+        return found
+
+
+def _with_root(cut: Cut, source: Path) -> Cut:
+    """The cut with a note of the folder that its audio may be read from: the one that was asked for, or its own."""
+    if not isinstance(cut, DataCut) or not cut.has_recording or cut.recording.sources[0].type != "file":
+        return cut
+    path = Path(cut.recording.sources[0].source)
+    root = source if source.is_dir() and path.is_relative_to(source) else path.parent
+    return fastcopy(cut, custom={**(cut.custom or {}), ROOT: str(root)})
 
 
 @dataclass
@@ -209,33 +327,38 @@ class _Tally:
     """Counts what went through, and says it once at the end."""
 
     source: Path
+    audio: AudioTally
     usable: int = 0
     seconds: float = 0.0
     converted: int = 0
     mixed_down: int = 0
-    bad: list[str] = field(default_factory=list)
 
-    def add(self, cut: Cut, *, converted: bool) -> None:
+    def add(self, cut: Cut, path: str, kinds: Iterable[str], *, converted: bool) -> None:
         self.usable += 1
+        self.audio.read += 1
         self.seconds += cut.duration
         self.converted += converted
         self.mixed_down += isinstance(cut, MultiCut)
+        for kind in kinds:
+            self.audio.note(Note(kind, path, f"{path}: {kind}", False))
 
-    def report(self, max_bad: float) -> None:
+    def leave_out(self, path: str, error: BadAudio) -> None:
+        self.audio.read += 1
+        self.audio.note(Note(error.kind, shown(path), str(error), True))
+
+    def report(self) -> None:
         """Logs conversions and unusable files; raises InputError when these are too many or there is nothing at all."""
-        total = self.usable + len(self.bad)
+        total, bad = self.audio.read, self.audio.left_out
         if not total:
             raise InputError(f"{self.source}: the manifest is empty")
-        if self.bad and (not self.usable or len(self.bad) > max_bad * total):
-            shown = "; ".join(self.bad[:3]) + ("; …" if len(self.bad) > 3 else "")
+        if bad and (not self.usable or bad > self.audio.max_bad * total):
             raise InputError(
-                f"{self.source}: {len(self.bad)} of {total} files cannot be used, more than the {max_bad:.3g} share "
-                f"allowed (max_bad): {shown}. Repair or remove them, or raise max_bad"
+                f"{self.source}: {bad} of {total} files cannot be used, more than the {self.audio.max_bad:.3g} share "
+                f"allowed (max_bad): {self.audio.named()}. Repair or remove them, or raise max_bad"
             )
-        for message in self.bad:
-            logger.warning("left out: %s", message)
-        if self.bad:
-            logger.warning("%d of %d files cannot be used and were left out", len(self.bad), total)
+        if bad:
+            logger.warning("%d of %d files cannot be used and were left out", bad, total)
+        self.audio.converted = {"resampled": self.converted, "mixed down": self.mixed_down}
         if self.converted:
             logger.info("%d of %d files are not 16 kHz: resampled on the fly", self.converted, self.usable)
         if self.mixed_down:
@@ -251,17 +374,18 @@ def _existing(source: str | Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _cut_files(path: Path, tally: _Tally, jobs: int) -> Iterator[Cut]:
-    files = list_folder(path) if path.is_dir() else list_tsv(path)
-    headers = in_threads(try_header, (file.path for file in files), jobs)
-    for file, header in with_progress(zip(files, headers, strict=True), len(files)):
+def _cut_files(path: Path, tally: _Tally, check: Check, jobs: int, absolute_paths: bool) -> Iterator[Cut]:
+    files = list_folder(path) if path.is_dir() else list_tsv(path, absolute_paths)
+    checked = in_threads(check, (file.path for file in files), jobs)
+    for file, (header, kinds) in with_progress(zip(files, checked, strict=True), len(files)):
         if isinstance(header, BadAudio):
-            tally.bad.append(str(header))
+            tally.leave_out(file.path, header)
         elif file.samples is not None and file.samples != header.samples:
-            tally.bad.append(f"{file.path}: has {header.samples} samples, the tsv says {file.samples}")
+            message = f"{file.path}: has {header.samples} samples, the tsv says {file.samples}"
+            tally.leave_out(file.path, BadAudio(message, "other length than stated"))
         else:
             cut = _file_to_cut(file, header)
-            tally.add(cut, converted=header.sample_rate != SAMPLE_RATE)
+            tally.add(cut, file.path, kinds, converted=header.sample_rate != SAMPLE_RATE)
             yield cut
 
 
@@ -301,23 +425,46 @@ def try_header(path: str) -> AudioHeader | BadAudio:
         return error
 
 
-def _check_manifest(path: Path, tally: _Tally, jobs: int) -> Iterator[Cut]:
-    for cut, error in in_threads(_check_cut, map(at_16khz, _ManifestReader(path)), jobs):
-        if error is None:
-            tally.add(cut, converted=is_resampled(cut))
-            yield cut
+def _check_header(path: str) -> Checked:
+    """The header, or what is wrong with the file; and what is odd about it."""
+    header = try_header(path)
+    if isinstance(header, BadAudio):
+        return header, []
+    if header.samples / header.sample_rate < SHORTEST_SECONDS:
+        return BadAudio(f"{path}: {header.samples} samples are less than one frame of 25 ms", "too short"), []
+    kinds = ["another format than its name says"] if other_format(path, header) else []
+    return header, [*kinds, "shorter than its header says"] if header.cut_short else kinds
+
+
+def _decode(path: str) -> Checked:
+    """As `_check_header`, from all of the audio."""
+    header, kinds = _check_header(path)
+    if isinstance(header, BadAudio):
+        return header, kinds
+    try:
+        return header, kinds + doubts(load_waveform(whole_file(path, path, header)))
+    except BadAudio as error:
+        return error, []
+
+
+def _check_manifest(reader: _ManifestReader, tally: _Tally, check: Check, jobs: int) -> Iterator[Cut]:
+    def checked(cut: Cut) -> tuple[Cut, Checked | None]:
+        found: Checked | None = None
+        if isinstance(cut, DataCut) and cut.has_recording:
+            for source in cut.recording.sources:
+                if source.type == "file":
+                    found = check(source.source)
+                    if isinstance(found[0], BadAudio):
+                        break
+        return cut, found
+
+    for cut, found in in_threads(checked, map(at_16khz, reader), jobs):
+        header, kinds = found or (None, [])
+        if isinstance(header, BadAudio):
+            tally.leave_out(audio_path(cut), header)
         else:
-            tally.bad.append(str(error))
-
-
-def _check_cut(cut: Cut) -> tuple[Cut, BadAudio | None]:
-    if isinstance(cut, DataCut) and cut.has_recording:
-        for source in cut.recording.sources:
-            if source.type == "file":
-                header = try_header(source.source)
-                if isinstance(header, BadAudio):
-                    return cut, header
-    return cut, None
+            tally.add(cut, audio_path(cut), kinds, converted=is_resampled(cut))
+            yield cut
 
 
 def in_threads(function: Callable[[In], Out], items: Iterable[In], jobs: int, at_once: int = 1000) -> Iterator[Out]:
@@ -336,7 +483,7 @@ def with_progress(items: Iterable[In], total: int) -> Iterable[In]:
     return track(items, total=total, description="reading headers", console=console, transient=True)
 
 
-def _write_shards(cuts: Iterable[Cut], output: Path, tally: _Tally, jobs: int, max_bad: float) -> None:
+def _write_shards(cuts: Iterable[Cut], output: Path, tally: _Tally, jobs: int) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: a file; the output of shards is a folder")
     if (output / INDEX).exists():
@@ -346,13 +493,14 @@ def _write_shards(cuts: Iterable[Cut], output: Path, tally: _Tally, jobs: int, m
         return in_threads(function, items, jobs, at_once=8 * jobs)
 
     def on_bad(error: BadAudio) -> None:
+        # The tally has counted what the header said, before the audio was read.
         tally.usable -= 1
-        tally.bad.append(str(error))
+        tally.audio.read -= 1
+        tally.leave_out(str(error).partition(": ")[0], error)
 
     try:
-        # The tally counts what the headers say, before the audio is read.
         number, seconds = write_shards(cuts, output, encode=encode, on_bad=on_bad)
-        tally.report(max_bad)
+        tally.report()
     except OSError as error:
         raise InputError(
             f"{output}: cannot be written ({error.strerror or error}): free space or choose another"
@@ -363,20 +511,30 @@ def _write_shards(cuts: Iterable[Cut], output: Path, tally: _Tally, jobs: int, m
     logger.info("%s: %d cuts, %.2f h in shards", output, number, seconds / 3600)
 
 
-def _write_whole(cuts: Iterable[Cut], output: Path, tally: _Tally, max_bad: float) -> None:
+def _write_whole(cuts: Iterable[Cut], output: Path, tally: _Tally) -> None:
     """Writes beside the output and renames, so that a killed run leaves no half manifest behind."""
-    partial = output.with_name(f".{os.getpid()}.{output.name}")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with CutSet.open_writer(partial) as writer:
-            for cut in cuts:
-                writer.write(cut)
-        tally.report(max_bad)
-        os.replace(partial, output)
+        with atomic_write(output) as partial:
+            with CutSet.open_writer(partial) as writer:
+                for cut in cuts:
+                    writer.write(_with_root(cut, tally.source))
+            tally.report()
+        _list_of(output).unlink(missing_ok=True)
+        if tally.audio.kinds:
+            write_json(_list_of(output), tally.audio.state_dict())
     except OSError as error:
         raise InputError(
             f"{output}: cannot be written ({error.strerror or error}): free space or choose another"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+
+
+def _list_of(manifest: Path) -> Path:
+    """Where `prepare` lists what was wrong with the audio of a manifest."""
+    return manifest.with_name(f"{manifest.name.partition('.jsonl')[0]}.bad_audio.json")
+
+
+def _read_list(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it, or prepare the data again") from None

@@ -20,6 +20,8 @@ from .parallel import average_whole_gradients, clip_gradients, count_batches_ane
 if TYPE_CHECKING:
     from ..data import AudioBatch
 
+NO_AUDIO_SAMPLES = 16_000
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -89,6 +91,12 @@ class Distillation(lightning.LightningModule):
         self.student, self.loss, self.lagrangian = student, loss, lagrangian
         self.stage, self.seed = stage, seed
         self.batches_seen = self.validation_batches = 0
+        self.skipped = 0
+        """Updates that were left out because the loss or a gradient was not finite."""
+        self.skipped_in_a_row = 0
+        self.returns = 0
+        """How often an earlier state was restored because many updates in a row were left out."""
+        self._carried: dict[str, int] | None = None
         self._clock, self._audio = time.perf_counter(), 0.0
         self._sharded = False
 
@@ -133,15 +141,20 @@ class Distillation(lightning.LightningModule):
         self.batches_seen += ranks.count()
         # Batches are about equally long: what this rank has seen stands for the others.
         self._audio += ranks.count() * batch.waveforms_BT.numel() / self.student.config.sampling_rate
-        terms = self._distil(batch.waveforms_BT, None)
+        usable = bool(batch.ids)
+        # Without audio there is nothing to learn, but every process has to take part in the update.
+        waveforms_BT = batch.waveforms_BT if usable else torch.zeros(1, NO_AUDIO_SAMPLES, device=self.device)
+        terms = self._distil(waveforms_BT, None)
         total = terms["distillation"]
         logged: dict[str, Any] = {name: value.detach() for name, value in terms.items()}
         if self.lagrangian is not None:
             penalty, more = self.lagrangian(self.student, self.global_step)
             total = total + penalty
             logged |= {"penalty": penalty.detach(), **more}
-        self.log_dict({f"train/{name}": value for name, value in logged.items()})
-        return total
+        if usable:
+            self.log_dict({f"train/{name}": value for name, value in logged.items()})
+        # A loss that is not finite may have finite gradients. Times NaN, every process sees it in the gradients.
+        return total * torch.where(total.detach().isfinite() & usable, 1.0, torch.nan)
 
     def on_validation_epoch_start(self) -> None:
         """Nothing has been summed yet."""
@@ -149,6 +162,11 @@ class Distillation(lightning.LightningModule):
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
         """Distillation loss of a padded batch, summed over its frames; it decides nothing."""
+        if not batch.ids:
+            # Sharded students are gathered by all ranks together, so this one goes along.
+            if self._sharded:
+                self._distil(torch.zeros(1, NO_AUDIO_SAMPLES, device=self.device), None)
+            return
         terms = self._distil(batch.waveforms_BT, batch.lengths_B)
         if batch_idx * ranks.count() + ranks.rank() >= self.validation_batches:
             return  # a repeated one, so that all ranks have equally many
@@ -162,6 +180,8 @@ class Distillation(lightning.LightningModule):
         frames = sum(part.get("frames", 0.0) for part in parts)
         for name in dict.fromkeys(name for part in parts for name in part if name != "frames"):
             self.log(f"validation/{name}", sum(part.get(name, 0.0) for part in parts) / frames)
+        # Into the row of the last update, and beyond a stage into the one behind; Lightning counts otherwise.
+        self.log("step", float(self.global_step - (self.trainer.state.fn == "fit")))
 
     def _distil(self, waveforms_BT: Tensor, lengths_B: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -197,10 +217,20 @@ class Distillation(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, and log the norm there was."""
+        """Clip, and log the norm there was; gradients that are not finite are dropped, and the weights stay.
+
+        AdamW leaves weights without a gradient alone, moments and step counts too. The update counts as made: the
+        schedule and the target sparsity go on, so that a stage is never longer than its steps.
+        """
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         limit = self.stage.clip_norm or float("inf")
-        self.log("train/gradient_norm", clip_gradients(weights, limit))
+        norm = clip_gradients(weights, limit)
+        if bool(norm.isfinite()):
+            self.skipped_in_a_row = 0
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        self.log_dict({"train/gradient_norm": norm, "train/skipped": float(self.skipped)})
 
     def on_train_batch_end(self, outputs: Any, batch: AudioBatch, batch_idx: int) -> None:
         """Log the speed since the last time."""
@@ -242,11 +272,26 @@ class Distillation(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the position in the data."""
-        checkpoint["batches_seen"] = self.batches_seen
+        """Remember the position in the data, and what was left out."""
+        checkpoint |= {name: getattr(self, name) for name in _COUNTS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue at the position in the data, with a student of the size that it had there."""
-        shrink_like(self.student, checkpoint["state_dict"], "student.")
-        self.batches_seen = checkpoint["batches_seen"]
-        count_batches_anew(checkpoint, self.trainer.accumulate_grad_batches)
+        """Continue at the position in the data, with a student of the size that it had there.
+
+        After `go_back`, behind the data that led nowhere.
+        """
+        shrink_like(self.student, checkpoint.get("state_dict", {}), "student.")
+        for name, value in (self._carried or checkpoint).items():
+            if name in _COUNTS:
+                setattr(self, name, value)
+        self._carried = None
+        if self._trainer is not None:
+            count_batches_anew(checkpoint, self.trainer.accumulate_grad_batches)
+
+    def go_back(self) -> None:
+        """The next checkpoint that is loaded restores weights and optimiser only: data and counts go on from here."""
+        now = {name: getattr(self, name) for name in _COUNTS}
+        self._carried = now | {"skipped_in_a_row": 0, "returns": self.returns + 1}
+
+
+_COUNTS = ("batches_seen", "skipped", "skipped_in_a_row", "returns")

@@ -100,5 +100,15 @@ def gather(sharded: nn.Module, whole: nn.Module) -> None:
             weights[name].copy_(full)
 
 
+def load_whole(module: nn.Module, weights: dict[str, Any]) -> None:
+    """Load whole weights into a module that may be sharded."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    if any(_is_sharded(weight) for weight in module.parameters()):
+        set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))
+    else:
+        module.load_state_dict(weights)
+
+
 def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import logging
-import pickle
 import time
 import warnings
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,18 +14,21 @@ from typing import Any, Literal
 import lightning
 import torch
 from lhotse import CutSet
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from .. import ranks
-from ..data import Position, TrainingBatches
+from ..data import AudioTally, Position, TrainingBatches
 from ..errors import InputError
 from ..files import write_json
 from ..progress import Meter
+from ..pruning import restore_widths
+from ..stopping import StopSignals
+from .checkpoints import CheckpointFolder, Checkpoints, HashedCheckpoints
+from .logs import CsvLogger, events_of
 from .module import Distillation, StageConfig
-from .parallel import Strategy, gather, placement
+from .parallel import Strategy, gather, load_whole, placement
 from .shrinking import Shrinking
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,12 @@ logger = logging.getLogger(__name__)
 Precision = Literal["bf16", "float32"]
 Batches = Callable[[Position, int, int], TrainingBatches]
 Reader = Callable[[Iterable[CutSet]], DataLoader[Any]]
+
+MOST_SKIPPED_IN_A_ROW = 5
+"""Updates that may be left out one after the other before an earlier state is restored."""
+
+MOST_RETURNS = 3
+"""How often a stage may restore an earlier state."""
 
 
 def run_stage(
@@ -49,10 +55,18 @@ def run_stage(
     precision: Precision = "bf16",
     strategy: Strategy = "ddp",
     checkpoint_every: int = 500,
+    keep_checkpoints: int = 2,
+    milestone_every: int = 0,
     validate_every: int = 1_000,
+    max_bad: float | str = "1%",
+    stop: StopSignals | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Train one stage to its end, from its last checkpoint if there is one; every rank calls it.
+
+    An update whose loss or gradient is not finite is left out. After `MOST_SKIPPED_IN_A_ROW` of them one after the
+    other, weights and optimiser are restored from the last regular checkpoint before them, and training goes on with
+    the data that comes next; after `MOST_RETURNS` of that, it is an error.
 
     Args:
         module: what to train; holds its result afterwards, on every rank.
@@ -65,15 +79,21 @@ def run_stage(
         strategy: how ranks share the work where there are several: "ddp" keeps the student on each, "fsdp" shards it
             and the optimiser's state.
         checkpoint_every: updates between checkpoints.
+        keep_checkpoints: how many of the newest are kept.
+        milestone_every: checkpoints at multiples of this are kept for good; 0 for none.
         validate_every: updates between validations.
+        max_bad: the share of cuts whose audio may be unusable.
+        stop: who is told to stop; then a checkpoint is written behind the update at hand.
         on_step: called after updates, with their number.
 
     Returns:
-        updates made in all; seconds taken by this call and audio seconds seen in it; mean losses on the validation
-        set before the first update and after the last.
+        updates made in all, how many of them were left out, and how often an earlier state was restored; seconds taken
+        by this call and audio seconds seen in it; what was wrong with the audio; mean losses on the validation set
+        before the first update and after the last.
 
     Raises:
-        InputError: the loss is not finite; the disk is full; all checkpoints are damaged.
+        InputError: the loss stays not finite; too much audio is bad; the disk is full; all checkpoints are damaged.
+        Stopped: by `stop`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     accumulate = batches_per_rank(module.stage, ranks.count(), name)
@@ -84,39 +104,42 @@ def run_stage(
         whole = module.student, module.loss
         module.student, module.loss = copy.deepcopy(module.student), copy.deepcopy(module.loss)
     started = time.perf_counter()
-    checkpoints = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="{step}",
-        monitor="step",
-        mode="max",
-        save_top_k=2,
-        every_n_train_steps=checkpoint_every,
-        save_on_train_epoch_end=False,
-        save_last=True,
-        enable_version_counter=False,
+    stop = stop or StopSignals()
+    kept = CheckpointFolder(
+        folder / "checkpoints", every=checkpoint_every, keep=keep_checkpoints, milestone_every=milestone_every
     )
-    watch = _Watch(name, module, on_step)
+    watch = _Watch(name, module, AudioTally(max_bad), on_step)
+    # What a stage begins with can be returned to without a checkpoint of it.
+    at_first = {key: value.clone() for key, value in module.state_dict().items()}
     shrinks = module.lagrangian is not None and module.stage.shrink_every > 0
-    fsdp = ranks.count() > 1 and strategy == "fsdp"
-    if shrinks and fsdp:
+    if shrinks and whole is not None:
         logger.info("%s: with fsdp, units are removed by surgery alone, not on the way", name)
-    shrinking = [Shrinking()] if shrinks and not fsdp else []
-    csv_log = CsvLogger(folder / "metrics.csv")
-    at_start = folder / "validation_at_start.json"
-    last = ranks.on_first(lambda: _newest_checkpoint(folder / "checkpoints"))
-    with warnings.catch_warnings():
-        _silence_lightning()
-        trainer = lightning.Trainer(
+    shrinking = [Shrinking()] if shrinks and whole is None else []
+    unshrunk = copy.deepcopy(module.student) if shrinking else None
+    data, at_start = _Data(training, validation, read), folder / "validation_at_start.json"
+
+    where = placement(strategy)
+    plugins = where.pop("plugins", [])
+    module.validation_batches = len(validation or ())
+
+    def new_trainer(first: int) -> lightning.Trainer:
+        log = CsvLogger(folder / "metrics.csv")
+        log.go_on_behind(first)
+        if not first and ranks.is_first() and at_start.exists():
+            log.log_metrics({f"validation/{key}": value for key, value in _read(at_start).items()}, 0)
+        return lightning.Trainer(
             max_steps=module.stage.steps,
             max_epochs=-1,
             accumulate_grad_batches=accumulate,
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             accelerator="auto",
-            **placement(strategy),
+            **where,
             # Distillation.configure_gradient_clipping says what is clipped; this has to be set for it to be called.
             gradient_clip_val=module.stage.clip_norm or None,
-            logger=[csv_log, TensorBoardLogger(folder, name="", version="", sub_dir=None)],
-            callbacks=[checkpoints, watch, *shrinking],
+            plugins=[HashedCheckpoints(), *plugins],
+            logger=[log, events_of(log, folder)],
+            callbacks=[watch, Checkpoints(kept, validate_every, stop), *shrinking],
+            enable_checkpointing=False,
             log_every_n_steps=max(1, min(50, module.stage.steps // 20)),
             val_check_interval=validate_every * accumulate,
             check_val_every_n_epoch=None,
@@ -127,36 +150,65 @@ def run_stage(
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        data = _Data(training, validation, read)
-        module.validation_batches = len(validation or ())
 
-        def validate() -> dict[str, float]:
-            if validation is None:
-                return {}
-            [results] = trainer.validate(module, dataloaders=data.val_dataloader(), verbose=False)
-            return {key.removeprefix("validation/"): float(value) for key, value in results.items()}
+    def validate(trainer: lightning.Trainer) -> dict[str, float]:
+        if validation is None:
+            return {}
+        [results] = trainer.validate(module, dataloaders=data.val_dataloader(), verbose=False)
+        found = {key: float(value) for key, value in results.items() if key.startswith("validation/")}
+        return {key.removeprefix("validation/"): value for key, value in found.items()}
 
+    with warnings.catch_warnings():
+        _silence_lightning()
+        last = ranks.on_first(kept.newest)
+        trainer = new_trainer(last or 0)
         try:
             if not ranks.on_first(at_start.exists):
-                losses = validate()
+                losses = validate(trainer)
                 ranks.on_first(lambda: write_json(at_start, losses))
-            trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-            means = validate()
+            while True:
+                try:
+                    with stop.deferred():
+                        checkpoint = None if last is None else kept.at(last)
+                        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+                    break
+                except _Diverged as end:
+                    last = _way_back(kept, end, name, module)
+                    if unshrunk is not None:  # the earlier state may be of a larger student
+                        restore_widths(module.student, unshrunk)
+                    data.go_on(last is not None)
+                    trainer = new_trainer(last or 0)
+                    if last is None:
+                        load_whole(module, at_first)
+                        module.on_load_checkpoint({})
+            means = validate(trainer)
         except OSError as error:
             if error.errno == 28:
                 raise InputError(f"{folder}: the disk is full; make room and run the same command again") from None
             raise
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        except SIGTERMException:  # Lightning's, between its handler and ours
+            stop.raise_if_requested()
+            raise
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):  # so Lightning passes Ctrl-C on
+                raise KeyboardInterrupt from None
+            raise
+    if module.skipped_in_a_row == trainer.global_step:
+        raise InputError(f"{name}: the loss was not finite in any of its {trainer.global_step} updates")
+    if module.skipped:
+        logger.warning("%s: %d of %d updates were left out", name, module.skipped, trainer.global_step)
     if whole is not None:
         for sharded, own in zip((module.student, module.loss), whole, strict=True):
             gather(sharded, own)
         module.student, module.loss = whole
     return {
         "steps": trainer.global_step,
+        "skipped": module.skipped,
+        "returns": module.returns,
         "seconds": time.perf_counter() - started,
         "audio_seconds": sum(ranks.gathered(watch.audio_seconds)),
-        "validation_at_start": json.loads(at_start.read_text(encoding="utf-8")),
+        "audio": AudioTally.merged(ranks.gathered(watch.tally.state_dict())),
+        "validation_at_start": ranks.on_first(lambda: _read(at_start)),
         "validation": means,
     }
 
@@ -175,77 +227,39 @@ def batches_per_rank(stage: StageConfig, processes: int, name: str) -> int:
     return stage.accumulate // processes
 
 
-def _newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read, or None where there is none; damaged ones are named.
+class _Diverged(Exception):  # noqa: N818 (it is on its way to be mended)
+    """Many updates in a row were left out."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(step, loss)
+        self.step, self.loss = step, loss
+
+
+def _way_back(kept: CheckpointFolder, end: _Diverged, name: str, module: Distillation) -> int | None:
+    """The step of the checkpoint to restore, None for the start of the stage.
+
+    Later checkpoints are removed, so that a process that is killed now goes the same way again.
 
     Raises:
-        InputError: there are checkpoints, all of them damaged.
+        InputError: the weights are still those of the start, or this has been tried often enough.
     """
-    found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in found:
-        try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        # What a truncated archive is to torch depends on where it ends.
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            logger.warning("%s: damaged checkpoint (%s); trying an older one", path, type(error).__name__)
-        else:
-            return path
-    if found:
-        raise InputError(f"{folder}: every checkpoint is damaged; delete the folder to start the stage anew")
-    return None
+    advice = "lower the learning rate, use float32, or look at the data; the last checkpoint is kept"
+    said = f"{name}: the loss is {end.loss} at step {end.step}, {module.skipped_in_a_row} updates in a row left out"
+    if module.returns >= MOST_RETURNS:
+        raise InputError(f"{said}, after {module.returns} returns to an earlier state: {advice}")
+    unchanged_since = end.step - module.skipped_in_a_row
+    if not unchanged_since:
+        raise InputError(f"{said}, and there is no earlier state to return to: {advice}")
+    good = ranks.on_first(lambda: kept.newest(before=unchanged_since))
+    logger.warning("%s: back to the weights of step %d, and on with other data", said, good or 0)
+    ranks.on_first(lambda: kept.forget_after(good))
+    module.go_back()
+    return good
 
 
-class CsvLogger(Logger):
-    """One row per logged step in a file that survives going on: rows beyond the checkpoint are written anew."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-        self._rows: dict[int, dict[str, Any]] = {}
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self._rows = {int(row["step"]): row for row in csv.DictReader(file)}
-
-    @property
-    def name(self) -> str:
-        """Lightning wants one."""
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        """Lightning wants one."""
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Merge into the row of that step."""
-        row = self._rows.setdefault(step or 0, {"step": step or 0})
-        row |= {name: f"{value:.6g}" for name, value in metrics.items() if name != "epoch"}
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Write the file whole."""
-        if not self._rows:
-            return
-        names = dict.fromkeys(name for row in self._rows.values() for name in row)
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self._rows[step] for step in sorted(self._rows))
-        temporary.replace(self.path)
-
-    def finalize(self, status: str) -> None:
-        """Write what has been logged since the last time."""
-        self.save()
-
-    def forget_after(self, step: int) -> None:
-        """Drop rows beyond a step."""
-        self._rows = {number: row for number, row in self._rows.items() if number <= step}
+def _read(path: Path) -> dict[str, float]:
+    values: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return values
 
 
 class _Data(lightning.LightningDataModule):
@@ -254,7 +268,7 @@ class _Data(lightning.LightningDataModule):
     def __init__(self, training: Batches, validation: Sequence[CutSet] | None, read: Reader) -> None:
         super().__init__()
         self.training, self.validation, self.read = training, validation, read
-        self._start, self._seen_before = Position(), 0
+        self._start, self._seen_before, self._goes_on = Position(), 0, False
         self._batches: TrainingBatches | None = None
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -278,8 +292,16 @@ class _Data(lightning.LightningDataModule):
         return {"epoch": position.epoch, "batch": position.batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Start there."""
-        self._start = Position(state["epoch"], state["batch"])
+        """Start there, unless `go_on` was called."""
+        if not self._goes_on:
+            self._start = Position(state["epoch"], state["batch"])
+        self._goes_on = False
+
+    def go_on(self, from_checkpoint: bool) -> None:
+        """The next trainer starts with the data that comes next now, whatever its checkpoint says."""
+        values = self.state_dict()
+        self._start, self._goes_on = Position(values["epoch"], values["batch"]), from_checkpoint
+        self._batches = None
 
     @property
     def _module(self) -> Distillation:
@@ -290,18 +312,47 @@ class _Data(lightning.LightningDataModule):
 
 
 class _Watch(Callback):
-    """Shows the progress, tells the caller, and stops at a loss that is not a number."""
+    """Shows the progress, tells the caller, and sees updates that are left out."""
 
-    def __init__(self, name: str, module: Distillation, on_step: Callable[[int], None] | None) -> None:
-        self.name, self.module, self.on_step = name, module, on_step
+    def __init__(
+        self, name: str, module: Distillation, tally: AudioTally, on_step: Callable[[int], None] | None
+    ) -> None:
+        self.name, self.module, self.tally, self.on_step = name, module, tally, on_step
+        # Held-out audio is read again and again: it is counted by itself, and named.
+        self.held_out = AudioTally(tally.max_bad)
         self.audio_seconds = 0.0
+        self._skipped = 0
         self._meter: Meter | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: the audio that was used, by all ranks."""
+        return AudioTally.merged(ranks.gathered(self.tally.state_dict()))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of the checkpoint; the first rank goes on with what all have counted, the others begin."""
+        if ranks.is_first():
+            self.tally.load_state_dict(state_dict)
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the audio, before anything is learned of it."""
+        self.tally.add(batch)
+
+    def on_validation_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the audio here too."""
+        self.held_out.add(batch)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the bar at the step the run stands at."""
-        for log in trainer.loggers:
-            if isinstance(log, CsvLogger):
-                log.forget_after(trainer.global_step)
+        self._skipped = self.module.skipped
         if trainer.global_step:
             logger.info("%s: going on at step %d of %d", self.name, trainer.global_step, self.module.stage.steps)
         if trainer.is_global_zero:
@@ -312,11 +363,13 @@ class _Watch(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """One batch further."""
-        loss = float(outputs["loss"])
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise InputError(
-                f"{self.name}: the loss is {loss} at step {trainer.global_step}: lower the learning rate or use "
-                f"float32; the last checkpoint is kept"
+        if self.module.skipped > self._skipped:
+            loss, self._skipped = float(outputs["loss"]), self.module.skipped
+            if self.module.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+                raise _Diverged(trainer.global_step, loss)
+            logger.warning(
+                "%s: update %d left out: the loss is %g, or a gradient is not finite (%d so far)",
+                *(self.name, trainer.global_step, loss, self._skipped),
             )
         self.audio_seconds += batch.waveforms_BT.numel() / self.module.student.config.sampling_rate
         if self._meter is not None:

@@ -150,14 +150,18 @@ class Encoder(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        temporary = folder / ".model.safetensors.tmp"
-        # Not `save_file`, whose files only their owner can read.
-        temporary.write_bytes(save(weights, metadata={"format": "pt"}))
-        os.replace(temporary, folder / "model.safetensors")
         values = {"model_type": "skill-speech", **self.config.to_dict()}
-        temporary = folder / ".config.json.tmp"
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / "config.json")
+        for name, content in (
+            # Not `save_file`, whose files only their owner can read.
+            ("model.safetensors", save(weights, metadata={"format": "pt"})),
+            ("config.json", (json.dumps(values, indent=1) + "\n").encode()),
+        ):
+            temporary = folder / f".{os.getpid()}.{name}"
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, folder / name)
 
     def _convolve(self, waveforms_BT: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         B, T = waveforms_BT.shape

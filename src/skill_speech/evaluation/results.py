@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoints.native import read_json
 from ..encoder import Encoder
 from ..files import atomic_write, write_json
+from ..markdown import escaped
 from ..pruning import human
 from .corpora import TASKS
 from .published import COLUMNS, Column, published_rows, superb_s
@@ -56,8 +57,8 @@ class Table:
             column for column in COLUMNS if any(column.name in row.scores for row in self.rows if not row.source)
         )
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Heading and rows as text; sources are numbered, and the notes end with them."""
+    def cells(self, said: Callable[[str], str] = str) -> tuple[list[str], list[list[str]]]:
+        """Heading and rows as text, the models' names as `said`; sources are numbered, and the notes end with them."""
         sources = self.sources()
         scored = any(row.superb_s is not None for row in self.rows)
         heading = ["model", "params", *(column.title for column in self.columns)]
@@ -65,7 +66,7 @@ class Table:
             heading.append("superb_s ↑")
         lines = []
         for row in self.rows:
-            name = f"{row.model} [{sources.index(row.source) + 1}]" if row.source else row.model
+            name = said(row.model) + (f" [{sources.index(row.source) + 1}]" if row.source else "")
             values = [_number(row.scores.get(column.name)) for column in self.columns]
             score = [f"{row.superb_s:.0f}" if row.superb_s is not None else ""] if scored else []
             lines.append([name, human(row.parameters) if row.parameters else "0", *values, *score])
@@ -98,16 +99,16 @@ def make_table(results: Mapping[str, Mapping[str, dict[str, Any]]], compare: str
 def write_table(folder: Path, table: Table) -> None:
     """Write table.md and table.json."""
     with atomic_write(folder / "table.md") as temporary:
-        temporary.write_text(f"# {table.title}\n\n{markdown(table)}\n", encoding="utf-8")
+        temporary.write_text(f"# {escaped(table.title)}\n\n{markdown(table)}\n", encoding="utf-8")
     write_json(folder / "table.json", asdict(table))
 
 
 def markdown(table: Table) -> str:
     """Rows, notes and sources of a table, without its title."""
-    heading, lines = table.cells()
+    heading, lines = table.cells(escaped)
     text = [_line(heading), _line(["---", *["---:"] * (len(heading) - 1)])]
     text += [_line(cells) for cells in lines]
-    text += ["", *(f"{note}  " for note in table.notes)]
+    text += ["", *(f"{escaped(note)}  " for note in table.notes)]
     text += [f"[{number}] {source}  " for number, source in enumerate(table.sources(), start=1)]
     return "\n".join(text)
 

@@ -2,7 +2,7 @@
 
 from .budget import Budget, Lagrangian, human
 from .gates import KINDS, Gate, HardConcrete, attach_gates, find_gates
-from .shrinking import closed_for_good, replace_parameters, shrink, shrink_like
+from .shrinking import closed_for_good, replace_parameters, restore_widths, shrink, shrink_like
 from .size import (
     REFERENCE_SECONDS,
     Widths,
@@ -35,6 +35,7 @@ __all__ = [
     "parameters_by_component",
     "prune",
     "replace_parameters",
+    "restore_widths",
     "shrink",
     "shrink_like",
 ]

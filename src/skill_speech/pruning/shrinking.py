@@ -6,6 +6,7 @@ the same function, draws the same gates, and learns from the next batch what it 
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -131,6 +132,19 @@ def shrink_like(encoder: Encoder, weights: Mapping[str, Any], prefix: str = "") 
             kept[gate.name] = torch.isin(gate.module.kept_units.cpu(), saved.cpu()).nonzero().flatten()
     if kept:
         shrink(encoder, kept)
+
+
+def restore_widths(encoder: Encoder, before: Encoder) -> None:
+    """Give a student that was cut down the parts that it had before, with their weights of then, in place.
+
+    Args:
+        encoder: cut down by `shrink`, or not.
+        before: a copy of it from before the first cut; it is copied again.
+    """
+    parts = copy.deepcopy(before)
+    encoder.convs, encoder.projection, encoder.layers = parts.convs, parts.projection, parts.layers
+    encoder.config = parts.config
+    encoder.train(encoder.training)
 
 
 def replace_parameters(optimizers: Iterable[torch.optim.Optimizer], replaced: Replacements) -> None:

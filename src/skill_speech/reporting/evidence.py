@@ -140,12 +140,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of numbers; cells in which nothing was logged are left out. No rows where the run had no such stage."""
+    """Rows of finite numbers; other cells, and empty ones, are left out. No rows where the run had no such stage."""
     if not path.is_file():
         return []
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+            rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+            return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a table of numbers ({error})") from None
 

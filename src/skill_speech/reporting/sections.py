@@ -31,6 +31,8 @@ from .pictures import (
 
 # Points of expected sparsity below the target from which a reader should know.
 SPARSITY_TOLERANCE = 0.02
+# Files named on a page; bad_audio.json has more.
+MOST_FILES = 200
 
 
 class Section(NamedTuple):
@@ -423,6 +425,36 @@ def _task_order(task: str) -> tuple[int, str]:
     return (tasks.index(task) if task in tasks else len(tasks), task)
 
 
+def _audio(runs: Sequence[Evidence]) -> str:
+    def write(run: Evidence) -> str:
+        audio = run.outcome.get("audio")
+        if not audio:
+            return paragraph("This run did not record what was wrong with its audio.", "absent")
+        rows, named = [], []
+        for part, found in audio.items():
+            for kind, values in found["kinds"].items():
+                fate = "left out" if values["left_out"] else "used"
+                rows.append([part, kind, fate, f"{values['cuts']:,}", f"{len(values['files']):,}"])
+                named += [[part, kind, *file] for file in values["files"].items()]
+            rows += [[part, kind, "used", f"{count:,}", ""] for kind, count in found["converted"].items() if count]
+            rows.append([part, "all", "read", f"{found['read']:,}", ""])
+        listed = table(
+            ["part of the run", "what it was", "", "cuts", "files"], rows, caption="what was odd about the audio"
+        )
+        skipped = [
+            f"{stage}: {values['skipped']} of {values['steps']} updates were left out because the loss or a gradient "
+            f"was not finite; {values['returns']} returns to an earlier state."
+            for stage, values in run.outcome["stages"].items()
+            if values.get("skipped")
+        ]
+        files = [[part, kind, path, message.removeprefix(f"{path}: ")] for part, kind, path, message in named]
+        heading = ["part of the run", "what it was", "file", "message"]
+        names = details("The files", table(heading, files[:MOST_FILES], name="files", numbers=False)) if files else ""
+        return listed + names + "".join(paragraph(words, "warning") for words in skipped)
+
+    return _per_run(runs, write, beside=False)
+
+
 def _configuration(runs: Sequence[Evidence]) -> str:
     flat = [_flat(run.settings) for run in runs]
     keys = list(dict.fromkeys(key for settings in flat for key in settings))
@@ -539,6 +571,7 @@ SECTIONS = (
     Section("training", "Sparsity and losses", _training),
     Section("budget", "Budget by component", _budget),
     Section("layer-weights", "Layers that tasks read", _layer_weights),
+    Section("audio", "Audio and numbers left out", _audio),
     Section("configuration", "Configuration", _configuration),
     Section("environment", "Environment", _environment),
 )

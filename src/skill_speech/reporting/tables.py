@@ -26,7 +26,7 @@ def profile_table(profiles: Sequence[Profile]) -> Table:
     table = Table(title=f"one utterance of {profiles[0].seconds:g} s, float32, {profiles[0].threads} threads")
     table.add_column("")
     for profile in profiles:
-        table.add_column(short_name(profile.model), justify="right", overflow="fold")
+        table.add_column(escape(short_name(profile.model)), justify="right", overflow="fold")
     both = len(profiles) == 2
     if both:
         table.add_column("share", justify="right")
@@ -73,8 +73,8 @@ def import_table(result: ImportResult) -> Table:
     """What an imported source turned out to be, and what it does not say."""
     config = result.config
     table = Table(show_header=False)
-    table.add_row("format", result.format)
-    table.add_row("family", config.family)
+    table.add_row("format", escape(result.format))
+    table.add_row("family", escape(config.family))
     table.add_row("size", f"{human(result.parameters)} parameters, {config.num_layers} layers of {config.hidden_size}")
     heads, units, channels = (
         [len(layer.heads) for layer in config.layers],
@@ -87,7 +87,7 @@ def import_table(result: ImportResult) -> Table:
     table.add_row("layer norms", f"{'before' if config.pre_norm else 'after'} each sublayer")
     table.add_row("waveforms", "normalised first" if config.input_normalization else "as they are")
     for number, sentence in enumerate(result.assumed):
-        table.add_row("" if number else "assumed", sentence)
+        table.add_row("" if number else "assumed", escape(sentence))
     return table
 
 

@@ -48,7 +48,7 @@ def load_analysis(folder: str | os.PathLike[str]) -> tuple[NDArray[np.float64], 
     folder = Path(folder)
     try:
         values = json.loads((folder / "clusters.json").read_text(encoding="utf-8"))
-        return np.load(folder / "cka.npy", allow_pickle=False), LayerClusters.from_dict(values)
+        return _read_array(folder / "cka.npy"), LayerClusters.from_dict(values)
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no analysis here ({Path(error.filename).name} is missing); run analyze") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -63,7 +63,25 @@ def load_scales(folder: str | os.PathLike[str]) -> NDArray[np.float64]:
     """
     path = Path(folder) / "scales.npy"
     try:
-        scales_L: NDArray[np.float64] = np.load(path, allow_pickle=False)
+        return _read_array(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: the layers' scales cannot be read ({error}); delete {folder} and analyze") from error
-    return scales_L
+
+
+def _read_array(path: Path) -> NDArray[np.float64]:
+    """An array of numbers.
+
+    Raises:
+        ValueError: it is none, or damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError:
+        raise
+    # What a damaged header is to NumPy, and to the tokenizer it is read with, depends on where it is damaged.
+    except Exception as error:
+        raise ValueError(f"{path.name} is damaged: {type(error).__name__}") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise ValueError(f"{path.name} holds no numbers")
+    return array.astype(np.float64)

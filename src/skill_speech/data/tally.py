@@ -1,0 +1,152 @@
+"""What was wrong with the audio of a run: counted by kind, named, and bounded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import InputError
+from .audio import BadAudio
+
+if TYPE_CHECKING:
+    from .dataset import AudioBatch
+
+logger = logging.getLogger("skill_speech.data")
+
+JUDGED_FROM = 1000
+"""The share of bad audio is taken of at least so many cuts, lest one bad file among the first ends a run."""
+
+MOST_NAMES = 1000
+"""Files named per kind; the count goes on."""
+
+MOST_EMPTY_BATCHES = 3
+"""Batches in a row of which nothing can be used, before a run takes it that its data is gone."""
+
+SHOWN = 10
+"""Files named in an error."""
+
+
+class Note(NamedTuple):
+    """What there is to say of one cut's audio.
+
+    Attributes:
+        kind: a few words, the same for all of the kind.
+        file: its path, or the cut's id.
+        message: a sentence that begins with the file.
+        left_out: it was not used; otherwise it was, in spite of this.
+    """
+
+    kind: str
+    file: str
+    message: str
+    left_out: bool
+
+
+def parse_share(share: float | str, name: str = "max_bad") -> float:
+    """A share as a number from 0 to 1: 0.01, "0.01" and "1%" are the same.
+
+    Raises:
+        InputError: it is none.
+    """
+    text = str(share).strip()
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise InputError(f"{name} is {share}; it must be a share such as 1% or 0.01")
+    return value
+
+
+class AudioTally:
+    """Counts cuts that were read, and says of those with something wrong what it is.
+
+    Args:
+        max_bad: the share of cuts that may be left out, of all that were read or of the first 1000 if fewer.
+    """
+
+    def __init__(self, max_bad: float | str = "1%") -> None:
+        self.max_bad = parse_share(max_bad)
+        self.read = 0
+        self.left_out = 0
+        self.empty_in_a_row = 0
+        self.kinds: dict[str, dict[str, Any]] = {}
+        self.converted: dict[str, int] = {}
+        """Files that are resampled or mixed down when they are read; `prepare` counts them."""
+
+    def add(self, batch: AudioBatch) -> None:
+        """Count a batch that is used now.
+
+        Raises:
+            BadAudio: more is bad than allowed, or nothing of some batches in a row can be used; names files.
+        """
+        bad = [note for note in batch.notes if note.left_out]
+        self.read += len(batch.ids) + len(bad)
+        for note in batch.notes:
+            self.note(note)
+        self.empty_in_a_row = 0 if batch.ids else self.empty_in_a_row + 1
+        if bad and self.left_out > self.max_bad * max(self.read, JUDGED_FROM):
+            raise BadAudio(
+                f"{self.left_out} of {self.read} cuts cannot be used, more than the {self.max_bad:.3g} share allowed "
+                f"(max_bad): {self.named()}. Repair or remove them, or raise max_bad"
+            )
+        if self.empty_in_a_row >= MOST_EMPTY_BATCHES:
+            raise BadAudio(
+                f"none of the audio of {self.empty_in_a_row} batches in a row can be used: {self.named()}. Is the data "
+                "still there?"
+            )
+
+    def note(self, note: Note) -> None:
+        """Count one thing; a file is named in the log when it is met first."""
+        self.left_out += note.left_out
+        kind = self.kinds.setdefault(note.kind, {"left_out": note.left_out, "cuts": 0, "files": {}})
+        kind["cuts"] += 1
+        if note.file not in kind["files"] and len(kind["files"]) < MOST_NAMES:
+            kind["files"][note.file] = note.message
+            level = logging.WARNING if note.left_out else logging.INFO
+            logger.log(level, "%s: %s", "left out" if note.left_out else "used, but", note.message)
+
+    def named(self) -> str:
+        """The first files that were left out, with what is wrong."""
+        messages = [message for kind in self.kinds.values() if kind["left_out"] for message in kind["files"].values()]
+        return "; ".join(messages[:SHOWN]) + ("; …" if len(messages) > SHOWN else "")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain values; "kinds" is kind → {"left_out", "cuts", "files": path → message}."""
+        return {name: value for name, value in vars(self).items() if name != "max_bad"}
+
+    @staticmethod
+    def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One `state_dict` of several tallies, of ranks or of corpora."""
+        total = AudioTally()
+        for state in states:
+            total.read += state["read"]
+            total.left_out += state["left_out"]
+            total.empty_in_a_row = max(total.empty_in_a_row, state["empty_in_a_row"])
+            for name, kind in state["kinds"].items():
+                own = total.kinds.setdefault(name, {"left_out": kind["left_out"], "cuts": 0, "files": {}})
+                own["cuts"] += kind["cuts"]
+                files = {**own["files"], **kind["files"]}
+                own["files"] = dict(list(files.items())[:MOST_NAMES])
+        return total.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        vars(self).update(state)
+
+
+def tallied(batches: Iterable[AudioBatch], tally: AudioTally) -> Iterator[AudioBatch]:
+    """The batches of which something can be used, counted as they are taken.
+
+    Raises:
+        BadAudio: as `AudioTally.add`; or nothing could be used at all.
+    """
+    some = False
+    for batch in batches:
+        tally.add(batch)
+        if batch.ids:
+            some = True
+            yield batch
+    if not some and tally.left_out:
+        raise BadAudio(f"none of the audio can be used: {tally.named()}")

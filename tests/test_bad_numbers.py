@@ -1,0 +1,199 @@
+"""Losses that are not finite: the update is left out, many in a row go back, and all of it goes on after a kill."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from skill_speech import InputError
+from skill_speech.data import AudioBatch, BadAudio, Position
+from skill_speech.data.tally import Note
+from skill_speech.distillation import Distillation, training
+from skill_speech.distillation.training import run_stage
+from tests.test_distillation import tiny_module
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEPS, EVERY = 18, 4
+
+
+class Noise(IterableDataset[AudioBatch]):
+    """An endless sequence of batches, each a function of its number; `change` may spoil them."""
+
+    def __init__(self, start: int, change: Callable[[int, AudioBatch], AudioBatch]) -> None:
+        self.start, self.change = start, change
+
+    def __iter__(self) -> Iterator[AudioBatch]:
+        number = self.start
+        while True:
+            generator = torch.Generator().manual_seed(number)
+            waveforms_BT = 0.1 * torch.randn(2, 3_000, generator=generator)
+            yield self.change(number, AudioBatch(waveforms_BT, torch.tensor([3_000, 3_000]), ("a", "b")))
+            number += 1
+
+
+class Numbers:
+    """Stands for `TrainingBatches`: batches are only numbered."""
+
+    def __init__(self, start: Position) -> None:
+        self.start = start
+
+    def position(self, used: int) -> Position:
+        return Position(0, self.start.batch + used)
+
+
+def spoiled_in(*ranges: range) -> Callable[[int, AudioBatch], AudioBatch]:
+    def change(number: int, batch: AudioBatch) -> AudioBatch:
+        if any(number in bad for bad in ranges):
+            return batch._replace(waveforms_BT=batch.waveforms_BT * torch.inf)
+        return batch
+
+    return change
+
+
+def run(folder: Path, change: Any, steps: int = STEPS, **options: Any) -> tuple[Distillation, dict[str, Any]]:
+    module = tiny_module(steps=steps)
+    result = run_stage(
+        module,
+        lambda start, rank, world_size: Numbers(start),
+        None,
+        lambda numbers: DataLoader(Noise(numbers.start.batch, change), batch_size=None),
+        folder,
+        name="stage1",
+        precision="float32",
+        checkpoint_every=EVERY,
+        **options,
+    )
+    return module, result
+
+
+def killed(folder: Path, change: Any, step: int, monkeypatch: pytest.MonkeyPatch, after_return: bool = False) -> None:
+    original = training._Watch.on_train_batch_end
+
+    def stop(self: Any, trainer: Any, *more: Any) -> None:
+        original(self, trainer, *more)
+        if trainer.global_step == step and (self.module.returns or not after_return):
+            raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Watch, "on_train_batch_end", stop)
+        with pytest.raises(SystemExit):
+            run(folder, change)
+
+
+def same(one: Distillation, other: Distillation) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
+
+
+def steps_logged(folder: Path) -> list[int]:
+    with (folder / "metrics.csv").open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: dict[int, list[torch.Tensor]] = {}
+    original = training._Watch.on_train_batch_end
+
+    def keep(self: Any, trainer: Any, *more: Any) -> None:
+        original(self, trainer, *more)
+        moments = [value for state in trainer.optimizers[0].state.values() for value in state.values()]
+        states[trainer.global_step] = [x.detach().clone() for x in [*self.module.state_dict().values(), *moments]]
+
+    monkeypatch.setattr(training._Watch, "on_train_batch_end", keep)
+    module, result = run(tmp_path, spoiled_in(range(7, 9)))
+    assert (result["steps"], result["skipped"], result["returns"]) == (STEPS, 2, 0)
+    for step in range(2, STEPS + 1):
+        unchanged = all(map(torch.equal, states[step - 1], states[step]))
+        assert unchanged == (step in (8, 9)), step  # batch 7 makes update 8
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+    assert caplog.text.count("left out: the loss is nan") == 2
+    assert "2 of 18 updates were left out" in caplog.text
+    assert steps_logged(tmp_path) == list(range(STEPS))
+
+
+def test_finite_gradients_do_not_hide_a_loss_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Distillation._distil
+
+    def overflow(self: Any, *arguments: Any) -> Any:
+        terms = original(self, *arguments)
+        if self.batches_seen == 3:
+            terms["distillation"] = terms["distillation"] + torch.tensor(torch.inf)
+        return terms
+
+    monkeypatch.setattr(Distillation, "_distil", overflow)
+    assert run(tmp_path, spoiled_in())[1]["skipped"] == 1
+
+
+@pytest.mark.parametrize("step", [6, 9])
+def test_a_run_with_updates_left_out_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    bad = spoiled_in(range(5, 6), range(7, 10), range(16, 17))
+    whole, result = run(tmp_path / "whole", bad)
+    assert result["skipped"] == 5
+    killed(tmp_path / "run", bad, step, monkeypatch)
+    again, going_on = run(tmp_path / "run", bad)
+    assert same(whole, again)
+    assert going_on["skipped"] == 5
+
+
+def test_many_in_a_row_go_back_and_on_with_other_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = spoiled_in(range(10, 15))  # updates 11 to 15, behind the checkpoint of step 8
+    whole, result = run(tmp_path / "whole", bad)
+    assert (result["steps"], result["skipped"], result["returns"]) == (STEPS, 5, 1)
+    assert whole.batches_seen == 15 + STEPS - 8
+    assert "5 updates in a row left out: back to the weights of step 8, and on with other data" in caplog.text
+    assert steps_logged(tmp_path / "whole") == list(range(STEPS))
+    for step, after_return in ((9, True), (13, False)):
+        folder = tmp_path / f"{step}{after_return}"
+        killed(folder, bad, step, monkeypatch, after_return)
+        again, going_on = run(folder, bad)
+        assert same(whole, again), (step, after_return)
+        assert (going_on["skipped"], going_on["returns"]) == (5, 1)
+
+
+def test_many_in_a_row_before_the_first_checkpoint_go_back_to_the_start(tmp_path: Path) -> None:
+    module, result = run(tmp_path, spoiled_in(range(2, 7)))
+    assert (result["skipped"], result["returns"]) == (5, 1)
+    assert module.batches_seen == 7 + STEPS
+
+
+def test_what_never_gets_better_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"5 updates in a row left out, after 3 returns .*lower the learning rate"):
+        run(tmp_path / "later", spoiled_in(range(10, 1_000)))
+    with pytest.raises(InputError, match="at step 5, 5 updates in a row left out, and there is no earlier state"):
+        run(tmp_path / "at once", spoiled_in(range(1_000)))
+    with pytest.raises(InputError, match="not finite in any of its 3 updates"):
+        run(tmp_path / "short", spoiled_in(range(1_000)), steps=3)
+
+
+def test_a_batch_without_audio_is_an_update_left_out_and_bad_audio_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(number: int, batch: AudioBatch) -> AudioBatch:
+        notes = tuple(Note("missing", f"{number}.wav", f"{number}.wav: no such file", True) for _ in "ab")
+        return AudioBatch(torch.empty(0, 0), torch.zeros(0, dtype=torch.int64), (), notes) if number == 6 else batch
+
+    whole, result = run(tmp_path / "whole", gone)
+    assert result["skipped"] == 1
+    assert (result["audio"]["read"], result["audio"]["left_out"]) == (2 * STEPS, 2)
+    assert result["audio"]["kinds"]["missing"]["files"] == {"6.wav": "6.wav: no such file"}
+    killed(tmp_path / "run", gone, 10, monkeypatch)
+    again, going_on = run(tmp_path / "run", gone)
+    assert same(whole, again)
+    assert going_on["audio"] == result["audio"]
+    with pytest.raises(
+        BadAudio, match=r"2 of 14 cuts cannot be used, more than the 0.001 share .*6\.wav: no such file"
+    ):
+        run(tmp_path / "strict", gone, max_bad="0.1%")

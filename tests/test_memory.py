@@ -1,0 +1,87 @@
+"""The estimate of a step's memory: counted as autograd keeps it; batches that do not fit are divided or refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from skill_speech import InputError
+from skill_speech.compression import _fitting
+from skill_speech.distillation import Distillation, memory
+from skill_speech.distillation.memory import fit_batch, needed_bytes, saved_bytes
+from skill_speech.files import size
+from tests.test_distillation import tiny_module
+
+GIB = 2**30
+
+
+def kept_for_backward(module: Distillation, seconds: float, bf16: bool) -> int:
+    """What autograd really keeps of a step, by the hooks that it offers, on real tensors."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    weights = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
+    module.student.train()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        terms = module._distil(torch.randn(2, round(seconds * 8_000)), None)
+    assert terms["distillation"].isfinite()
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_activations_are_counted_as_autograd_keeps_them(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tiny_module()
+    monkeypatch.setattr(memory, "LONGEST_SECONDS", 5.0)
+    state = torch.random.get_rng_state()
+    estimated = saved_bytes(module, 10.0, "bf16" if bf16 else "float32")  # two utterances of 5 s
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert estimated == pytest.approx(kept_for_backward(module, 10.0, bf16), rel=0.02)
+    assert all(weight.grad is None for weight in module.parameters())
+
+
+def test_batches_that_do_not_fit_are_divided(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    module = tiny_module()
+    monkeypatch.setattr(memory, "NEGLIGIBLE", 0)
+    monkeypatch.setattr(memory, "needed_bytes", lambda module, seconds, precision: round(seconds * GIB))
+    stage = replace(module.stage, batch_seconds=64.0, accumulate=3)
+    assert fit_batch(module, stage, "float32", "stage1", 72 * GIB) is stage
+    tight = fit_batch(module, stage, "float32", "stage1", 31 * GIB)
+    assert (tight.batch_seconds, tight.accumulate) == (16.0, 12)  # 32 s are more than 90 % of it
+    assert "batches of 64 s would need too much memory: 12 batches of 16 s make an update instead" in caplog.text
+    with pytest.raises(
+        InputError, match=r"stage1: batches of 4 s need about 4\.0 GiB more of memory and 4\.0 GiB are av"
+    ):
+        fit_batch(module, stage, "float32", "stage1", 4 * GIB)
+    assert fit_batch(module, stage, "float32", "stage1", None) is stage  # nobody knows
+
+
+def test_a_longer_batch_needs_more() -> None:
+    module = tiny_module()
+    short, long = (needed_bytes(module, seconds, "float32") for seconds in (4.0, 16.0))
+    assert long > short > 16 * module.student.num_parameters()
+
+
+def test_a_stage_keeps_the_batches_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tiny_module()
+    (tmp_path / "batch.json").write_text(json.dumps({"batch_seconds": 2.0, "accumulate": 2}))
+    stage = _fitting(module, module.stage, "float32", "stage1", tmp_path / "batch.json")
+    assert (stage.batch_seconds, stage.accumulate, stage.steps) == (2.0, 2, module.stage.steps)
+    fresh = _fitting(module, module.stage, "float32", "stage1", tmp_path / "new.json")
+    assert fresh == module.stage
+    assert json.loads((tmp_path / "new.json").read_text()) == {"batch_seconds": 4, "accumulate": 1}
+
+
+def test_bytes_are_said_as_a_person_reads_them() -> None:
+    assert [size(count) for count in (5, 2048, 3 * 2**20, 1.5 * GIB, 2**42)] == [
+        *("5 bytes", "2.0 KiB", "3.0 MiB", "1.5 GiB", "4.0 TiB")
+    ]
