@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = parser("gpu_step", __doc__)
     options = parse(made, arguments)
     if not torch.cuda.is_available():
-        print("benchmarks.gpu_step needs a CUDA GPU, and torch sees none here; on a CPU run benchmarks.training_step")
+        reason = "torch sees no CUDA GPU here; run it where there is one, or benchmarks.training_step on a CPU"
+        print(f"benchmarks.gpu_step: {reason}", file=sys.stderr)
         return 2
     utterances, seconds = (2 if options.quick else 10), 16.0
     title = (

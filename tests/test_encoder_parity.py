@@ -45,10 +45,13 @@ def compare(model, encoder, waveforms, lengths) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("unequal", [False, True], ids=["equal", "unequal"])
-def test_tiny_models_equal_transformers(variant, unequal, tmp_path):
+@pytest.mark.parametrize("operations", ["ours", "torch"])
+def test_tiny_models_equal_transformers(variant, unequal, operations, tmp_path, monkeypatch):
     kind, overrides = VARIANTS[variant]
     model = build(kind, TINY | overrides)
     encoder = load_encoder(save(model, tmp_path))
+    if operations == "torch":  # those of a program that is compiled or exported
+        monkeypatch.setattr("skill_speech.encoder.convolution.torch.compiler.is_compiling", lambda: True)
     compare(model, encoder, *batch(unequal))
 
 

@@ -86,7 +86,7 @@ class Distillation(lightning.LightningModule):
         super().__init__()
         # Not a submodule: the teacher does not belong into the checkpoints.
         self._teacher = [teacher.eval().requires_grad_(False)]
-        self._computing: dict[torch.dtype, Compiled] = {}
+        self._computing: dict[tuple[torch.dtype, torch.device], Compiled] = {}
         self._running: Compiled | None = None
         self.student, self.loss, self.lagrangian = student, loss, lagrangian
         self.stage, self.seed = stage, seed
@@ -198,9 +198,10 @@ class Distillation(lightning.LightningModule):
         """The teacher in the type that is computed in."""
         kind = self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        if dtype not in self._computing:
-            self._computing[dtype] = Compiled(teacher_for_computing(self.teacher, dtype), self._compiles)
-        return self._computing[dtype]
+        if (dtype, self.device) not in self._computing:
+            teacher = teacher_for_computing(self.teacher.to(self.device), dtype)
+            self._computing[dtype, self.device] = Compiled(teacher, self._compiles)
+        return self._computing[dtype, self.device]
 
     def _student_now(self) -> Compiled:
         if self._running is None or self._running.encoder is not self.student:

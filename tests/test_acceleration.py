@@ -1,0 +1,96 @@
+"""What makes a training step faster does not change what it computes."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from skill_speech.distillation import DistillationLoss, make_targets
+from skill_speech.distillation.acceleration import Compiled, reuse_memory, teacher_for_computing
+from skill_speech.encoder import Encoder, EncoderConfig, hubert_config, wavlm_config
+from skill_speech.pruning import attach_gates
+
+SMALL = {"hidden_size": 24, "num_heads": 3, "units": 40, "channels": 8, "depth": 2}
+SHAPES = {
+    "wavlm": wavlm_config(**SMALL, positional_kernel=8, positional_groups=4),
+    "hubert, layer norms": hubert_config(
+        **SMALL, positional_kernel=7, positional_groups=3, conv_norm="layer", conv_bias=True, pre_norm=True
+    ),
+}
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_a_gated_step_has_the_gradients_of_torchs_own_operations(config: EncoderConfig, monkeypatch):
+    torch.manual_seed(0)
+    teacher = Encoder(config)
+    student = attach_gates(Encoder(config)).train()
+    loss = DistillationLoss(make_targets("all-layers", 2), 24)
+    waveforms = torch.randn(3, 4_000)
+    weights = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
+    results = []
+    for reference in (False, True):
+        if reference:  # as in a program that is compiled
+            monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            wanted = teacher(waveforms).layers
+        distance = loss(student(waveforms).layers, wanted)["distillation"]
+        results.append((distance, torch.autograd.grad(distance, list(weights.values()), allow_unused=True)))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for name, mine, other in zip(weights, results[0][1], results[1][1], strict=True):
+        assert (mine is None) == (other is None), name
+        if mine is not None:
+            torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_teacher_in_the_computing_type_computes_what_autocast_does():
+    torch.manual_seed(0)
+    teacher = Encoder(SHAPES["wavlm"]).eval().requires_grad_(False)
+    fast = teacher_for_computing(teacher, torch.bfloat16)
+    assert {weight.dtype for weight in teacher.parameters()} == {torch.float32}
+    assert fast.layers[0].attention.query.weight.dtype == torch.bfloat16
+    assert fast.norm.weight is teacher.norm.weight
+    assert teacher_for_computing(teacher, torch.float32) is teacher
+    waveforms = torch.randn(2, 4_000)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for mine, other in zip(fast(waveforms).layers, teacher(waveforms).layers, strict=True):
+            assert torch.equal(mine, other)
+
+
+def test_where_compiling_fails_the_encoder_runs_without(monkeypatch, caplog):
+    def refuse(encoder, **options):
+        def program(*given):
+            raise torch._dynamo.exc.BackendCompilerFailed(refuse, RuntimeError("no C++ compiler"), None)
+
+        return program
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    encoder = Encoder(SHAPES["wavlm"]).eval()
+    waveforms = torch.randn(1, 4_000)
+    compiled = Compiled(encoder, compiles=True)
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        outputs = [compiled(waveforms).last_hidden_state_BTD for _ in range(2)]
+        assert torch.equal(outputs[1], encoder(waveforms).last_hidden_state_BTD)
+    assert len(caplog.records) == 1
+    assert "going on without it" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_compiled_student_trains_as_an_eager_one():
+    torch.manual_seed(0)
+    student = attach_gates(Encoder(SHAPES["wavlm"]), ("units",)).eval()
+    waveforms = torch.randn(2, 4_000)
+    results = []
+    for compiles in (False, True):
+        output = Compiled(student, compiles)(waveforms).last_hidden_state_BTD
+        results.append((output, *torch.autograd.grad(output.square().sum(), [student.convs[0].conv.weight])))
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-3)
+
+
+def test_memory_can_be_kept():
+    """Nothing but that it is harmless, here and where there is no glibc."""
+    reuse_memory()
+    assert torch.zeros(2**24).sum() == 0
