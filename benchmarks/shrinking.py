@@ -14,9 +14,13 @@ a tenth of the updates and gates that learn ten times as fast, and the utterance
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
 from typing import Any
 
 import numpy as np
@@ -27,6 +31,7 @@ from benchmarks.common import Report, interleaved, matrix_rate, parse, parser
 from benchmarks.dphubert import NAME
 from benchmarks.training_step import TYPES, our_step, peer_step, teacher_shape, waveforms
 from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
+from skill_speech.distillation.acceleration import reuse_memory
 from skill_speech.distillation.shrinking import worth_removing
 from skill_speech.encoder import Encoder, EncoderConfig
 from skill_speech.pruning import (
@@ -124,6 +129,49 @@ def _point(step: int, student: Encoder) -> Point:
     return Point(step, kept, student.num_parameters(), macs)
 
 
+class Worker:
+    """A process that makes the updates of one student alone, so that memory and allocator are its own."""
+
+    def __init__(self, context: SpawnContext, *arguments: Any) -> None:
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_make_updates, args=(theirs, *arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def step(self) -> float:
+        """Make one update; its loss."""
+        self.pipe.send("step")
+        return float(self.pipe.recv())
+
+    def end(self) -> None:
+        """Let it go."""
+        self.pipe.close()
+        self.process.join()
+
+
+def _make_updates(
+    pipe: Connection,
+    threads: int,
+    device: str,
+    audio: Tensor,
+    precision: str,
+    side: str,
+    stage: str,
+    kept: Mapping[str, Tensor] | None = None,
+) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    audio = audio.to(device)
+    if side == "ours":
+        reuse_memory()
+        step = our_step(stage, audio, TYPES[precision], kept=kept)
+    else:
+        step = peer_step(stage, audio, TYPES[precision])
+    with contextlib.suppress(EOFError):
+        while pipe.recv():
+            pipe.send(step())
+
+
 def to_be_timed(points: Sequence[Point], number: int) -> list[Point]:
     """Full width, the last one, and some in between, evenly spaced in multiply-accumulates."""
     wanted = np.linspace(points[0].macs, points[-1].macs, number)
@@ -171,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "last_widths": {name: len(kept) for name, kept in points[-1].kept.items()},
     }
     for precision in ("bfloat16",) if options.quick else tuple(TYPES):
-        _compare(report, precision, points, stage.steps, waveforms(utterances, seconds).to(options.device), options)
+        _compare(report, precision, points, stage.steps, waveforms(utterances, seconds), options)
     report.write(options.json)
     return 0
 
@@ -180,15 +228,20 @@ def _compare(
     report: Report, precision: str, points: list[Point], steps: int, audio: Tensor, options: argparse.Namespace
 ) -> None:
     """Time updates in one precision and add up both sides' schedules."""
-    dtype, repeats = TYPES[precision], options.repeats or (2 if options.quick else 5)
+    repeats = options.repeats or (2 if options.quick else 5)
     chosen = to_be_timed(points, options.widths or (3 if options.quick else 5))
-    functions: dict[str, Callable[[], float]] = {
-        "peer 1": peer_step("stage 1", audio, dtype),
-        "peer 2": peer_step("stage 2", audio, dtype),
-        "ours 2": our_step("stage 2", audio, dtype),
+    context, threads, device = get_context("spawn"), options.threads, options.device
+    workers = {
+        "peer 1": Worker(context, threads, device, audio, precision, "peer", "stage 1"),
+        "peer 2": Worker(context, threads, device, audio, precision, "peer", "stage 2"),
+        "ours 2": Worker(context, threads, device, audio, precision, "ours", "stage 2"),
     }
-    functions |= {str(point.step): our_step("stage 1", audio, dtype, kept=point.kept) for point in chosen}
-    times = {name: time.minimum for name, time in interleaved(functions, repeats, warm_up=2).items()}
+    for point in chosen:
+        workers[str(point.step)] = Worker(context, threads, device, audio, precision, "ours", "stage 1", point.kept)
+    steps_of = {name: worker.step for name, worker in workers.items()}
+    times = {name: time.minimum for name, time in interleaved(steps_of, repeats, warm_up=2).items()}
+    for worker in workers.values():
+        worker.end()
     timed = {point.macs: times[str(point.step)] for point in chosen}
     ours, whole = _over_the_schedule(points, timed, steps), steps * times[str(chosen[0].step)]
     peer, share = steps * times["peer 1"], STAGE2_STEPS / PUBLISHED.steps
@@ -199,7 +252,7 @@ def _compare(
         "seconds_per_update_last": times[str(chosen[-1].step)],
         "seconds_per_update_peer": times["peer 1"],
         "timed": {str(round(macs)): value for macs, value in timed.items()},
-        "matrix_rate_flops": matrix_rate(dtype, options.threads, options.device),
+        "matrix_rate_flops": matrix_rate(TYPES[precision], threads, options.device),
     }
     report.add(
         f"stage 1, {precision}", peer, ours, GOALS[options.device] if precision == "bfloat16" else None, **details

@@ -160,12 +160,8 @@ def train(encoder: Encoder, target: Encoder, loss: DistillationLoss, penalty: La
 def test_the_next_updates_are_those_without_removal(variant: str, seed: int, tmp_path: Path) -> None:
     encoder = gated(variant, tmp_path)
     target = copy.deepcopy(encoder).eval()
-    encoder.config = encoder.config.without_dropout()
-    for module in encoder.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "dropout") and isinstance(module.dropout, float):
-            module.dropout = 0.0
+    encoder = attach_gates(Encoder(target.config.without_dropout()))
+    encoder.load_state_dict(target.state_dict())
     encoder.train()
     loss = DistillationLoss(make_targets("all-layers", encoder.config.num_layers), encoder.config.hidden_size)
     penalty = Lagrangian(Budget.of(encoder.config, sparsity=0.5), 3)

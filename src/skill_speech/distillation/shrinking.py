@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
@@ -70,6 +71,8 @@ class Shrinking(Callback):
         if not kept:
             return
         replace_parameters(trainer.optimizers, shrink(student, kept))
+        # Compiled programs are those of the old widths, and only a few are kept.
+        torch.compiler.reset()
         _wrap_again(trainer)
         logger.info(
             "step %d: closed units removed; the student has %s parameters and %s MACs per second of audio left",

@@ -82,15 +82,10 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         operation = attend if by_products(x_BTD) else attend_by_torch
         context_BTHE = operation(query_BTHE, key_BTHE, value_BTHE, factor_BTH, position_HTT, padding_B11T, dropout)
-<<<<<<< HEAD
-        factors_X = None if factors_H is None else factors_H.repeat_interleave(self.head_size)
-        return self.output(context_BTHE.flatten(2), factors_X)
-=======
         context_BTX = context_BTHE.flatten(2)
         if factors_H is None:  # then whatever stands in the place of the linear map will do
             return self.output(context_BTX)
         return self.output(context_BTX, factors_H.repeat_interleave(self.head_size))
->>>>>>> 03096a9b759609d1f8b65470dd93b5940d1ccfee
 
     def position_factors(self, x_BTD: Tensor) -> Tensor:
         """WavLM's gate on the position bias (arXiv 2110.13900, eq. 3–5): factors (B, T, H) of the kept heads.
@@ -122,14 +117,8 @@ class FeedForward(nn.Module):
         factors_U = self.unit_scale()
         if self.input.out_features == 0:
             return self.output(x_BTD[..., :0])
-<<<<<<< HEAD
-        inner_BTU = self.activation(self.input(x_BTD))
-        return self.output(self.dropout(inner_BTU), factors_U)
-=======
         inner_BTU = self.dropout(self.activation(self.input(x_BTD)))
-        factors_U = self.unit_scale()
         return self.output(inner_BTU) if factors_U is None else self.output(inner_BTU, factors_U)
->>>>>>> 03096a9b759609d1f8b65470dd93b5940d1ccfee
 
 
 class TransformerLayer(nn.Module):
