@@ -130,7 +130,7 @@ def summary(way: str, seed: int, output: Path) -> dict[str, Any]:
         "loss_after_stage1": result["stages"]["stage1"]["validation"]["distillation"],
         "loss_after_surgery": result["loss_after_surgery"],
         "loss": result["loss"],
-        "parameters": result["student"]["total_parameters"],
+        "parameters": sum(result["student"]["parameters"].values()),
         "processor_seconds": json.loads((folder / "seconds.json").read_text(encoding="utf-8")),
         "steps": [int(row["step"]) for row in rows],
         "sparsity": [float(row["train/sparsity_expected"]) for row in rows],
