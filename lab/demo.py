@@ -47,7 +47,15 @@ def run(console: Console, title: str, *command: str | Path) -> None:
         sys.exit(status)
 
 
-def demo(output: Path, *, hours: float = 0.5, seed: int = 0, options: list[str] | None = None) -> None:
+def demo(
+    output: Path,
+    *,
+    hours: float = 0.5,
+    seed: int = 0,
+    options: list[str] | None = None,
+    size: str = "small",
+    heads: Path = HEADS,
+) -> None:
     """Make speech, compress the bundled teacher, evaluate both, show the result; what is there is not made again.
 
     Args:
@@ -55,6 +63,8 @@ def demo(output: Path, *, hours: float = 0.5, seed: int = 0, options: list[str] 
         hours: of speech.
         seed: of the speech.
         options: more options for `skill-speech compress`.
+        size: of the corpora that teacher and student are evaluated on.
+        heads: the settings of that, a YAML file.
     """
     console = Console()
     started = time.monotonic()
@@ -71,12 +81,12 @@ def demo(output: Path, *, hours: float = 0.5, seed: int = 0, options: list[str] 
     )
     run(console, "4. What it costs", "profile", finished / "model", "--compare", TEACHER)
     console.print("\n[bold]5. Synthetic corpora of three tasks[/bold]")
-    make_corpora(corpora, seed=seed, tasks=TASKS, jobs=2)
+    make_corpora(corpora, size=size, seed=seed, tasks=TASKS, jobs=2)
     run(
         console,
         "6. What it is good for: heads on frozen features, beside the teacher's and log-mel filterbanks'",
         *("evaluate", f"teacher={TEACHER}", f"student={finished / 'model'}", "fbank", "--tasks", ",".join(TASKS)),
-        *("--data", corpora, "--config", HEADS, "--output", finished / "evaluation"),
+        *("--data", corpora, "--config", heads, "--output", finished / "evaluation"),
     )
     run(console, "7. The report, now with scores", "report", finished)
     console.print(NEXT.format(run=finished), markup=False, highlight=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -102,17 +103,22 @@ def test_the_demo_runs_its_commands_and_shows_the_result(tmp_path: Path, capsys:
         "--stage1.steps 4 --stage1.warmup_steps 1 --stage1.sparsity_steps 2 --stage1.batch_seconds 4 --stage2.steps 2 "
     )
     quick += "--stage2.warmup_steps 1 --stage2.batch_seconds 4 --validation_seconds 0 --analysis.calibration_seconds 30"
-    demo.demo(tmp_path / "demo", hours=0.03, options=quick.split())
+    heads = tmp_path / "heads.yaml"
+    heads.write_text("settings: {pr: {steps: 2, eval_every: 2}, ks: {steps: 2}, sid: {steps: 2}}\n")
+    few: Any = {"hours": 0.03, "options": quick.split(), "size": "tiny", "heads": heads}
+    demo.demo(tmp_path / "demo", **few)
     said = capsys.readouterr().out
     for words in (
         "$ skill-speech prepare",
         "$ skill-speech compress --config",
         "student",
         "peak memory",
+        "$ skill-speech evaluate teacher=",
+        "SYNTHETIC, not SUPERB",
         "load_encoder",
     ):
         assert words in said
     result = load_encoder(tmp_path / "demo/run/model")
     assert result.num_parameters() <= 0.26 * load_encoder(demo.TEACHER).num_parameters()
-    demo.demo(tmp_path / "demo", hours=0.03, options=quick.split())
+    demo.demo(tmp_path / "demo", **few)
     assert "1. Speech" not in capsys.readouterr().out

@@ -7,8 +7,6 @@ from __future__ import annotations
 import copy
 import csv
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from safetensors.torch import load_file
 from torch import Tensor
 
-from skill_speech import InputError, compress, load_encoder
+from skill_speech import InputError, compress, load_encoder, ranks
 from skill_speech.distillation import DistillationLoss, StageConfig, make_targets
 from skill_speech.distillation.shrinking import Shrinking, worth_removing
 from skill_speech.encoder import Encoder, hubert_config
@@ -42,6 +40,7 @@ from skill_speech.pruning.cutting import Survivors, cut, selections
 from skill_speech.pruning.size import as_float
 from tests.test_compression import QUICK, SMALL, kill_at, same, speech, teacher, weights
 from tests.transformers_models import TINY, VARIANTS, build, save
+from tests.two_ranks import work
 
 GATES = ("channels.1", "channels.6", "heads.0", "heads.1", "units.0", "units.1")
 
@@ -407,7 +406,7 @@ def test_settings_out_of_range_are_refused(teacher: str, speech: str, tmp_path: 
 @pytest.mark.slow
 def test_two_ranks_go_on_together_with_the_smaller_student(tmp_path: Path) -> None:
     """They see different data: their weights stay equal only if the gradients of the new parameters are summed up."""
-    subprocess.run([sys.executable, "-m", "tests.two_ranks", str(tmp_path)], check=True, timeout=300)
+    ranks.start(work, {"output": str(tmp_path)}, 2)
     one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert one["layers"] == [(2, 56), (0, 0), (2, 56)]
     assert sum(weight.numel() for weight in one["weights"].values()) < one["before"]

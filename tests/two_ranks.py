@@ -1,36 +1,42 @@
-"""A stage 1 on two processes whose student gets smaller: python -m tests.two_ranks FOLDER."""
+"""A stage 1 on two processes whose student gets smaller; tests/test_shrinking.py starts it."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from skill_speech.data import AudioBatch
+from skill_speech import ranks
+from skill_speech.data import AudioBatch, Position
 from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
 from skill_speech.distillation.training import run_stage
 from skill_speech.encoder import Encoder, hubert_config
 from skill_speech.pruning import Budget, Lagrangian, attach_gates, find_gates
 
-SHAPE = {"hidden_size": 32, "num_heads": 2, "units": 64, "channels": 16, "depth": 3}
+SHAPE: dict[str, Any] = {"hidden_size": 32, "num_heads": 2, "units": 64, "channels": 16, "depth": 3}
 SHAPE |= {"positional_kernel": 8, "positional_groups": 4}
 
 
 class Noise(IterableDataset[AudioBatch]):
     """Other batches on every rank."""
 
-    def __init__(self, start: int, rank: int) -> None:
-        self.start, self.rank = start, rank
+    def __init__(self, start: Position, rank: int, world_size: int) -> None:
+        self.start, self.rank, self.world_size = start, rank, world_size
 
     def __iter__(self):
-        for number in range(self.start, 10_000):
-            generator = torch.Generator().manual_seed(2 * number + self.rank)
+        for number in range(self.start.batch + self.rank, 10_000, self.world_size):
+            generator = torch.Generator().manual_seed(number)
             yield AudioBatch(torch.randn(2, 4_000, generator=generator), torch.tensor([4_000, 4_000]), ("a", "b"))
 
+    def position(self, count: int) -> Position:
+        return Position(0, self.start.batch + count)
 
-def main(folder: Path) -> None:
+
+def work(output: str) -> None:
+    ranks.join()
+    folder = Path(output)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     # Pre-norm: the last norm is no part of the loss.
@@ -47,19 +53,13 @@ def main(folder: Path) -> None:
     before = student.num_parameters()
     run_stage(
         module,
-        lambda start, rank, world_size: DataLoader(Noise(start, rank), batch_size=None),
+        Noise,
         None,
+        lambda batches: DataLoader(batches, batch_size=None),
         folder / "stage1",
         name="stage1",
         precision="float32",
-        devices=2,
     )
     weights = {name: weight.detach().clone() for name, weight in module.named_parameters()}
     layers = [(len(layer.heads), layer.units) for layer in student.config.layers]
-    torch.save(
-        {"weights": weights, "before": before, "layers": layers}, folder / f"rank{module.trainer.global_rank}.pt"
-    )
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.save({"weights": weights, "before": before, "layers": layers}, folder / f"rank{ranks.rank()}.pt")

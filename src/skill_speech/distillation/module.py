@@ -111,9 +111,10 @@ class Distillation(lightning.LightningModule):
         An optimiser passes over them anyway; ranks that add up gradients would wait for theirs. A short forward pass
         tells: it depends on the teacher's family, the targets, and the layers that pruning has emptied.
         """
-        weights = list(self.parameters())
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        waveform_BT = torch.randn(1, self.student.config.sampling_rate // 2, device=self.device)
         with torch.enable_grad():
-            total = self._distil(torch.randn(1, self.student.config.sampling_rate // 2), None)["distillation"]
+            total = self._distil(waveform_BT, None)["distillation"]
             if self.lagrangian is not None:
                 total = total + self.lagrangian(self.student, 0)[0]
             for weight, gradient in zip(weights, torch.autograd.grad(total, weights, allow_unused=True), strict=True):

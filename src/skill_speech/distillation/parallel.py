@@ -32,8 +32,7 @@ def placement(strategy: Strategy) -> dict[str, Any]:
         how = ModelParallelStrategy(ranks.count(), 1, save_distributed_checkpoint=False)
     else:
         # Buffers: there are none that training changes, and ranks validate at their own pace.
-        # Unused: the last norm of a pre-norm student takes no part, nor does what a sublayer without units leaves.
-        how = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True)
+        how = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     return {"devices": local, "num_nodes": ranks.count() // local, "plugins": [environment], "strategy": how}
 
 

@@ -73,7 +73,7 @@ class Shrinking(Callback):
         replace_parameters(trainer.optimizers, shrink(student, kept))
         # Compiled programs are those of the old widths, and only a few are kept.
         torch.compiler.reset()
-        _wrap_again(trainer)
+        _wrap_again(trainer, pl_module)
         logger.info(
             "step %d: closed units removed; the student has %s parameters and %s MACs per second of audio left",
             step,
@@ -89,9 +89,10 @@ class Shrinking(Callback):
         pl_module.log("train/parameters", float(pl_module.student.num_parameters()))
 
 
-def _wrap_again(trainer: lightning.Trainer) -> None:
+def _wrap_again(trainer: lightning.Trainer, module: Distillation) -> None:
     """Tell distributed training about the new parameters."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):
+        module.freeze_what_the_loss_does_not_reach()  # a layer may have lost everything
         strategy.model = strategy.lightning_module
         strategy.configure_ddp()
