@@ -101,7 +101,7 @@ def evaluated(folder: Path, model: Path | str, synthetic: str = "", changes: dic
             values |= {"settings": {"model": fingerprint}, "layer_weights": [0.25] * 4}
             (folder / name).mkdir(parents=True, exist_ok=True)
             (folder / name / f"{task}.json").write_text(json.dumps(values))
-    results = {"mine": results_of(mine.encoder, folder)}
+    results = {"mine": results_of(load_encoder(str(model)), folder)}
     write_table(folder, make_table(results, None))
     return folder
 

@@ -67,7 +67,7 @@ def read_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
         if path.name not in IN_FOLDER or not (path.parent / "config.json").is_file():
             return load_file(path)
         path = path.parent
-    _refuse_missing(path)
+    _refuse_missing(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{path}: no config.json there; give a folder that Transformers or skill-speech wrote")
     if path.is_dir() and is_native(path):
@@ -84,11 +84,12 @@ def resolve_revision(source: str | os.PathLike[str], revision: str | None) -> st
         InputError: nothing there, no such revision, or the hub cannot be reached.
     """
     path = Path(source)
-    _refuse_missing(path)
+    _refuse_missing(source)
     return None if path.exists() else commit_of(os.fspath(source), revision)
 
 
-def _refuse_missing(path: Path) -> None:
+def _refuse_missing(source: str | os.PathLike[str]) -> None:
     """Raise InputError for what can only be a path, and is not there."""
-    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or os.fspath(path).startswith((".", "~"))):
-        raise InputError(f"{path}: no such file or folder")
+    path, said = Path(source), os.fspath(source)
+    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or said.startswith((".", "~"))):
+        raise InputError(f"{said}: no such file or folder")

@@ -64,7 +64,7 @@ def _possible_counts(gate: Gate, round_to: int) -> list[int]:
     if gate.kind == "heads":
         round_to = 1
     counts = [count for count in range(least, width + 1) if count % round_to == 0]
-    return counts if width >= round_to else [*counts, width]
+    return [*counts, width] if width < round_to and width not in counts else counts
 
 
 def _nearest(counts: list[int], wanted: int) -> int:
