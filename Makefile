@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow test-endurance lint format clean
 
 help:
 	@echo "make demo       compress the bundled teacher on synthetic speech and show the result (ten minutes)"
 	@echo "make test       the tests"
 	@echo "make test-slow  full-size models and long runs"
+	@echo "make test-endurance  hundreds of kills and thousands of damaged files"
 	@echo "make lint       formatting, lint and types"
 	@echo "make format     mend what can be mended"
 
@@ -39,7 +40,10 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not kill and not fuzz"
+
+test-endurance: $(READY)
+	$(BIN)/python -m pytest -m "slow and (kill or fuzz)"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

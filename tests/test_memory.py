@@ -73,12 +73,12 @@ def test_a_longer_batch_needs_more() -> None:
 
 def test_a_stage_keeps_the_batches_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny_module()
-    (tmp_path / "batch.json", 1).write_text(json.dumps({"batch_seconds": 2.0, "accumulate": 2}))
+    (tmp_path / "batch.json").write_text(json.dumps({"batch_seconds": 2.0, "accumulate": 2}))
     stage = _fitting(module, module.stage, "float32", "stage1", tmp_path / "batch.json", 1)
     assert (stage.batch_seconds, stage.accumulate, stage.steps) == (2.0, 2, module.stage.steps)
     fresh = _fitting(module, module.stage, "float32", "stage1", tmp_path / "new.json", 1)
     assert fresh == module.stage
-    assert json.loads((tmp_path / "new.json", 1).read_text()) == {"batch_seconds": 4, "accumulate": 1}
+    assert json.loads((tmp_path / "new.json").read_text()) == {"batch_seconds": 4, "accumulate": 1}
 
 
 def test_bytes_are_said_as_a_person_reads_them() -> None:
