@@ -20,7 +20,7 @@ from skill_speech.cli import main as skill_speech
 HERE = Path(__file__).parents[1]
 TEACHER = HERE / "lab" / "teachers" / "hubert-mini"
 RECIPE = HERE / "recipes" / "hubert-mini.yaml"
-HEADS = HERE / "lab" / "evaluation.yaml"
+HEADS = HERE / "lab" / "demo.yaml"
 TASKS = ("pr", "ks", "sid")  # what is said, sound by sound and as a whole, and who says it
 NEXT = """
 Everything in one page: {run}/report.html
