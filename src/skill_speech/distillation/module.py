@@ -290,7 +290,7 @@ class Distillation(lightning.LightningModule):
 
         After `go_back`, behind the data that led nowhere.
         """
-        shrink_like(self.student, checkpoint["state_dict"], "student.")
+        shrink_like(self.student, checkpoint.get("state_dict", {}), "student.")  # sharded ranks have none
         for name in () if self.counts_go_on else _COUNTS:
             setattr(self, name, checkpoint[name])
         count_batches_anew(checkpoint, self.trainer.accumulate_grad_batches)
