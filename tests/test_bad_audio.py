@@ -89,8 +89,11 @@ def test_each_kind_is_named_counted_and_left_out_or_kept(tmp_path: Path, caplog:
         for file in values["files"]
     }
     assert named == expected
-    for name in expected:
+    for name in bad:
         assert f"{name}: " in caplog.text
+    for kind in {kind for kind, left_out in expected.values() if not left_out}:  # one file of each
+        files_of = [name for name, (other, _) in expected.items() if other == kind]
+        assert sum("used, but: " in line and f"{name}: " in line for line in caplog.messages for name in files_of) == 1
     # What is kept can be used as it should be.
     for cut in cuts:
         waveform_T = load_waveform(cut)

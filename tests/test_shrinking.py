@@ -269,6 +269,9 @@ def test_widths_stay_multiples_and_the_least_probable_go_first() -> None:
     assert closed_for_good(vector([5.0] * 3 + [-12.0] * 5), 1e-3) == {}
     [index] = closed_for_good(vector([-12.0] * 16), 1e-3).values()
     assert index.tolist() == []
+    # What surgery will round to, it finds: 24 units would be no multiple of 32.
+    encoder = vector([5.0] * 20 + [-12.0] * 44)
+    assert [len(closed_for_good(encoder, 1e-3, round_to=size)["units.0"]) for size in (1, 16, 32)] == [24, 32, 32]
 
 
 @pytest.mark.parametrize("seed", range(20))

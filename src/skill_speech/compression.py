@@ -369,6 +369,7 @@ def compress(
             "keep_checkpoints": keep_checkpoints,
             "milestone_every": milestone_every,
             "validate_every": validate_every,
+            "round_to": round_to,
             "max_bad": max_bad,
             "stop": stop,
         }

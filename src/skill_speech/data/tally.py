@@ -128,14 +128,16 @@ class AudioTally:
             )
 
     def note(self, note: Note) -> None:
-        """Count one thing; a file is named in the log when it is met first."""
+        """Count one thing. The log names all files that are left out, and of those that are used one of a kind."""
         self.left_out += note.left_out
         kind = self.kinds.setdefault(note.kind, {"left_out": note.left_out, "cuts": 0, "files": {}})
         kind["cuts"] += 1
         if note.file not in kind["files"] and len(kind["files"]) < MOST_NAMES:
+            if note.left_out:
+                logger.warning("left out: %s", note.message)
+            elif not kind["files"]:
+                logger.info("used, but: %s; more of this kind are counted and listed in the report", note.message)
             kind["files"][note.file] = note.message
-            level = logging.WARNING if note.left_out else logging.INFO
-            logger.log(level, "%s: %s", "left out" if note.left_out else "used, but", note.message)
 
     def named(self) -> str:
         """The first files that were left out, with what is wrong."""

@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 LEAST_GAIN = 0.02
 
 
-def worth_removing(student: Encoder, below: float, budget: Budget) -> dict[str, Tensor]:
+def worth_removing(student: Encoder, below: float, budget: Budget, round_to: int = 1) -> dict[str, Tensor]:
     """`closed_for_good`, or nothing where too little would be saved."""
-    kept = closed_for_good(student, below, budget)
+    kept = closed_for_good(student, below, budget, round_to)
     before, after = Widths.of(student.config), Widths.of(student.config)
     for name, index in kept.items():
         kind, number = name.split(".")
@@ -41,7 +41,13 @@ class Shrinking(Callback):
     What is removed depends on the weights and on the number of the update alone, so that a run that continues from a
     checkpoint does what it would have done. The look is at the beginning of an update: no gradient is there then, and
     a checkpoint of the update before is the same whoever looks first.
+
+    Args:
+        round_to: what surgery will make the widths multiples of.
     """
+
+    def __init__(self, round_to: int = 1) -> None:
+        self.round_to = round_to
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """See that every rank holds the whole student.
@@ -67,7 +73,8 @@ class Shrinking(Callback):
             return
         student = pl_module.student
         # All ranks have the same weights; that they also do the same is not left to rounding.
-        kept = trainer.strategy.broadcast(worth_removing(student, stage.shrink_below, pl_module.lagrangian.budget))
+        budget = pl_module.lagrangian.budget
+        kept = trainer.strategy.broadcast(worth_removing(student, stage.shrink_below, budget, self.round_to))
         if not kept:
             return
         replace_parameters(trainer.optimizers, shrink(student, kept))

@@ -58,6 +58,7 @@ def run_stage(
     keep_checkpoints: int = 2,
     milestone_every: int = 0,
     validate_every: int = 1_000,
+    round_to: int = 1,
     max_bad: float | str = "1%",
     stop: StopSignals | None = None,
     on_step: Callable[[int], None] | None = None,
@@ -82,6 +83,7 @@ def run_stage(
         keep_checkpoints: how many of the newest are kept.
         milestone_every: checkpoints at multiples of this are kept for good; 0 for none.
         validate_every: updates between validations.
+        round_to: what surgery will make the student's widths multiples of.
         max_bad: the share of cuts whose audio may be unusable.
         stop: who is told to stop; then a checkpoint is written behind the update at hand.
         on_step: called after updates, with their number.
@@ -111,7 +113,7 @@ def run_stage(
     shrinks = module.lagrangian is not None and module.stage.shrink_every > 0
     if shrinks and fsdp:
         logger.info("%s: with fsdp, units are removed by surgery alone, not on the way", name)
-    shrinking = [Shrinking()] if shrinks and not fsdp else []
+    shrinking = [Shrinking(round_to)] if shrinks and not fsdp else []
     watch = _Watch(name, module, AudioTally(max_bad), on_step)
     # What a stage begins with can be returned to without a checkpoint of it.
     at_first = module.parts()

@@ -6,6 +6,7 @@ the same function, draws the same gates, and learns from the next batch what it 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ from .gates import HardConcrete, find_gates
 from .size import Widths
 
 # Matrix products are fastest at such widths; a few closed units more cost nothing.
-MULTIPLES = {"channels": 8, "heads": 1, "units": 8}
+MULTIPLE = 8
 # Share of the budget that is left beyond it.
 RESERVE = 0.05
 
@@ -29,7 +30,9 @@ Replacements = dict[Tensor, tuple[nn.Parameter | None, Selection]]
 """For every parameter that is gone: the one that stands in its place, if any does, and what was kept of the old one."""
 
 
-def closed_for_good(encoder: Encoder, below: float, budget: Budget | None = None) -> dict[str, Tensor]:
+def closed_for_good(
+    encoder: Encoder, below: float, budget: Budget | None = None, round_to: int = 1
+) -> dict[str, Tensor]:
     """Which units of a gated encoder may go, the least probable ones first.
 
     A unit may go if its gate is open with a probability under `below`, if it is closed in evaluation, and if the number
@@ -40,10 +43,12 @@ def closed_for_good(encoder: Encoder, below: float, budget: Budget | None = None
         encoder: with gates.
         below: probability of being open under which a drawn gate counts as closed for good.
         budget: what the student will be allowed to cost.
+        round_to: as in `fix_gates`, which shall find widths that it can keep.
 
     Returns:
         indices (K,) of the units that stay, ascending, by the names of the gate vectors that can lose some.
     """
+    multiples = {"channels": math.lcm(MULTIPLE, round_to), "heads": 1, "units": math.lcm(MULTIPLE, round_to)}
     gates = {gate.name: gate for gate in find_gates(encoder)}
     candidates = {name: _candidates(gate.module, below) for name, gate in gates.items()}
     # Of every vector the candidates stand in the order of their probability, so any number off the top of the merged
@@ -54,7 +59,7 @@ def closed_for_good(encoder: Encoder, below: float, budget: Budget | None = None
     def going(number: int) -> dict[str, int]:
         tally = Counter(order[:number])
         left = {name: len(gate.module.kept_units) - tally[name] for name, gate in gates.items()}
-        over = {name: -left[name] % MULTIPLES[gate.kind] for name, gate in gates.items()}
+        over = {name: -left[name] % multiples[gate.kind] for name, gate in gates.items()}
         return {name: max(0, tally[name] - over[name]) for name in gates}
 
     def too_many(number: int) -> bool:
