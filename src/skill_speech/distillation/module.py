@@ -113,8 +113,9 @@ class Distillation(lightning.LightningModule):
     def freeze_what_the_loss_does_not_reach(self) -> None:
         """Leave weights out of the training that get no gradient, such as the final norm of a pre-norm student.
 
-        An optimiser passes over them anyway; ranks that add up gradients would wait for theirs. A short forward pass
-        tells: it depends on the teacher's family, the targets, and the layers that pruning has emptied.
+        An optimiser passes over them anyway; sharded ranks would wait for theirs. (DDP finds them by itself in every
+        step: there they may change when the student shrinks.) A short forward pass tells: it depends on the teacher's
+        family, the targets, and the layers that pruning has emptied.
         """
         weights = list(self.parameters())
         with torch.enable_grad():

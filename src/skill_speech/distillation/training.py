@@ -99,10 +99,9 @@ def run_stage(
     """
     folder.mkdir(parents=True, exist_ok=True)
     accumulate = batches_per_rank(module.stage, ranks.count(), name)
-    if ranks.count() > 1:
-        module.freeze_what_the_loss_does_not_reach()
     fsdp, whole = ranks.count() > 1 and strategy == "fsdp", None
     if fsdp:
+        module.freeze_what_the_loss_does_not_reach()
         whole = module.student, module.loss
         module.student, module.loss = copy.deepcopy(module.student), copy.deepcopy(module.loss)
     started = time.perf_counter()
