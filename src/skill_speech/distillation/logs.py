@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
+from .. import ranks
 from ..errors import InputError
 from ..files import atomic_write
 
@@ -38,11 +38,9 @@ class CsvLogger(Logger):
         """Lightning wants one."""
         return ""
 
-    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml has them."""
 
-    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Merge into the row of that step."""
         number = round(step or 0)
@@ -50,10 +48,9 @@ class CsvLogger(Logger):
         # Nine digits are a float32 to the bit: events that are made of rows equal those that were written at once.
         row |= {name: f"{value:.9g}" for name, value in metrics.items() if name != "epoch"}
 
-    @rank_zero_only
     def save(self) -> None:
-        """Write the file whole."""
-        if not self.rows:
+        """Write the file whole, on the first rank."""
+        if not self.rows or not ranks.is_first():
             return
         names = dict.fromkeys(name for row in self.rows.values() for name in row)
         with (
@@ -95,11 +92,12 @@ def events_of(log: CsvLogger, folder: Path) -> TensorBoardLogger:
     nothing is there twice.
     """
     events = TensorBoardLogger(folder, name="", version="", sub_dir=None)
-    _write_events(log, folder, events)
+    # Lightning's rank_zero_only learns of the ranks from the first Trainer, which is not there yet.
+    if ranks.is_first():
+        _write_events(log, folder, events)
     return events
 
 
-@rank_zero_only
 def _write_events(log: CsvLogger, folder: Path, events: TensorBoardLogger) -> None:
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
