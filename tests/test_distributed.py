@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -151,6 +152,7 @@ def test_a_rank_that_is_killed_ends_the_job(tmp_path: Path, record_property: Cal
         InputError, match=r"rank 1 .*(ended by SIGKILL|gone without a word), .* the others were stopped"
     ):
         ranks.start(lose_a_rank, {"how": "killed", "clock": str(tmp_path / "clock")}, 2)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the starter's own handlers are back"
     record_property("seconds until the end of the job", time.time() - float((tmp_path / "clock").read_text()))
 
 

@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import uuid
@@ -234,6 +235,7 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
     )
     to_terminal = bool(logging.getLogger("skill_speech").handlers)
     notes = Path(tempfile.mkdtemp(prefix="skill-speech-"))
+    handlers = {number: signal.getsignal(number) for number in signal.Signals if number.name in FORWARDED.split(",")}
     try:
         results: dict[int, Made] = elastic_launch(config, _work)(function, arguments, to_terminal, notes)
     except ChildFailedError as error:
@@ -244,6 +246,9 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
             raise KeyboardInterrupt from None
         raise Stopped(error.sigval) from None
     finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # torch leaves its own behind
+                signal.signal(number, handler or signal.SIG_DFL)
         shutil.rmtree(notes, ignore_errors=True)
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]
