@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -185,9 +186,11 @@ def peak(form: Any, folder: str, seconds: float, cores: int) -> int:
     before = peak_memory()
     with torch.inference_mode():
         if form == "teacher":
-            model: Callable[[Tensor], Any] = WavLMModel.from_pretrained(f"{folder}/teacher").eval()
+            teacher = WavLMModel.from_pretrained(f"{folder}/teacher").eval()
+            model: Callable[[Tensor], Any] = partial(teacher, output_hidden_states=True)  # as the student gives them
         else:
-            model = optimize(load_encoder(f"{folder}/student"), form)
+            dtype = torch.float32 if form == "float32" else torch.bfloat16
+            model = optimize(load_encoder(f"{folder}/student", dtype=dtype), form)
         model(torch.randn(1, round(16_000 * seconds)))
     return peak_memory() - before
 

@@ -1,9 +1,10 @@
 """Memory and time to the first batch against the number of cuts, and what a cut costs on its way into a batch.
 
-    python -m benchmarks.manifests --output benchmarks/results/manifests.json
+python -m benchmarks.manifests [--quick] --json FILE
 
 The manifests are made up, with durations and fields like LibriSpeech's and no audio: the batches are made, not read.
-Each measurement is a process of its own, which first imports everything: the memory stated is what comes on top.
+Each measurement is a process of its own, which first imports everything: the memory stated is what comes on top. In
+the rows of the first batch the peer is what it may take; memory is flat if ten times the cuts take about as much.
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import Report, parse, parser
 from skill_speech.data import TrainingBatches, open_cuts, split_cuts
-from skill_speech.environment import environment
 from skill_speech.files import write_json
 
 SIZES = (10_000, 100_000, 1_000_000)
 SHARD_CUTS = 1_000
 BATCH_SECONDS = 160.0
 STREAMED_CUTS = 50_000
+START = 10.0
+"""Seconds until the first batch, at most."""
+FLAT = 0.9
+"""Memory with a tenth of the cuts over memory with all, at least."""
 
 
 def cut_line(number: int, rng: random.Random, sharded: bool) -> tuple[str, float]:
@@ -100,7 +107,7 @@ def peak_mib() -> float:
 def measure(data: str) -> dict[str, float]:
     """What a run does with its data before the first step, and then with the next 50,000 cuts."""
     imported, clock, cpu = peak_mib(), time.perf_counter(), time.process_time()
-    train, _ = split_cuts(open_cuts(data), validation_seconds=300, seed=0)
+    train, _ = split_cuts(open_cuts(data, absolute_paths=True), validation_seconds=300, seed=0)
     batches = TrainingBatches(train, batch_seconds=BATCH_SECONDS)
     endless = iter(batches)
     next(endless)
@@ -121,40 +128,34 @@ def measure(data: str) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Memory and time against the number of cuts.")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/skill-speech-manifests"))
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--measure", help="one source, in this process")
-    arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measure(arguments.measure)))
-        return
-    arguments.work.mkdir(parents=True, exist_ok=True)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write the JSON."""
+    made = parser("manifests", __doc__)
+    made.add_argument("--measure", help=argparse.SUPPRESS)
+    options: Any = parse(made, arguments)
+    if options.measure:
+        print(json.dumps(measure(options.measure)))
+        return 0
+    report = Report("made-up manifests without audio, one rank", options)
     rows = []
-    for cuts in arguments.sizes:
-        for kind in ("manifest", "shards"):
-            path = make(arguments.work, cuts, kind == "shards")
-            command = [sys.executable, "-m", "benchmarks.manifests", "--output", "x", "--measure", str(path)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            row = {"kind": kind, "cuts": cuts} | {name: round(value, 3) for name, value in found.items()}
-            rows.append(row)
-            print(row, flush=True)
-    write_json(
-        arguments.output,
-        {
-            "what": "made-up manifests without audio: one rank's time and memory until its first batch and beyond",
-            "command": "python -m benchmarks.manifests --output benchmarks/results/manifests.json",
-            "seed": 0,
-            "batch_seconds": BATCH_SECONDS,
-            "streamed_cuts": STREAMED_CUTS,
-            "environment": environment(),
-            "rows": rows,
-        },
-    )
+    with tempfile.TemporaryDirectory() as name:
+        for cuts in SIZES[: 2 if options.quick else None]:
+            for kind in ("manifest", "shards"):
+                path = make(Path(name), cuts, kind == "shards")
+                command = [sys.executable, "-m", "benchmarks.manifests", "--json", "-", "--measure", str(path)]
+                found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+                rows.append({"kind": kind, "cuts": cuts} | {name: round(value, 3) for name, value in found.items()})
+    report.figures |= {"batch_seconds": BATCH_SECONDS, "streamed_cuts": STREAMED_CUTS, "rows": rows}
+    for row in rows:
+        name = f"{row['kind']}, {row['cuts']:,} cuts: first batch within {START:g} s"
+        report.add(name, START, row["first_batch_seconds"], 1.0, cpu_seconds=row["first_batch_cpu_seconds"])
+    for kind in ("manifest", "shards"):
+        *_, smaller, largest = (row for row in rows if row["kind"] == kind)
+        name = f"{kind}: memory with {smaller['cuts']:,} cuts against {largest['cuts']:,}"
+        report.add(name, smaller["peak_mib"], largest["peak_mib"], FLAT, unit="MiB")
+    report.write(options.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

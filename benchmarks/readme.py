@@ -44,8 +44,6 @@ def with_results(text: str, results: Sequence[Path]) -> str:
 
 def section(name: str, result: dict[str, Any]) -> str:
     """One benchmark: what was run, on which machine, and its comparisons."""
-    if "comparisons" not in result:  # a measurement without a peer
-        return f"### {name}\n\n`{result['command']}`: {result['what']} ([{name}.json](results/{name}.json))"
     machine = result["machine"]
     device = machine.get("accelerator") or machine.get("processor") or machine["platform"]
     cpus, load = machine["cpus"], machine["load_before"][0]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -231,19 +232,24 @@ def _compare(
     repeats = options.repeats or (2 if options.quick else 5)
     chosen = to_be_timed(points, options.widths or (3 if options.quick else 5))
     context, threads, device = get_context("spawn"), options.threads, options.device
-    workers = {
-        "peer 1": Worker(context, threads, device, audio, precision, "peer", "stage 1"),
-        "peer 2": Worker(context, threads, device, audio, precision, "peer", "stage 2"),
-        "ours 2": Worker(context, threads, device, audio, precision, "ours", "stage 2"),
-    }
-    for point in chosen:
-        workers[str(point.step)] = Worker(context, threads, device, audio, precision, "ours", "stage 1", point.kept)
-    steps_of = {name: worker.step for name, worker in workers.items()}
-    times = {name: time.minimum for name, time in interleaved(steps_of, repeats, warm_up=2).items()}
-    for worker in workers.values():
-        worker.end()
+
+    def start(side: str, stage: str, kept: Mapping[str, Tensor] | None = None) -> Worker:
+        return Worker(context, threads, device, audio, precision, side, stage, kept)
+
+    # The peer is timed beside every width, two processes at a time: all at once would not fit into every machine.
+    times: dict[str, float] = {}
+    for stage, names in (("stage 1", [str(point.step) for point in chosen]), ("stage 2", ["ours 2"])):
+        kept = {str(point.step): point.kept for point in chosen}
+        their_name, theirs = f"peer {stage[-1]}", start("peer", stage)
+        for name in names:
+            ours = start("ours", stage, kept.get(name))
+            found = interleaved({their_name: theirs.step, name: ours.step}, repeats)
+            times[name] = found[name].minimum
+            times[their_name] = min(times.get(their_name, math.inf), found[their_name].minimum)
+            ours.end()
+        theirs.end()
     timed = {point.macs: times[str(point.step)] for point in chosen}
-    ours, whole = _over_the_schedule(points, timed, steps), steps * times[str(chosen[0].step)]
+    our_time, whole = _over_the_schedule(points, timed, steps), steps * times[str(chosen[0].step)]
     peer, share = steps * times["peer 1"], STAGE2_STEPS / PUBLISHED.steps
     # Of the teacher once and of the student three times, forward and twice backward.
     operations = {point.macs: points[0].macs + 3 * point.macs for point in points}
@@ -255,16 +261,18 @@ def _compare(
         "matrix_rate_flops": matrix_rate(TYPES[precision], threads, options.device),
     }
     report.add(
-        f"stage 1, {precision}", peer, ours, GOALS[options.device] if precision == "bfloat16" else None, **details
+        f"stage 1, {precision}", peer, our_time, GOALS[options.device] if precision == "bfloat16" else None, **details
     )
     report.add(
         f"stage 1, {precision}: full width against shrinking, both ours",
         whole,
-        ours,
+        our_time,
         ratio_of_operations=steps * operations[points[0].macs] / _over_the_schedule(points, operations, steps),
     )
     report.add(
-        f"stages 1 and 2, {precision}", peer + share * steps * times["peer 2"], ours + share * steps * times["ours 2"]
+        f"stages 1 and 2, {precision}",
+        peer + share * steps * times["peer 2"],
+        our_time + share * steps * times["ours 2"],
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from skill_speech import optimize
 from skill_speech.encoder import Encoder, EncoderConfig, EncoderOutput, LayerConfig, hubert_config, wavlm_config
 from skill_speech.errors import InputError
-from skill_speech.inference.position import SpectralConv
+from skill_speech.inference.position import GroupedProduct, SpectralConv
 
 SMALL: dict[str, Any] = {
     "hidden_size": 48,
@@ -118,9 +118,10 @@ def test_long_utterances_are_attended_to_in_parts() -> None:
         assert largest_error(optimized(waveforms_BT, lengths_B), encoder(waveforms_BT, lengths_B)) < 1e-5
 
 
-@pytest.mark.parametrize("frames", [1, 31, 32, 33, 100])
+@pytest.mark.parametrize("frames", [1, 31, 32, 33, 100, 300])
 @pytest.mark.parametrize("kernel", [63, 64])
-def test_a_spectral_convolution_is_a_convolution(kernel: int, frames: int) -> None:
+@pytest.mark.parametrize("kind", [SpectralConv, GroupedProduct])
+def test_a_positional_convolution_is_a_convolution(kind: Any, kernel: int, frames: int) -> None:
     torch.manual_seed(0)
     conv = nn.Conv1d(12, 12, kernel, padding=kernel // 2, groups=3)
     x_BTD = torch.randn(2, frames, 12)
@@ -128,7 +129,7 @@ def test_a_spectral_convolution_is_a_convolution(kernel: int, frames: int) -> No
         expected_BDT = F.conv1d(x_BTD.transpose(1, 2), conv.weight, conv.bias, padding=kernel // 2, groups=3)[
             ..., :frames
         ]
-        torch.testing.assert_close(SpectralConv(conv)(x_BTD).transpose(1, 2), expected_BDT, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(kind(conv)(x_BTD).transpose(1, 2), expected_BDT, rtol=1e-5, atol=1e-5)
 
 
 def test_what_cannot_be_is_refused() -> None:

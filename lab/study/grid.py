@@ -79,7 +79,8 @@ class Study:
         """All cells, each once, in the order in which they are worth running.
 
         The first seed of every cell of a group comes before the second of any, so that a study that is cut short has a
-        value for each cell first. Baselines come before the students that are measured against them.
+        value for each cell first. Baselines come before the students that are measured against them, with the first
+        seed of their group alone: they are the fixed ends of the score.
         """
         cells: dict[str, Cell] = {}
 
@@ -90,10 +91,11 @@ class Study:
             cells[cell.id] = Cell(**values)
 
         for group in self.groups:
+            first = group["seeds"][0]
+            add(Cell("fbank", "", "", None, first), group["name"])
+            for teacher in group["teachers"]:
+                add(Cell("teacher", teacher, "", None, first), group["name"])
             for seed in group["seeds"]:
-                add(Cell("fbank", "", "", None, seed), group["name"])
-                for teacher in group["teachers"]:
-                    add(Cell("teacher", teacher, "", None, seed), group["name"])
                 for sparsity in group["sparsities"]:
                     for teacher in group["teachers"]:
                         for variant in group["variants"]:

@@ -12,7 +12,7 @@ class Checkpoint:
     """An encoder, and what is to be known of where it came from.
 
     Attributes:
-        encoder: in evaluation mode, float32.
+        encoder: in evaluation mode.
         format: who writes such files.
         assumed: what the source does not say and was taken to be so, one sentence each.
     """

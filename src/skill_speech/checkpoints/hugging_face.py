@@ -33,15 +33,15 @@ PREFIXES = {
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
-def load_hugging_face(source: str, revision: str | None) -> Checkpoint:
-    """An encoder from a hub id or a folder, whatever head was trained on it; one of ours too, if it is on the hub.
+def load_hugging_face(source: str, revision: str | None, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """An encoder from a hub id or a folder, whatever head was trained on it; one of ours too, in `dtype`.
 
     Raises:
         InputError: nothing there, unknown architecture, weights that do not fit.
     """
     values = _config_values(source, revision)
     if values.get("model_type") == MODEL_TYPE:
-        return Checkpoint(load_native(_folder_of_ours(source, revision)).eval(), "skill-speech")
+        return Checkpoint(load_native(_folder_of_ours(source, revision), dtype).eval(), "skill-speech")
     config = encoder_config(values, _preprocessor(source, revision, values), source)
     theirs, prefix = _weights(source, revision), PREFIXES[config.family]
     if any(name.startswith(prefix) for name in theirs):

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..encoder import Encoder, EncoderConfig
@@ -25,8 +26,8 @@ def is_native(folder: Path) -> bool:
     return (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == MODEL_TYPE
 
 
-def load_native(folder: Path) -> Encoder:
-    """The encoder in a folder that `Encoder.save_pretrained` or a skill-speech model of Transformers wrote.
+def load_native(folder: Path, dtype: torch.dtype = torch.float32) -> Encoder:
+    """The encoder in a folder that `Encoder.save_pretrained` or a skill-speech model of Transformers wrote, in `dtype`.
 
     Raises:
         InputError: a file is missing or damaged, or the weights do not fit the configuration.
@@ -43,8 +44,8 @@ def load_native(folder: Path) -> Encoder:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise InputError(f"{folder}: config.json is there, model.safetensors is not")
-    found = read_weights(weights)
-    return build(config, _without_head(found) if transformers else found, str(weights))
+    found = read_weights(weights, dtype)
+    return build(config, _without_head(found) if transformers else found, str(weights), dtype)
 
 
 def _without_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:

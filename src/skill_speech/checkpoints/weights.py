@@ -10,35 +10,47 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder import Encoder, EncoderConfig
+from ..encoder.layer import TransformerLayer
 from ..errors import InputError
 from .archives import read_archive
 from .pickles import Record
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path, dtype: torch.dtype | None = None) -> Any:
     """What a .safetensors file or a torch archive holds.
+
+    Args:
+        path: the file.
+        dtype: of a .safetensors file's floating-point tensors, instead of the file's own; never all of them in both.
 
     Raises:
         InputError: damaged, truncated, or with code in it.
     """
     if path.suffix != ".safetensors":
         return read_archive(path)
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        tensors = {}
+        for name in names:
+            # A mapping of its own for each: what was read through one counts as this process's memory until it ends.
+            with safe_open(path, framework="pt") as file:
+                tensor = file.get_tensor(name)
+                tensors[name] = tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
+        return tensors
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or not a safetensors file ({error}); get it again") from None
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file or in a torch archive.
+def read_weights(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file or in a torch archive; `dtype` as in `read_file`.
 
     Raises:
         InputError: damaged, truncated, or not a flat dictionary of tensors.
     """
-    weights = read_file(path)
+    weights = read_file(path, dtype)
     if isinstance(weights, Record):
         raise InputError(f"{path}: holds an object of {weights.name}, not a state dict; save its state_dict() instead")
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -78,8 +90,10 @@ class StateDict:
         return (name for name in self.tensors if name not in self.taken)
 
 
-def build(config: EncoderConfig, weights: dict[str, Tensor], source: str) -> Encoder:
-    """The encoder of a configuration with these weights.
+def build(
+    config: EncoderConfig, weights: dict[str, Tensor], source: str, dtype: torch.dtype = torch.float32
+) -> Encoder:
+    """The encoder of a configuration with these weights, which become its own, in `dtype`.
 
     Raises:
         InputError: a weight is missing, unknown, of another shape, or not a finite number.
@@ -94,9 +108,24 @@ def build(config: EncoderConfig, weights: dict[str, Tensor], source: str) -> Enc
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{source}: the weight {name} has numbers that are not finite; the file is of no use")
-    encoder = Encoder(config)
-    fill(encoder, weights, source)
+    # Assigned, not copied: there is never more of them in memory than needed.
+    encoder = empty.to_empty(device="cpu")
+    own = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in encoder.state_dict().items()}
+    encoder.load_state_dict({name: tensor.to(own[name]) for name, tensor in _apart(weights)}, assign=True)
+    for layer in encoder.layers:
+        if isinstance(layer, TransformerLayer):
+            layer.attention.number_heads()
     return encoder
+
+
+def _apart(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The weights, each with memory of its own all of which it uses; copies where that was not so."""
+    taken = set()
+    for name, tensor in weights.items():
+        storage = tensor.untyped_storage()
+        shares = storage.data_ptr() in taken or storage.nbytes() != tensor.numel() * tensor.element_size()
+        taken.add(storage.data_ptr())
+        yield name, tensor.contiguous().clone() if shares or not tensor.is_contiguous() else tensor
 
 
 def fill(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -50,18 +50,44 @@ def convolve_normalized(
 ) -> Tensor:
     """A convolution of one input channel whose outputs are then normalised over time: (B, T) → (B, T', O).
 
+    Args as of `fold_norm`.
+    """
+    dtype = computing_type(waveforms_BT, weight_OK)
+    constant_B1, weights_BOK, offset_BO = fold_norm(waveforms_BT, weight_OK, scale_O, shift_O, eps, stride, valid_BT)
+    x_BT1 = (waveforms_BT - constant_B1)[..., None]
+    y_BTO: Tensor = _Convolution.apply(x_BT1.to(dtype), weights_BOK.to(dtype), offset_BO.to(dtype), stride)
+    return y_BTO
+
+
+def fold_norm(
+    waveforms_BT: Tensor,
+    weight_OK: Tensor,
+    scale_O: Tensor,
+    shift_O: Tensor,
+    eps: float,
+    stride: int,
+    valid_BT: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights of a convolution of one input channel with the norm over time that follows it in them.
+
     The outputs are linear in the K samples of a window, so their mean and variance follow from the windows' mean m and
     covariance V, which are K and K×K numbers: w·m and w·V·w. The norm is then part of an utterance's weights,
     and the outputs, the largest thing in an encoder, are written once and never read for their statistics. A filter
     that passes what is faint leaves little of large numbers, hence float64 for these few.
 
     Args:
-        scale_O, shift_O, eps: of the norm.
+        waveforms_BT: samples.
+        weight_OK: the convolution's.
+        scale_O: the norm's.
+        shift_O: the norm's.
+        eps: the norm's.
+        stride: the convolution's.
         valid_BT: the *output* steps that count for the statistics; None for all.
+
+    Returns:
+        What to take off the samples (B, 1), and every utterance's weights (B, O, K) and biases (B, O) in float64.
     """
-    dtype = computing_type(waveforms_BT, weight_OK)
-    kernel = weight_OK.shape[-1]
-    window_BTK = waveforms_BT.double().unfold(1, kernel, stride)
+    window_BTK = waveforms_BT.double().unfold(1, weight_OK.shape[-1], stride)
     counted_BTK = window_BTK if valid_BT is None else window_BTK * valid_BT[..., None]
     count = window_BTK.shape[1] if valid_BT is None else valid_BT.sum(-1).double()[:, None, None]
     mean_B1K = counted_BTK.sum(1, keepdim=True) / count
@@ -72,10 +98,7 @@ def convolve_normalized(
     # What is the same for all samples does not outlast the norm. Without it the offset is small: no digits are lost.
     constant_B11 = mean_B1K.mean(-1, keepdim=True)
     offset_BO = shift_O.double() - ((mean_B1K - constant_B11) @ weights_OK.T)[:, 0] * factor_BO
-    weights_BOK = weights_OK * factor_BO[..., None]
-    x_BT1 = waveforms_BT[..., None] - constant_B11
-    y_BTO: Tensor = _Convolution.apply(x_BT1.to(dtype), weights_BOK.to(dtype), offset_BO.to(dtype), stride)
-    return y_BTO
+    return constant_B11[..., 0], weights_OK * factor_BO[..., None], offset_BO
 
 
 def by_products(x: Tensor) -> bool:

@@ -106,8 +106,16 @@ class Encoder(nn.Module):
         x_BTC, frames_B, gates_C = self._convolve(waveforms_BT, lengths_B)
         return self.projection(x_BTC, gates_C), frames_B
 
-    def context(self, features_BTD: Tensor, frames_B: Tensor | None = None) -> EncoderOutput:
-        """Positional convolution and transformer on h_0; `frames_B` None when no frame is padding."""
+    def context(
+        self, features_BTD: Tensor, frames_B: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> EncoderOutput:
+        """Positional convolution and transformer on h_0.
+
+        Args:
+            features_BTD: h_0.
+            frames_B: valid frames of each utterance; None when no frame is padding.
+            dtype: of what comes out, whatever is computed in; None to leave it as it is.
+        """
         B, T, _ = features_BTD.shape
         x_BTD, valid_BT1, padding_B11T = features_BTD, None, None
         if frames_B is not None:
@@ -118,18 +126,19 @@ class Encoder(nn.Module):
             padding_B11T = padding_B11T[:, None, None]
         x_BTD = x_BTD + self.positional_conv(x_BTD, valid_BT1)
         x_BTD = self.dropout(x_BTD if self.config.pre_norm else self.norm(x_BTD))
-        embedded_BTD = x_BTD
+        embedded_BTD = x_BTD.to(dtype)
         position_HTT = None if self.position_bias is None else self.position_bias(T)
         layer_outputs = []
         for layer in self.layers:
             if not self._skips_layer():
                 x_BTD = self._run_layer(layer, x_BTD, position_HTT, padding_B11T)
-            layer_outputs.append(x_BTD)
+            layer_outputs.append(x_BTD.to(dtype))
+        last_BTD = self.norm(x_BTD).to(dtype) if self.config.pre_norm else [embedded_BTD, *layer_outputs][-1]
         return EncoderOutput(
-            features_BTD=features_BTD,
+            features_BTD=features_BTD.to(dtype),
             embedded_BTD=embedded_BTD,
             layer_outputs=tuple(layer_outputs),
-            last_hidden_state_BTD=self.norm(x_BTD) if self.config.pre_norm else x_BTD,
+            last_hidden_state_BTD=last_BTD,
             lengths_B=frames_B if frames_B is not None else torch.full((B,), T, device=features_BTD.device),
         )
 

@@ -1,19 +1,25 @@
-"""The front end for inference: channels last, convolutions as products, the norm over time folded into the first.
+"""The front end for inference: a part of the frames at a time, as products, with the norm folded into the first.
 
 Shapes: B utterances, T samples or frames, T' output frames, C input and O output channels, K taps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder import Encoder
-from ..encoder.convolution import convolve_normalized
+from ..encoder.convolution import fold_norm, windows
 from ..encoder.frontend import ConvLayer
 from ..encoder.normalization import TimeNorm, normalize_waveforms
 from .linear import PackedLinear
+
+PART = 128
+"""Frames that go through all convolutions together: what lies between two of them then stays in the cache."""
 
 
 class FastFrontEnd(nn.Module):
@@ -25,6 +31,11 @@ class FastFrontEnd(nn.Module):
         layers = [layer for layer in encoder.convs if isinstance(layer, ConvLayer)]
         first: nn.Module = FirstConv(layers[0]) if isinstance(layers[0].norm, TimeNorm) else ConvProduct(layers[0])
         self.convs = nn.ModuleList((first, *map(ConvProduct, layers[1:])))
+        # A frame reads `field` samples; the next one's start `stride` later.
+        self.stride, self.field = 1, 1
+        for conv in self.config.convs:
+            self.field += (conv.kernel - 1) * self.stride
+            self.stride *= conv.stride
 
     def forward(self, waveforms_BT: Tensor, lengths_B: Tensor | None) -> Tensor:
         """Waveforms in float32 → (B, T', O) in the type of the weights."""
@@ -32,18 +43,28 @@ class FastFrontEnd(nn.Module):
         if config.input_normalization:
             valid_BT = None if lengths_B is None else _valid(lengths_B, waveforms_BT.shape[1])
             waveforms_BT = normalize_waveforms(waveforms_BT, valid_BT, config.input_norm_eps)
-        x_BTC = waveforms_BT[..., None]
-        for conv in self.convs:
-            x_BTC = conv(x_BTC[..., 0], self._valid(lengths_B, x_BTC)) if isinstance(conv, FirstConv) else conv(x_BTC)
-        return x_BTC
+        first, *others = self.convs
+        firsts: list[Callable[[Tensor], Tensor]] = [first] * len(waveforms_BT)
+        if isinstance(first, FirstConv):
+            firsts = first.of_each(waveforms_BT, self._valid(lengths_B, waveforms_BT))
+        frames = (waveforms_BT.shape[1] - self.field) // self.stride + 1
+        parts = []
+        for waveform_T, convolve in zip(waveforms_BT, firsts, strict=True):
+            for start, stop in _parts(frames):
+                x_TC = waveform_T[start * self.stride : (stop - 1) * self.stride + self.field, None]
+                x_TC = convolve(x_TC)
+                for conv in others:
+                    x_TC = conv(x_TC)
+                parts.append(x_TC)
+        return torch.cat(parts).unflatten(0, (len(waveforms_BT), frames))
 
-    def _valid(self, lengths_B: Tensor | None, x_BT1: Tensor) -> Tensor | None:
+    def _valid(self, lengths_B: Tensor | None, waveforms_BT: Tensor) -> Tensor | None:
         """The output frames of the first convolution that are not padding, where that matters."""
         if lengths_B is None or not self.config.length_aware:
             return None
         first = self.config.convs[0]
         frames_B = (lengths_B - first.kernel).div(first.stride, rounding_mode="floor") + 1
-        return _valid(frames_B, (x_BT1.shape[1] - first.kernel) // first.stride + 1)
+        return _valid(frames_B, (waveforms_BT.shape[1] - first.kernel) // first.stride + 1)
 
 
 class ConvProduct(nn.Module):
@@ -60,18 +81,18 @@ class ConvProduct(nn.Module):
         bias_O = weight_OCK.new_zeros(len(weight_OCK)) if bias_O is None else bias_O
         self.product = PackedLinear(weight_OCK.transpose(1, 2).flatten(1), bias_O, gelu=fused)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """(B, T, C) → (B, T', O)."""
-        x_BTO = self.product(windows(x_BTC, self.kernel, self.stride).to(self.product.bias_O.dtype))
+    def forward(self, x_TC: Tensor) -> Tensor:
+        """(T, C) → (T', O)."""
+        x_TO = self.product(windows(x_TC.to(self.product.bias_O.dtype).contiguous(), self.kernel, self.stride))
         if self.norm is not None:
-            x_BTO = self.norm(x_BTO)
+            x_TO = self.norm(x_TO)
         if self.activation is not None:
-            x_BTO = self.activation(x_BTO)
-        return x_BTO if self.factors_O is None else x_BTO.mul_(self.factors_O)
+            x_TO = self.activation(x_TO)
+        return x_TO if self.factors_O is None else x_TO.mul_(self.factors_O)
 
 
 class FirstConv(nn.Module):
-    """The first convolution with its norm over time, one product of which the activation overwrites the result."""
+    """The first convolution with its norm over time: one product, its weights another in every utterance."""
 
     def __init__(self, layer: ConvLayer) -> None:
         super().__init__()
@@ -81,22 +102,30 @@ class FirstConv(nn.Module):
         self.weight_OK = nn.Parameter(layer.conv.weight.detach()[:, 0], requires_grad=False)
         self.factors_O = layer.channel_scale()
 
-    def forward(self, waveforms_BT: Tensor, valid_BT: Tensor | None) -> Tensor:
-        """(B, T) → (B, T', O); the norm's statistics are those of the valid output frames."""
-        norm = self.norm
-        x_BTO = convolve_normalized(
+    def of_each(self, waveforms_BT: Tensor, valid_BT: Tensor | None) -> list[Callable[[Tensor], Tensor]]:
+        """For every utterance what maps some of its samples (T, 1) to (T', O).
+
+        The norm's statistics are those of the valid output frames.
+        """
+        norm, dtype = self.norm, self.weight_OK.dtype
+        constant_B1, weights_BOK, offset_BO = fold_norm(
             waveforms_BT, self.weight_OK, norm.weight, norm.bias, norm.eps, self.stride, valid_BT
         )
-        x_BTO = torch.ops.aten.gelu_(x_BTO) if self.activation is F.gelu else self.activation(x_BTO)
-        return x_BTO if self.factors_O is None else x_BTO.mul_(self.factors_O)
+        utterances = zip(constant_B1, weights_BOK.to(dtype), offset_BO.to(dtype), strict=True)
+        return [partial(self._convolve, *values) for values in utterances]
+
+    def _convolve(self, constant_1: Tensor, weight_OK: Tensor, bias_O: Tensor, x_T1: Tensor) -> Tensor:
+        window_TK = windows((x_T1 - constant_1).to(weight_OK.dtype), weight_OK.shape[1], self.stride)
+        x_TO = F.linear(window_TK, weight_OK, bias_O)
+        x_TO = torch.ops.aten.gelu_(x_TO) if self.activation is F.gelu else self.activation(x_TO)
+        return x_TO if self.factors_O is None else x_TO.mul_(self.factors_O)
 
 
-def windows(x_BTC: Tensor, kernel: int, stride: int) -> Tensor:
-    """What every output frame reads, side by side (B, T', K·C): a view of neighbouring frames."""
-    x_BTC = x_BTC.contiguous()
-    B, T, C = x_BTC.shape
-    steps = (T - kernel) // stride + 1
-    return x_BTC.as_strided((B, steps, kernel * C), (T * C, stride * C, 1))
+def _parts(frames: int) -> Iterator[tuple[int, int]]:
+    """Where parts of nearly equal size start and stop."""
+    count = -(-frames // PART)
+    for number in range(count):
+        yield frames * number // count, frames * (number + 1) // count
 
 
 def _valid(lengths_B: Tensor, steps: int) -> Tensor:
