@@ -45,14 +45,30 @@ def test_a_gated_step_has_the_gradients_of_torchs_own_operations(config: Encoder
             torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_a_teacher_in_the_computing_type_computes_what_autocast_does():
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_a_teacher_in_bfloat16_is_as_near_as_autocast_is(config: EncoderConfig):
+    torch.manual_seed(0)
+    teacher = Encoder(config).eval().requires_grad_(False)
+    fast = teacher_for_computing(teacher, torch.bfloat16)
+    assert {weight.dtype for weight in teacher.parameters()} == {torch.float32}
+    assert teacher_for_computing(teacher, torch.float32) is teacher
+    waveforms = torch.randn(2, 4_000)
+    with torch.no_grad():
+        reference = teacher(waveforms).layers
+        with torch.autocast("cpu", torch.bfloat16):
+            mine, autocast = fast(waveforms).layers, teacher(waveforms).layers
+    for fast_BTD, cast_BTD, exact_BTD in zip(mine, autocast, reference, strict=True):
+        assert fast_BTD.dtype == torch.float32
+        assert (fast_BTD - exact_BTD).norm() < 1.25 * (cast_BTD.float() - exact_BTD).norm()
+
+
+def test_a_teacher_to_be_compiled_computes_what_autocast_does():
     torch.manual_seed(0)
     teacher = Encoder(SHAPES["wavlm"]).eval().requires_grad_(False)
-    fast = teacher_for_computing(teacher, torch.bfloat16)
+    fast = teacher_for_computing(teacher, torch.bfloat16, compiles=True)
     assert {weight.dtype for weight in teacher.parameters()} == {torch.float32}
     assert fast.layers[0].attention.query.weight.dtype == torch.bfloat16
     assert fast.norm.weight is teacher.norm.weight
-    assert teacher_for_computing(teacher, torch.float32) is teacher
     waveforms = torch.randn(2, 4_000)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for mine, other in zip(fast(waveforms).layers, teacher(waveforms).layers, strict=True):

@@ -208,7 +208,7 @@ class Distillation(lightning.LightningModule):
         kind = self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         if (dtype, self.device) not in self._computing:
-            teacher = teacher_for_computing(self.teacher.to(self.device), dtype)
+            teacher = teacher_for_computing(self.teacher.to(self.device), dtype, self._compiles)
             self._computing[dtype, self.device] = Compiled(teacher, self._compiles)
         return self._computing[dtype, self.device]
 

@@ -61,14 +61,14 @@ class OptimizedEncoder(nn.Module):
         """Parameters of the encoder that it was made of."""
         return self._size
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, waveforms_BT: Tensor, lengths_B: Tensor | None = None) -> EncoderOutput:
         """Encode waveforms, as `Encoder.forward`."""
         self.encoder.refuse_short(waveforms_BT.shape[1], lengths_B)
-        x_BTC = self.front_end(waveforms_BT.float(), lengths_B)
         frames_B = None if lengths_B is None else self.encoder.num_frames(lengths_B)
-        x_BTD = self.encoder.projection(x_BTC, None)
-        return self.encoder.context(x_BTD, frames_B, torch.float32)
+        with torch.autocast(waveforms_BT.device.type, enabled=False):  # the types are the weights'
+            x_BTC = self.front_end(waveforms_BT.float(), lengths_B)
+            return self.encoder.context(self.encoder.projection(x_BTC, None), frames_B, torch.float32)
 
 
 def optimize(encoder: Encoder, precision: Precision = "auto") -> OptimizedEncoder:
