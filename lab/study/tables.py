@@ -96,6 +96,7 @@ def write_tables(study: Study, results: Path) -> None:
         "ablations": _ablations(study, of_group.get("ablations", [])),
         "calibration": _calibration(calibration),
         "baselines": _baselines(records, scores),
+        "pilot": _pilot([json.loads(path.read_text(encoding="utf-8")) for path in (results / "pilot").glob("*.json")]),
         "missing": _missing(missing, len(cells)),
     }
     for name, lines in tables.items():
@@ -208,6 +209,25 @@ def _calibration(record: Record | None) -> list[str]:
                 )
             )
     return lines
+
+
+def _pilot(records: Sequence[Record]) -> list[str]:
+    """How much more steps gain, in loss and in tasks."""
+    if not records:
+        return ["Not run."]
+    columns = _columns(records)
+    lines = [_row(["updates of both stages", "loss after surgery", "after stage 2", *(one.title for one in columns)])]
+    lines.append(_row(["---:"] * (len(columns) + 3)))
+    for record in sorted(records, key=lambda one: _steps(one)):
+        stages = [record["compress"][stage]["steps"] for stage in ("stage1", "stage2")]
+        losses = [f"{record[name]:.4f}" for name in ("loss_after_surgery", "loss")]
+        scores = [_number(record["metrics"][column.name], 1) for column in columns]
+        lines.append(_row([" + ".join(map(str, stages)), *losses, *scores]))
+    return lines
+
+
+def _steps(record: Record) -> int:
+    return int(record["compress"]["stage1"]["steps"])
 
 
 def _baselines(records: Sequence[Record], scores: Scores) -> list[str]:
