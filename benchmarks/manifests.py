@@ -16,7 +16,6 @@ import csv
 import gzip
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from benchmarks.common import Report, parse, parser
 from skill_speech.data import TrainingBatches, open_cuts, prepare, split_cuts
 from skill_speech.encoder import Encoder, hubert_config
 from skill_speech.files import write_json
+from skill_speech.profiling import peak_memory
 
 SIZES = (10_000, 100_000, 1_000_000)
 SHARD_CUTS = 1_000
@@ -141,7 +141,7 @@ def seconds_to_the_first_update(folder: Path, cuts: int) -> float:
 
 def peak_mib() -> float:
     """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory() / 2**20
 
 
 def measure(data: str) -> dict[str, float]:

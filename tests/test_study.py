@@ -42,7 +42,8 @@ def study(tmp_path: Path) -> Study:
         "groups:\n"
         "- {name: headline, teachers: [t], variants: [skill, dphubert], sparsities: [0.75], seeds: [0, 1]}\n"
         "- {name: sparsity, teachers: [t], variants: [skill, dphubert], sparsities: [0.6, 0.75], seeds: [0]}\n"
-        "- {name: ablations, teachers: [t], variants: [skill, short, macs], sparsities: [0.75], seeds: [0]}\n"
+        "- {name: ablations, teachers: [t], variants: [skill, short, macs], sparsities: [0.75], seeds: [0],\n"
+        "   tasks: pr}\n"
     )
     return Study.read(path)
 
@@ -72,6 +73,12 @@ def test_every_cell_comes_once_and_the_worthiest_first(study: Study) -> None:
     }
     assert "sparsity" not in settings["t-macs-seed0"]
     assert settings["t-macs-seed0"]["macs"] == "0.5"
+
+
+def test_a_group_may_state_fewer_tasks_and_a_cell_has_those_of_its_first(study: Study) -> None:
+    tasks = {cell.id: cell.tasks for cell in study.cells()}
+    assert tasks["t-short-sp75-seed0"] == tasks["t-macs-seed0"] == "pr"
+    assert tasks["t-skill-sp75-seed0"] == tasks["t-skill-sp60-seed0"] == tasks["t-seed0"] == "pr,ks"
 
 
 def test_changes_do_not_reach_the_settings_they_are_made_to() -> None:

@@ -61,7 +61,7 @@ def run_cell(study: Study, cell: Cell, output: Path) -> dict[str, Any]:
         config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         _run("compress", "--config", config, "--data", output / "data/speech", "--output", folder / "run")
     _run(
-        *("evaluate", f"model={source}", "--tasks", study.tasks, "--data", output / "data/corpora"),
+        *("evaluate", f"model={source}", "--tasks", cell.tasks, "--data", output / "data/corpora"),
         *("--config", study.heads, "--output", folder / "evaluation", "--seed", cell.seed),
     )
     shutil.rmtree(folder / "evaluation" / "hidden_states", ignore_errors=True)
@@ -92,7 +92,7 @@ def _record(study: Study, cell: Cell, folder: Path, settings: dict[str, Any]) ->
         },
         "layer_weights": {task: np.round(values["layer_weights"], 5).tolist() for task, values in tasks.items()},
         "seconds_evaluation": sum(values["seconds"] for values in tasks.values()),
-        "study": {"speech": study.speech, "corpora": study.corpora, "heads": study.heads, "tasks": study.tasks},
+        "study": {"speech": study.speech, "corpora": study.corpora, "heads": study.heads, "tasks": cell.tasks},
         "environment": environment(),
     }
     if cell.kind != "student":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ class Cell:
         sparsity: share of parameters removed; None for a baseline and where the variant states its own budget.
         seed: of the compression and of the heads.
         groups: the tables that it belongs to.
+        tasks: what it is evaluated on, SUPERB's names, comma-separated.
     """
 
     kind: Kind
@@ -30,6 +31,7 @@ class Cell:
     sparsity: float | None
     seed: int
     groups: tuple[str, ...] = ()
+    tasks: str = ""
 
     @property
     def id(self) -> str:
@@ -53,7 +55,7 @@ class Study:
         teachers: name → folder, from the working directory.
         compress: settings of every compression.
         heads: the settings of `skill-speech evaluate`, in a file from the working directory.
-        tasks: SUPERB's names, comma-separated.
+        tasks: SUPERB's names, comma-separated; a group may state fewer.
         variants: name → changes of `compress`.
         groups: tables in the order of their worth: each a product of teachers, variants, sparsities and seeds.
         calibration: how the question of how much audio the clusters need is asked.
@@ -84,24 +86,22 @@ class Study:
         """
         cells: dict[str, Cell] = {}
 
-        def add(cell: Cell, group: str) -> None:
-            before = cells.get(cell.id)
-            groups = (*before.groups, group) if before is not None else (group,)
-            values = {**vars(cell), "groups": tuple(dict.fromkeys(groups))}
-            cells[cell.id] = Cell(**values)
+        def add(cell: Cell, group: dict[str, Any]) -> None:
+            known = cells.get(cell.id, replace(cell, tasks=group.get("tasks", self.tasks)))
+            cells[cell.id] = replace(known, groups=tuple(dict.fromkeys((*known.groups, group["name"]))))
 
         for group in self.groups:
             first = group["seeds"][0]
-            add(Cell("fbank", "", "", None, first), group["name"])
+            add(Cell("fbank", "", "", None, first), group)
             for teacher in group["teachers"]:
-                add(Cell("teacher", teacher, "", None, first), group["name"])
+                add(Cell("teacher", teacher, "", None, first), group)
             for seed in group["seeds"]:
                 for sparsity in group["sparsities"]:
                     for teacher in group["teachers"]:
                         for variant in group["variants"]:
                             own_budget = {"params", "macs"} & set(self.variants[variant])
                             share = None if own_budget else sparsity
-                            add(Cell("student", teacher, variant, share, seed), group["name"])
+                            add(Cell("student", teacher, variant, share, seed), group)
         return list(cells.values())
 
     def settings(self, cell: Cell) -> dict[str, Any]:
