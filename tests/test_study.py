@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 
 pytest.importorskip("espeakng_loader")
 
+from lab.study.fidelity import RIDGE, explained_variance
 from lab.study.grid import Study, merged
 from lab.study.tables import Scores, write_tables
 
@@ -18,6 +22,7 @@ STUDY = Path(__file__).parents[1] / "lab" / "study" / "study.yaml"
 
 def record(name: str, kind: str, teacher: str, method: str, seed: int, **metrics: float) -> dict[str, Any]:
     student = {"compress": {}, "macs": 1e8, "loss": -1.0, "clusters": None, "curves": {}}
+    student |= {"fidelity": {"explained": [1.0, 0.9], "layer": [0, 1]}}
     widths = {"widths": {"channels": [4] * 7, "heads": [[0, 1], []], "units": [5, 0]}}
     return {
         "id": name,
@@ -133,10 +138,13 @@ def test_tables_follow_from_the_records(study: Study, tmp_path: Path, monkeypatc
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "| t | SKILL | 1M | 2 | 31.0 ± 1.4 | 70.0 ± 0.0 | 738 ± 18 |" in text
-    assert "t: SKILL is better (+250, spread 25, 2 seeds)." in text
+    assert (
+        "t: SKILL is better (+250, spread 25, 2 seeds). Single measures, beyond their spread: SKILL in PR PER" in text
+    )
     assert "| t | DPHuBERT | not run | 500 |" in (results / "sparsity.md").read_text()
     assert "Not run, 4 of 10 cells" in (results / "missing.md").read_text()
-    for name in ("headline", "sparsity", "survivors-t", "layers-t"):
+    assert "| t | 75% | SKILL | 2 | 100.0 | 90.0 | 95.0 |" in (results / "fidelity.md").read_text()
+    for name in ("headline", "sparsity", "survivors-t", "layers-t", "fidelity"):
         assert (results / f"{name}.png").stat().st_size > 5_000
     # A difference below the spread is a tie.
     for one, value in zip(records[4:], (29.0, 45.0), strict=True):
@@ -144,6 +152,27 @@ def test_tables_follow_from_the_records(study: Study, tmp_path: Path, monkeypatc
         (results / "records" / f"{one['id']}.json").write_text(json.dumps(one))
     write_tables(study, results)
     assert "t: a tie" in page.read_text()
+
+
+def test_fidelity_is_that_of_ridge_regressions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student_SNE = torch.randn(2, 400, 5, generator=generator) + 3
+    told_NE = student_SNE[1].square()
+    teacher_LND = torch.stack([told_NE @ torch.randn(5, 4, generator=generator), student_SNE[0][:, :4] * 7 - 2])
+    teacher_LND += 0.3 * torch.randn(teacher_LND.shape, generator=generator)
+    fit, test = slice(None, 250), slice(250, None)
+    found_SL = explained_variance(teacher_LND[:, fit], student_SNE[:, fit], teacher_LND[:, test], student_SNE[:, test])
+    for source, fit_NE in enumerate(student_SNE[:, fit].double().numpy()):
+        penalty = RIDGE * len(fit_NE) * fit_NE.var(0).mean()
+        for target, layer_ND in enumerate(teacher_LND.double().numpy()):
+            scaler = StandardScaler().fit(layer_ND[fit])
+            ridge = Ridge(alpha=penalty).fit(fit_NE, scaler.transform(layer_ND[fit]))
+            wanted_ND = scaler.transform(layer_ND[test])
+            error_D = ((wanted_ND - ridge.predict(student_SNE[source, test].numpy())) ** 2).mean(0)
+            assert float(found_SL[source, target]) == pytest.approx(
+                (1 - error_D / (wanted_ND**2).mean(0)).mean(), abs=1e-9
+            )
+    assert found_SL.argmax(0).tolist() == [1, 0]
 
 
 def test_the_study_of_the_documentation_can_be_read() -> None:

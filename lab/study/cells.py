@@ -13,6 +13,7 @@ import yaml
 
 from lab.corpora import make_corpora
 from lab.speech import make_speech
+from lab.study.fidelity import fidelity
 from lab.study.grid import Cell, Study
 from skill_speech.cli import main as skill_speech
 from skill_speech.environment import environment
@@ -21,6 +22,9 @@ from skill_speech.files import write_json
 
 CURVE_POINTS = 60
 """Points of the losses that a record keeps."""
+
+UNSEEN = "LibriSpeech/test-clean"
+"""Of the corpora: speech that no student has heard."""
 
 CURVES = ("train/distillation", "train/sparsity_expected", "train/sparsity_target", "validation/distillation")
 
@@ -65,7 +69,7 @@ def run_cell(study: Study, cell: Cell, output: Path) -> dict[str, Any]:
         *("--config", study.heads, "--output", folder / "evaluation", "--seed", cell.seed),
     )
     shutil.rmtree(folder / "evaluation" / "hidden_states", ignore_errors=True)
-    record = _record(study, cell, folder, settings)
+    record = _record(study, cell, output, settings)
     write_json(record_path(output, cell), record)
     for stage in ("stage1", "stage2"):  # what is kept for going on is not needed any more
         shutil.rmtree(folder / "run" / stage / "checkpoints", ignore_errors=True)
@@ -77,7 +81,8 @@ def _run(*words: object) -> None:
         raise SystemExit(status)
 
 
-def _record(study: Study, cell: Cell, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _record(study: Study, cell: Cell, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    folder = output / "cells" / cell.id
     tasks = {path.stem: _read(path) for path in sorted((folder / "evaluation" / "model").glob("*.json"))}
     record: dict[str, Any] = {
         "id": cell.id,
@@ -105,6 +110,7 @@ def _record(study: Study, cell: Cell, folder: Path, settings: dict[str, Any]) ->
         "loss": result["loss"],
         "clusters": result["clusters"],
         "widths": result["widths"]["student"],
+        "fidelity": fidelity(study.teachers[cell.teacher], str(folder / "run/model"), output / "data/corpora" / UNSEEN),
         "seconds_compress": sum(stage["seconds"] for stage in result["stages"].values()),
         "curves": {stage: _curves(folder / "run" / stage / "metrics.csv") for stage in ("stage1", "stage2")},
     }

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
+from skill_speech.evaluation.published import COLUMNS, Column
 from skill_speech.reporting.figures import dendrogram, layer_weight_map, save_figure, similarity_map
 from skill_speech.similarity import cluster_layers
 
 Record = dict[str, Any]
+ShareOf = Callable[[Record, Column], float | None]
 
 COLOURS = {"skill": "#2f6db5", "dphubert": "#c2571a"}
 NAMES = {"skill": "SKILL", "dphubert": "DPHuBERT"}
@@ -22,14 +26,20 @@ NOTE = "synthetic speech, small teachers"
 
 
 def draw_figures(
-    results: Path, records: Sequence[Record], of_group: Mapping[str, Sequence[Record]], calibration: Record | None
+    results: Path,
+    records: Sequence[Record],
+    of_group: Mapping[str, Sequence[Record]],
+    calibration: Record | None,
+    share: ShareOf,
 ) -> None:
-    """Write every figure whose records are there, as PNG and SVG."""
+    """Write every figure whose records are there, as PNG and SVG; `share` puts a measure on the score's scale."""
     figures: dict[str, Figure] = {}
     if any(one["score"] is not None and one["kind"] == "student" for one in of_group.get("headline", [])):
-        figures["headline"] = headline_figure(of_group["headline"])
+        figures["headline"] = headline_figure(of_group["headline"], share)
     if any(one["score"] is not None and one["kind"] == "student" for one in of_group.get("sparsity", [])):
         figures["sparsity"] = sparsity_figure([*of_group["sparsity"], *of_group.get("headline", [])])
+    if any("fidelity" in one and one["method"] in COLOURS for one in records):
+        figures["fidelity"] = fidelity_figure(records)
     for teacher in sorted({one["teacher"] for one in records if one["kind"] == "student"}):
         figures[f"survivors-{teacher}"] = survivors_figure(teacher, of_group.get("headline", []))
     for teacher in sorted({one["teacher"] for one in records if one["kind"] == "teacher"}):
@@ -49,40 +59,49 @@ def draw_figures(
         save_figure(figure, results / f"{name}.svg")
 
 
-def headline_figure(records: Sequence[Record]) -> Figure:
-    """Scores at equal size: one dot per seed, a bar for the mean."""
-    teachers = sorted({one["teacher"] for one in records} - {""})
-    figure, axes = _figure(7.0, 3.6)
-    for place, teacher in enumerate(teachers):
-        for side, method in enumerate(("skill", "dphubert")):
-            values = [
-                one["score"]
-                for one in records
-                if one["teacher"] == teacher and one["method"] == method and one["score"] is not None
-            ]
-            if not values:
-                continue
-            x = place + 0.36 * (side - 0.5)
-            axes.bar(
-                x, mean(values), 0.32, color=COLOURS[method], alpha=0.85, label=NAMES[method] if not place else None
-            )
-            axes.plot([x] * len(values), values, "o", color="#22262a", markersize=4)
-            axes.text(x, mean(values) + 18, f"{mean(values):.0f}", ha="center", fontsize=10)
-    axes.axhline(1000, color="#8d939a", linewidth=1, linestyle=(0, (6, 4)))
-    axes.text(len(teachers) - 0.5, 1008, "teacher", ha="right", fontsize=9, color="#5a6068")
-    axes.set_xticks(range(len(teachers)), teachers, fontsize=11)
-    axes.set_ylabel("score: filterbanks 0, teacher 1000")
-    axes.set_title(f"A quarter of the parameters ({NOTE})", fontsize=12)
-    axes.legend(frameon=False, loc="lower right")
+def headline_figure(records: Sequence[Record], share: ShareOf) -> Figure:
+    """The score and what it is made of, from filterbanks (0) to the teacher (1000), a dot per seed."""
+    teachers = sorted({one["teacher"] for one in records if one["kind"] == "student"})
+    figure = _canvas(4.6 * len(teachers) + 0.6, 4.6)
+    for number, teacher in enumerate(teachers):
+        axes = figure.add_subplot(1, len(teachers), number + 1)
+        _plain(axes, "x")
+        mine = [one for one in records if one["teacher"] == teacher and one["kind"] == "student"]
+        columns = [column for column in COLUMNS if any(share(one, column) is not None for one in mine)]
+        for method, shift in (("skill", -0.17), ("dphubert", 0.17)):
+            for row in range(len(columns) + 1):
+                values = [
+                    one["score"] if row == 0 else share(one, columns[row - 1])
+                    for one in mine
+                    if one["method"] == method and one["score"] is not None
+                ]
+                known = [value for value in values if value is not None]
+                if known:
+                    style: dict[str, Any] = {"color": COLOURS[method], "zorder": 3}
+                    axes.plot(known, [row + shift] * len(known), "o", markersize=4, alpha=0.55, mew=0, **style)
+                    axes.plot([mean(known)], [row + shift], "|", markersize=13, mew=2.5, **style)
+        axes.axvline(1000, color="#8d939a", linewidth=1, linestyle=(0, (6, 4)))
+        axes.axhspan(-0.5, 0.5, color="#f1f3f5", zorder=0)
+        axes.set_yticks(range(len(columns) + 1), ["score", *(column.title.rstrip(" ↑↓") for column in columns)])
+        axes.set_ylim(len(columns) + 0.5, -0.5)
+        axes.set_xlabel("0: filterbanks, 1000: teacher")
+        axes.set_title(teacher, fontsize=11)
+    handles = [Line2D([], [], color=COLOURS[name], marker="|", markersize=11, mew=2.5, lw=0) for name in COLOURS]
+    figure.legend(handles, [NAMES[name] for name in COLOURS], frameon=False, loc="outside lower center", ncols=2)
+    figure.suptitle(f"A quarter of the parameters: dots are seeds, bars their mean\n({NOTE})", fontsize=12)
     return figure
 
 
 def sparsity_figure(records: Sequence[Record]) -> Figure:
-    """Score over sparsity, one line per method and teacher; bars are the spread where there are several seeds."""
-    figure, axes = _figure(7.0, 4.2)
+    """Score over sparsity, a panel per teacher; bars are the spread where there are several seeds."""
     students = {one["id"]: one for one in records if one["kind"] == "student" and one["score"] is not None}
-    for style, teacher in zip(("-", "--", ":"), sorted({one["teacher"] for one in students.values()}), strict=False):
-        for method in ("skill", "dphubert"):
+    teachers = sorted({one["teacher"] for one in students.values()})
+    figure, first = _canvas(4.4 * len(teachers) + 0.4, 3.8), None
+    for number, teacher in enumerate(teachers):
+        first = axes = figure.add_subplot(1, len(teachers), number + 1, sharey=first)
+        _plain(axes)
+        axes.axhline(1000, color="#8d939a", linewidth=1, linestyle=(0, (6, 4)))
+        for method, shift in (("skill", -0.3), ("dphubert", 0.3)):
             points: dict[float, list[float]] = {}
             for one in students.values():
                 if (one["teacher"], one["method"]) == (teacher, method):
@@ -90,52 +109,89 @@ def sparsity_figure(records: Sequence[Record]) -> Figure:
             if points:
                 x = sorted(points)
                 axes.errorbar(
-                    [100 * share for share in x],
+                    [100 * share + shift for share in x],
                     [mean(points[share]) for share in x],
                     yerr=[stdev(points[share]) if len(points[share]) > 1 else 0 for share in x],
                     color=COLOURS[method],
-                    linestyle=style,
                     marker="o",
                     capsize=3,
-                    label=f"{NAMES[method]}, {teacher}",
+                    label=NAMES[method],
                 )
-    axes.set_xlabel("parameters removed, %")
-    axes.set_ylabel("score: filterbanks 0, teacher 1000")
-    axes.set_title(f"How much is left when more is removed ({NOTE})", fontsize=12)
-    axes.legend(frameon=False)
+        axes.set_xticks(sorted({100 * one["sparsity"] for one in students.values() if one["sparsity"] is not None}))
+        axes.set_xlabel("parameters removed, %")
+        axes.set_title(teacher, fontsize=11)
+        if not number:
+            axes.set_ylabel("score: filterbanks 0, teacher 1000")
+            axes.legend(frameon=False, loc="lower left")
+    figure.suptitle(f"How much is left when more is removed ({NOTE})", fontsize=12)
     return figure
 
 
 def survivors_figure(teacher: str, records: Sequence[Record]) -> Figure:
-    """Heads, units and channels left in every layer, mean over the seeds, both methods."""
-    figure = Figure(figsize=(9.0, 3.2), dpi=100, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    """Heads, units and channels left in every layer, mean over the seeds, both methods, as a share of the teacher's."""
+    figure = _canvas(9.6, 3.4)
+    mine = [one for one in records if one["teacher"] == teacher and one["kind"] == "student"]
     for number, (kind, title) in enumerate(
         (("channels", "channels"), ("heads", "heads"), ("units", "feed-forward units"))
     ):
         axes = figure.add_subplot(1, 3, number + 1)
         _plain(axes)
-        for side, method in enumerate(("skill", "dphubert")):
-            mine = [one for one in records if one["teacher"] == teacher and one["method"] == method]
-            if not mine:
-                continue
-            counts = np.mean(
-                [[len(part) if isinstance(part, list) else part for part in one["widths"][kind]] for one in mine],
-                axis=0,
-            )
-            places = np.arange(1, len(counts) + 1) + 0.4 * (side - 0.5)
-            axes.bar(places, counts, 0.38, color=COLOURS[method], label=NAMES[method])
+        for method, shift in (("skill", -0.2), ("dphubert", 0.2)):
+            counts = [
+                [len(part) if isinstance(part, list) else part for part in one["widths"][kind]]
+                for one in mine
+                if one["method"] == method
+            ]
+            if counts:
+                places = np.arange(1, len(counts[0]) + 1)
+                axes.bar(places + shift, np.mean(counts, axis=0), 0.38, color=COLOURS[method], label=NAMES[method])
+                axes.set_xticks(places)
+        axes.tick_params(labelsize=9)
         axes.set_title(f"{title} left", fontsize=11)
         axes.set_xlabel("convolution" if kind == "channels" else "layer")
+    handles = [Patch(color=colour) for colour in COLOURS.values()]
+    figure.legend(handles, [NAMES[name] for name in COLOURS], frameon=False, loc="outside lower center", ncols=2)
+    figure.suptitle(f"What survives where: {teacher}, a quarter of the parameters ({NOTE})", fontsize=12)
+    return figure
+
+
+def fidelity_figure(records: Sequence[Record]) -> Figure:
+    """How well every layer of the teacher can be told from a student, by method and sparsity, a panel per teacher."""
+    students = [one for one in records if one["kind"] == "student" and "fidelity" in one and one["method"] in COLOURS]
+    teachers, shares = sorted({one["teacher"] for one in students}), sorted({one["sparsity"] for one in students})
+    styles = dict(zip(shares, ("-", (0, (6, 2)), (0, (3, 2)), (0, (1, 1.5))), strict=False))
+    figure, first = _canvas(4.6 * len(teachers) + 0.4, 4.0), None
+    for number, teacher in enumerate(teachers):
+        first = axes = figure.add_subplot(1, len(teachers), number + 1, sharey=first)
+        _plain(axes)
+        for share in shares:
+            for method, colour in COLOURS.items():
+                curves = [
+                    one["fidelity"]["explained"]
+                    for one in students
+                    if (one["teacher"], one["sparsity"], one["method"]) == (teacher, share, method)
+                ]
+                if curves:
+                    curve = np.mean(curves, axis=0)
+                    axes.plot(range(len(curve)), curve, color=colour, linestyle=styles[share], linewidth=1.6)
+                    axes.set_xticks(range(len(curve)))
+        axes.set_xlabel("layer of the teacher")
+        axes.set_title(teacher, fontsize=11)
         if not number:
-            axes.legend(frameon=False, fontsize=9)
-    figure.suptitle(f"What survives where: {teacher} ({NOTE})", fontsize=12)
+            axes.set_ylabel("variance that a student explains")
+    lines = [Line2D([], [], color=colour) for colour in COLOURS.values()]
+    lines += [Line2D([], [], color="#5a6068", linestyle=styles[share]) for share in shares]
+    names = [*(NAMES[name] for name in COLOURS), *(f"{share:.0%} removed" for share in shares)]
+    figure.legend(lines, names, frameon=False, loc="outside lower center", ncols=6)
+    figure.suptitle(f"What the students know of every layer ({NOTE})", fontsize=12)
     return figure
 
 
 def calibration_figure(record: Record) -> Figure:
     """Largest difference of the similarities from those of all the audio, over the audio that was looked at."""
-    figure, axes = _figure(7.0, 3.6)
+    figure = _canvas(7.0, 3.6)
+    axes = figure.add_subplot()
+    _plain(axes)
     for colour, (name, values) in zip(("#2f6db5", "#c2571a", "#5f8f3a"), record["teachers"].items(), strict=False):
         x = sorted({row["seconds"] for row in values["samples"]})
         y = [[row["largest_difference"] for row in values["samples"] if row["seconds"] == seconds] for seconds in x]
@@ -152,15 +208,13 @@ def calibration_figure(record: Record) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
+def _canvas(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    _plain(axes)
-    return figure, axes
+    return figure
 
 
-def _plain(axes: Any) -> None:
+def _plain(axes: Any, grid: Literal["x", "y"] = "y") -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e7e9ec", linewidth=0.8)
+    axes.grid(axis=grid, color="#e7e9ec", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -51,16 +51,22 @@ class Scores:
             if column.name in top and column.name in self.floor and _gain(column, self.floor, top) > MARGIN
         ]
 
+    def share(self, record: Record, column: Column) -> float | None:
+        """A measure between filterbanks (0) and teacher (1000); None where it does not count or is missing."""
+        if column not in self.columns(record["teacher"]) or column.name not in record["metrics"]:
+            return None
+        floor, top = self.floor[column.name], self.teachers[record["teacher"]][column.name]
+        return 1000 * (record["metrics"][column.name] - floor) / (top - floor)
+
     def of(self, record: Record) -> float | None:
         """The score of a record; None without its baselines or one of its tasks."""
-        top, by_task = self.teachers.get(record["teacher"], {}), {}
+        by_task: dict[str, list[float]] = {}
         for column in self.columns(record["teacher"]):
-            if column.name not in record["metrics"]:
+            share = self.share(record, column)
+            if share is None:
                 return None
-            floor = self.floor[column.name]
-            share = (record["metrics"][column.name] - floor) / (top[column.name] - floor)
             by_task.setdefault(column.task, []).append(share)
-        return 1000 * mean(mean(shares) for shares in by_task.values()) if by_task else None
+        return mean(mean(shares) for shares in by_task.values()) if by_task else None
 
 
 def write_tables(study: Study, results: Path) -> None:
@@ -94,6 +100,7 @@ def write_tables(study: Study, results: Path) -> None:
         "headline": _headline(of_group.get("headline", []), scores),
         "sparsity": _sparsity(study, of_group.get("sparsity", [])),
         "ablations": _ablations(study, of_group.get("ablations", [])),
+        "fidelity": _fidelity(records),
         "calibration": _calibration(calibration),
         "baselines": _baselines(records, scores),
         "pilot": _pilot([json.loads(path.read_text(encoding="utf-8")) for path in (results / "pilot").glob("*.json")]),
@@ -102,7 +109,7 @@ def write_tables(study: Study, results: Path) -> None:
     for name, lines in tables.items():
         with atomic_write(results / f"{name}.md") as temporary:
             temporary.write_text("\n".join([TITLE, "", *lines]) + "\n", encoding="utf-8")
-    draw_figures(results, records, of_group, calibration)
+    draw_figures(results, records, of_group, calibration, scores.share)
     for page in PAGES:
         _fill(Path(page), tables)
 
@@ -124,7 +131,7 @@ def _headline(records: Sequence[Record], scores: Scores) -> list[str]:
             )
     lines.append("")
     for teacher in sorted({record["teacher"] for record in records} - {""}):
-        lines.append(_verdict(teacher, records))
+        lines.append(_verdict(teacher, records, columns))
         left_out = [column.title for column in columns if column not in scores.columns(teacher)]
         if left_out:
             lines.append(
@@ -133,19 +140,39 @@ def _headline(records: Sequence[Record], scores: Scores) -> list[str]:
     return lines
 
 
-def _verdict(teacher: str, records: Sequence[Record]) -> str:
-    """Who is better, or that nobody is: a difference below the spread of the seeds is a tie."""
-    groups = {}
-    for method in ("skill", "dphubert"):
-        mine = [record for record in records if record["teacher"] == teacher and record["method"] == method]
-        groups[method] = {record["seed"]: record["score"] for record in mine if record["score"] is not None}
-    seeds = sorted(set(groups["skill"]) & set(groups["dphubert"]))
-    if len(seeds) < 2:
+def _verdict(teacher: str, records: Sequence[Record], columns: Sequence[Column]) -> str:
+    """Who is better, by score and by measure: a difference below the spread of the seeds is a tie."""
+    by_method = {
+        method: {one["seed"]: one for one in records if one["teacher"] == teacher and one["method"] == method}
+        for method in ("skill", "dphubert")
+    }
+    pairs = [
+        (by_method["skill"][seed], by_method["dphubert"][seed])
+        for seed in sorted(set(by_method["skill"]) & set(by_method["dphubert"]))
+        if by_method["skill"][seed]["score"] is not None and by_method["dphubert"][seed]["score"] is not None
+    ]
+    if len(pairs) < 2:
         return f"{teacher}: fewer than two seeds of both methods: no verdict.  "
-    ours, theirs = ([groups[method][seed] for seed in seeds] for method in ("skill", "dphubert"))
+    better, difference, spread = _compare([(ours["score"], theirs["score"]) for ours, theirs in pairs])
+    said = f"{NAMES[better]} is better" if better else "a tie"
+    clear: dict[str, list[str]] = {"skill": [], "dphubert": []}
+    for column in columns:
+        sign = 1 if column.higher_is_better else -1
+        found, *_ = _compare([tuple(sign * one["metrics"][column.name] for one in pair) for pair in pairs])
+        if found:
+            clear[found].append(column.title.rstrip(" ↑↓"))
+    tasks = "; ".join(f"{NAMES[method]} in {', '.join(names)}" for method, names in clear.items() if names)
+    return (
+        f"{teacher}: {said} ({difference:+.0f}, spread {spread:.0f}, {len(pairs)} seeds). "
+        f"Single measures, beyond their spread: {tasks or 'none'}.  "
+    )
+
+
+def _compare(pairs: Sequence[tuple[float, ...]]) -> tuple[str, float, float]:
+    """The better method, "" where the means differ by no more than the seeds' spread; the difference; the spread."""
+    ours, theirs = zip(*pairs, strict=True)
     difference, spread = mean(ours) - mean(theirs), (stdev(ours) ** 2 + stdev(theirs) ** 2) ** 0.5
-    said = "a tie" if abs(difference) <= spread else f"{'SKILL' if difference > 0 else 'DPHuBERT'} is better"
-    return f"{teacher}: {said} ({difference:+.0f}, spread {spread:.0f}, {len(seeds)} seeds).  "
+    return ("" if abs(difference) <= spread else "skill" if difference > 0 else "dphubert"), difference, spread
 
 
 def _sparsity(study: Study, records: Sequence[Record]) -> list[str]:
@@ -186,6 +213,26 @@ def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
                 ]
             )
         )
+    return lines
+
+
+def _fidelity(records: Sequence[Record]) -> list[str]:
+    """Per cent of the variance of every teacher layer that a student explains, means over the seeds."""
+    groups: dict[tuple[str, str, float], list[list[float]]] = {}
+    for one in records:
+        if one["kind"] == "student" and "fidelity" in one and one["method"] in NAMES:
+            key = (one["teacher"], one["method"], one["sparsity"])
+            groups.setdefault(key, []).append(one["fidelity"]["explained"])
+    if not groups:
+        return ["Not run."]
+    layers = range(max(len(curve) for curves in groups.values() for curve in curves))
+    lines = [_row(["teacher", "removed", "method", "seeds", *(f"h_{layer}" for layer in layers), "mean"])]
+    lines.append(_row(["---", "---:", "---"] + ["---:"] * (len(layers) + 2)))
+    for teacher, method, share in sorted(groups, key=lambda key: (key[0], key[2], key[1] != "skill")):
+        curves = groups[teacher, method, share]
+        means = [100 * mean(values) for values in zip(*curves, strict=True)]
+        numbers = [_number(value, 1) for value in (*means, mean(means))]
+        lines.append(_row([teacher, f"{share:.0%}", NAMES[method], str(len(curves)), *numbers]))
     return lines
 
 
