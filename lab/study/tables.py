@@ -98,6 +98,7 @@ def write_tables(study: Study, results: Path) -> None:
     )
     tables = {
         "headline": _headline(of_group.get("headline", []), scores),
+        "summary": _summary(of_group.get("headline", [])),
         "sparsity": _sparsity(study, of_group.get("sparsity", [])),
         "ablations": _ablations(study, of_group.get("ablations", [])),
         "fidelity": _fidelity(records),
@@ -140,17 +141,24 @@ def _headline(records: Sequence[Record], scores: Scores) -> list[str]:
     return lines
 
 
+def _summary(records: Sequence[Record]) -> list[str]:
+    """The scores of both methods alone, and what their difference means."""
+    lines = [_row(["teacher", "parameters", "a student's", "SKILL", "DPHuBERT", "difference"])]
+    lines.append(_row(["---"] + ["---:"] * 4 + ["---"]))
+    for one in records:
+        pairs = _pairs(one["teacher"], records)
+        if one["kind"] == "teacher" and len(pairs) > 1:
+            better, difference, spread = _compare([(ours["score"], theirs["score"]) for ours, theirs in pairs])
+            said = f"{difference:+.0f}, spread {spread:.0f}: {f'{NAMES[better]} is better' if better else 'a tie'}"
+            scores = [_spread([pair[side]["score"] for pair in pairs], 0) for side in (0, 1)]
+            size = human(mean(student["params"] for pair in pairs for student in pair))
+            lines.append(_row([one["teacher"], human(one["params"]), size, *scores, said]))
+    return lines
+
+
 def _verdict(teacher: str, records: Sequence[Record], columns: Sequence[Column]) -> str:
     """Who is better, by score and by measure: a difference below the spread of the seeds is a tie."""
-    by_method = {
-        method: {one["seed"]: one for one in records if one["teacher"] == teacher and one["method"] == method}
-        for method in ("skill", "dphubert")
-    }
-    pairs = [
-        (by_method["skill"][seed], by_method["dphubert"][seed])
-        for seed in sorted(set(by_method["skill"]) & set(by_method["dphubert"]))
-        if by_method["skill"][seed]["score"] is not None and by_method["dphubert"][seed]["score"] is not None
-    ]
+    pairs = _pairs(teacher, records)
     if len(pairs) < 2:
         return f"{teacher}: fewer than two seeds of both methods: no verdict.  "
     better, difference, spread = _compare([(ours["score"], theirs["score"]) for ours, theirs in pairs])
@@ -166,6 +174,20 @@ def _verdict(teacher: str, records: Sequence[Record], columns: Sequence[Column])
         f"{teacher}: {said} ({difference:+.0f}, spread {spread:.0f}, {len(pairs)} seeds). "
         f"Single measures, beyond their spread: {tasks or 'none'}.  "
     )
+
+
+def _pairs(teacher: str, records: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """The scored students of SKILL and of DPHuBERT with the same seed."""
+    by_method = {
+        name: {
+            one["seed"]: one
+            for one in records
+            if (one["teacher"], one["method"]) == (teacher, name) and one["score"] is not None
+        }
+        for name in NAMES
+    }
+    seeds = sorted(set(by_method["skill"]) & set(by_method["dphubert"]))
+    return [(by_method["skill"][seed], by_method["dphubert"][seed]) for seed in seeds]
 
 
 def _compare(pairs: Sequence[tuple[float, ...]]) -> tuple[str, float, float]:
