@@ -99,13 +99,17 @@ def test_the_score_is_0_for_filterbanks_and_1000_for_the_teacher() -> None:
     ]
     scores = Scores(baselines)
     assert [column.name for column in scores.columns("t")] == ["PR", "KS", "SF_F1", "SF_CER"]
-    assert scores.of(record("f", "fbank", "t", "", 0, **baselines[0]["metrics"])) == pytest.approx(0)
-    assert scores.of(baselines[1]) == pytest.approx(1000)
+    assert scores.of(record("f", "fbank", "t", "", 0, **baselines[0]["metrics"]), ("pr", "ks", "sf")) == pytest.approx(
+        0
+    )
+    assert scores.of(baselines[1], ("pr", "ks", "qbe", "sf")) == pytest.approx(1000)
     # Half of the way in PR, all of it in KS, a quarter and three quarters in SF, which count as one task.
     student = record("s", "student", "t", "skill", 0, PR=40.0, KS=80.0, QbE=0.0, SF_F1=20.0, SF_CER=40.0)
-    assert scores.of(student) == pytest.approx(1000 * (0.5 + 1 + 0.5) / 3)
+    assert scores.of(student, ("pr", "ks", "qbe", "sf")) == pytest.approx(1000 * (0.5 + 1 + 0.5) / 3)
+    assert scores.of(student, ("pr", "ks")) == pytest.approx(1000 * (0.5 + 1) / 2)
     del student["metrics"]["KS"]
-    assert scores.of(student) is None
+    assert scores.of(student, ("pr", "ks")) is None
+    assert scores.of(student, ("pr", "sf")) == pytest.approx(500)
 
 
 def test_tables_follow_from_the_records(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +145,11 @@ def test_tables_follow_from_the_records(study: Study, tmp_path: Path, monkeypatc
     assert (
         "t: SKILL is better (+250, spread 25, 2 seeds). Single measures, beyond their spread: SKILL in PR PER" in text
     )
-    assert "| t | DPHuBERT | not run | 500 |" in (results / "sparsity.md").read_text()
+    assert "| t | DPHuBERT | not run | 488 ± 18 (2) |" in (results / "sparsity.md").read_text()
+    assert (
+        "| t | SKILL | 2 | 1M | 100M | 31.0 ± 1.4 | 95.0 ± 0.0 | 725 ± 35 |  |"
+        in (results / "ablations.md").read_text()
+    )
     assert "Not run, 4 of 10 cells" in (results / "missing.md").read_text()
     assert "| t | 75% | SKILL | 2 | 100.0 | 90.0 | 95.0 |" in (results / "fidelity.md").read_text()
     for name in ("headline", "sparsity", "survivors-t", "layers-t", "fidelity"):

@@ -37,7 +37,7 @@ def draw_figures(
     if any(one["score"] is not None and one["kind"] == "student" for one in of_group.get("headline", [])):
         figures["headline"] = headline_figure(of_group["headline"], share)
     if any(one["score"] is not None and one["kind"] == "student" for one in of_group.get("sparsity", [])):
-        figures["sparsity"] = sparsity_figure([*of_group["sparsity"], *of_group.get("headline", [])])
+        figures["sparsity"] = sparsity_figure(of_group["sparsity"])
     if any("fidelity" in one and one["method"] in COLOURS for one in records):
         figures["fidelity"] = fidelity_figure(records)
     for teacher in sorted({one["teacher"] for one in records if one["kind"] == "student"}):

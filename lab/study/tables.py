@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -58,10 +58,12 @@ class Scores:
         floor, top = self.floor[column.name], self.teachers[record["teacher"]][column.name]
         return 1000 * (record["metrics"][column.name] - floor) / (top - floor)
 
-    def of(self, record: Record) -> float | None:
-        """The score of a record; None without its baselines or one of its tasks."""
+    def of(self, record: Record, tasks: Collection[str]) -> float | None:
+        """The score of a record over some tasks; None without its baselines or one of them."""
         by_task: dict[str, list[float]] = {}
         for column in self.columns(record["teacher"]):
+            if column.task not in tasks:
+                continue
             share = self.share(record, column)
             if share is None:
                 return None
@@ -76,16 +78,9 @@ def write_tables(study: Study, results: Path) -> None:
     records = [record for record in everything if record["kind"] in ("student", "teacher", "fbank")]
     calibration = next((record for record in everything if record["kind"] == "calibration"), None)
     scores = Scores(records)
-    for record in records:
-        record["score"] = scores.of(record)
     cells = {cell.id: cell for cell in study.cells()}
     missing = [name for name in cells if name not in {record["id"] for record in records}]
-    of_group = {
-        group["name"]: [
-            record for record in records if record["id"] in cells and group["name"] in cells[record["id"]].groups
-        ]
-        for group in study.groups
-    }
+    of_group = {group["name"]: _of_group(group, study, records, scores) for group in study.groups}
     write_json(
         results / "headline.json",
         [
@@ -113,6 +108,19 @@ def write_tables(study: Study, results: Path) -> None:
     draw_figures(results, records, of_group, calibration, scores.share)
     for page in PAGES:
         _fill(Path(page), tables)
+
+
+def _of_group(group: dict[str, Any], study: Study, records: Sequence[Record], scores: Scores) -> list[Record]:
+    """A group's records, whatever their seeds, with their scores over the group's tasks."""
+    tasks = group.get("tasks", study.tasks).split(",")
+    kinds = {
+        (cell.kind, cell.teacher, cell.variant, cell.sparsity) for cell in study.cells() if group["name"] in cell.groups
+    }
+    return [
+        record | {"score": scores.of(record, tasks), "tasks": tasks}
+        for record in records
+        if (record["kind"], record["teacher"], record["method"], record["sparsity"]) in kinds
+    ]
 
 
 def _headline(records: Sequence[Record], scores: Scores) -> list[str]:
@@ -203,39 +211,48 @@ def _sparsity(study: Study, records: Sequence[Record]) -> list[str]:
     lines = [_row(["teacher", "method", *(f"{share:.0%}" for share in shares)])]
     lines.append(_row(["---", "---", *["---:"] * len(shares)]))
     for teacher, method in sorted({(one["teacher"], one["method"]) for one in students}, key=_skill_first):
-        mine = {one["sparsity"]: one for one in students if (one["teacher"], one["method"]) == (teacher, method)}
-        cells = [_number(mine[share]["score"], 0) if share in mine else "not run" for share in shares]
+        mine = [one for one in students if (one["teacher"], one["method"]) == (teacher, method)]
+        by_share = [[one["score"] for one in mine if one["sparsity"] == share and _scored(one)] for share in shares]
+        cells = [f"{_spread(values, 0)} ({len(values)})" if values else "not run" for values in by_share]
         lines.append(_row([teacher, NAMES.get(method, method), *cells]))
-    return lines
+    return [*lines, "", f"{_tasks(records)} In brackets: seeds."]
 
 
 def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
+    """One row per variant; less than two standard errors from SKILL, by the spread of its seeds, is a tie."""
     students = [record for record in records if record["kind"] == "student"]
-    columns = _columns(students)
-    lines = [_row(["variant", "params", "MACs/s", *(column.title for column in columns), "score ↑", "to SKILL"])]
-    lines.append(_row(["---"] + ["---:"] * (len(columns) + 4)))
-    base = {
-        (one["teacher"], one["seed"]): one["score"]
-        for one in students
-        if one["method"] == "skill" and one["score"] is not None
-    }
+    columns = [column for column in _columns(students) if column.task in students[0]["tasks"]]
+    titles = ["teacher", "variant", "seeds", "params", "MACs/s", *(column.title for column in columns)]
+    lines = [_row([*titles, "known of the teacher, %", "score ↑", "to SKILL"])]
+    lines.append(_row(["---"] * 2 + ["---:"] * (len(titles) + 1)))
+    base = {teacher: _scores_of(students, teacher, "skill") for teacher in {one["teacher"] for one in students}}
     order = list(study.variants)
-    for record in sorted(students, key=lambda one: (one["teacher"], order.index(one["method"]), one["seed"])):
-        reference = base.get((record["teacher"], record["seed"]))
-        known = record["score"] is not None and reference is not None
-        lines.append(
-            _row(
-                [
-                    NAMES.get(record["method"], record["method"]),
-                    human(record["params"]),
-                    human(record["macs"]),
-                    *(_number(record["metrics"].get(column.name), 2) for column in columns),
-                    _number(record["score"], 0),
-                    f"{record['score'] - reference:+.0f}" if known and record["method"] != "skill" else "",
-                ]
-            )
-        )
-    return lines
+    for teacher, method in sorted(
+        {(one["teacher"], one["method"]) for one in students}, key=lambda key: (key[0], order.index(key[1]))
+    ):
+        mine = [one for one in students if (one["teacher"], one["method"]) == (teacher, method)]
+        known = [100 * mean(one["fidelity"]["explained"]) for one in mine if "fidelity" in one]
+        scored, reference, said = _scores_of(students, teacher, method), base[teacher], ""
+        if method != "skill" and scored and len(reference) > 1:
+            difference = mean(scored) - mean(reference)
+            noise = stdev(reference) * (1 / len(scored) + 1 / len(reference)) ** 0.5
+            said = f"{difference:+.0f}{' (tie)' if abs(difference) <= 2 * noise else ''}"
+        sizes = [human(mean(one[name] for one in mine)) for name in ("params", "macs")]
+        cells = [*_cells(mine, columns), _spread(known, 1), _spread(scored, 0), said]
+        lines.append(_row([teacher, NAMES.get(method, method), str(len(mine)), *sizes, *cells]))
+    return [*lines, "", _tasks(records)]
+
+
+def _scored(record: Record) -> bool:
+    return record["score"] is not None
+
+
+def _scores_of(records: Sequence[Record], teacher: str, method: str) -> list[float]:
+    return [one["score"] for one in records if (one["teacher"], one["method"]) == (teacher, method) and _scored(one)]
+
+
+def _tasks(records: Sequence[Record]) -> str:
+    return f"Scores over {', '.join(name.upper() for name in records[0]['tasks'])}." if records else ""
 
 
 def _fidelity(records: Sequence[Record]) -> list[str]:
