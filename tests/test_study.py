@@ -15,7 +15,7 @@ pytest.importorskip("espeakng_loader")
 
 from lab.study.fidelity import RIDGE, explained_variance
 from lab.study.grid import Study, merged
-from lab.study.tables import Scores, write_tables
+from lab.study.tables import Scores, _pooled, _to_base, write_tables
 
 STUDY = Path(__file__).parents[1] / "lab" / "study" / "study.yaml"
 
@@ -147,11 +147,11 @@ def test_tables_follow_from_the_records(study: Study, tmp_path: Path, monkeypatc
     )
     assert "| t | DPHuBERT | not run | 488 ± 18 (2) |" in (results / "sparsity.md").read_text()
     assert (
-        "| t | SKILL | 2 | 1M | 100M | 31.0 ± 1.4 | 95.0 ± 0.0 | 725 ± 35 |  |"
+        "| t | SKILL | 2 | 1M | 100M | 31.0 ± 1.4 | 725 ± 35 |  | 95.0 ± 0.0 |  |"
         in (results / "ablations.md").read_text()
     )
     assert "Not run, 4 of 10 cells" in (results / "missing.md").read_text()
-    assert "| t | 75% | SKILL | 2 | 100.0 | 90.0 | 95.0 |" in (results / "fidelity.md").read_text()
+    assert "| t | 75% | SKILL | 2 | 100.0 | 90.0 | 95.0 ± 0.0 |" in (results / "fidelity.md").read_text()
     for name in ("headline", "sparsity", "survivors-t", "layers-t", "fidelity"):
         assert (results / f"{name}.png").stat().st_size > 5_000
     # A difference below the spread is a tie.
@@ -160,6 +160,16 @@ def test_tables_follow_from_the_records(study: Study, tmp_path: Path, monkeypatc
         (results / "records" / f"{one['id']}.json").write_text(json.dumps(one))
     write_tables(study, results)
     assert "t: a tie" in page.read_text()
+
+
+def test_a_difference_below_two_standard_errors_is_a_tie() -> None:
+    assert _pooled([[1.0], []]) is None
+    # Variances 2 and 16/3 with one and two degrees of freedom.
+    assert (spread := _pooled([[1.0, 3.0], [5.0, 9.0, 5.0], [7.0]])) is not None
+    assert spread == pytest.approx(((2.0 + 2 * 16 / 3) / 3) ** 0.5)
+    assert _to_base([10.0], [8.0, 8.0, 8.0], 1.0, 1) == "+2.0 (tie)"  # two standard errors: 2.31
+    assert _to_base([10.4], [8.0, 8.0, 8.0], 1.0, 1) == "+2.4"
+    assert _to_base([10.4], [8.0], None, 1) == ""
 
 
 def test_fidelity_is_that_of_ridge_regressions() -> None:

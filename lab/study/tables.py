@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 from typing import Any
 
 from lab.study.figures import draw_figures
@@ -223,32 +223,55 @@ def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
     students = [record for record in records if record["kind"] == "student"]
     columns = [column for column in _columns(students) if column.task in students[0]["tasks"]]
     titles = ["teacher", "variant", "seeds", "params", "MACs/s", *(column.title for column in columns)]
-    lines = [_row([*titles, "known of the teacher, %", "score ↑", "to SKILL"])]
-    lines.append(_row(["---"] * 2 + ["---:"] * (len(titles) + 1)))
-    base = {teacher: _scores_of(students, teacher, "skill") for teacher in {one["teacher"] for one in students}}
+    lines = [_row([*titles, "score ↑", "to SKILL", "known of the teacher, % ↑", "to SKILL"])]
+    lines.append(_row(["---"] * 2 + ["---:"] * (len(titles) + 2)))
+    by_variant: dict[tuple[str, str], list[Record]] = {}
+    for one in students:
+        by_variant.setdefault((one["teacher"], one["method"]), []).append(one)
     order = list(study.variants)
-    for teacher, method in sorted(
-        {(one["teacher"], one["method"]) for one in students}, key=lambda key: (key[0], order.index(key[1]))
-    ):
-        mine = [one for one in students if (one["teacher"], one["method"]) == (teacher, method)]
-        known = [100 * mean(one["fidelity"]["explained"]) for one in mine if "fidelity" in one]
-        scored, reference, said = _scores_of(students, teacher, method), base[teacher], ""
-        if method != "skill" and scored and len(reference) > 1:
-            difference = mean(scored) - mean(reference)
-            noise = stdev(reference) * (1 / len(scored) + 1 / len(reference)) ** 0.5
-            said = f"{difference:+.0f}{' (tie)' if abs(difference) <= 2 * noise else ''}"
-        sizes = [human(mean(one[name] for one in mine)) for name in ("params", "macs")]
-        cells = [*_cells(mine, columns), _spread(known, 1), _spread(scored, 0), said]
-        lines.append(_row([teacher, NAMES.get(method, method), str(len(mine)), *sizes, *cells]))
-    return [*lines, "", _tasks(records)]
+    for teacher, method in sorted(by_variant, key=lambda key: (key[0], order.index(key[1]))):
+        mine = by_variant[teacher, method]
+        cells = [teacher, NAMES.get(method, method), str(len(mine))]
+        cells += [human(mean(one[name] for one in mine)) for name in ("params", "macs")] + _cells(mine, columns)
+        for values_of, digits in ((_scores_of, 0), (_known_of, 1)):
+            values, base = values_of(mine), values_of(by_variant.get((teacher, "skill"), []))
+            spread = _pooled([values_of(same) for (whose, _), same in by_variant.items() if whose == teacher])
+            cells += [_spread(values, digits), "" if method == "skill" else _to_base(values, base, spread, digits)]
+        lines.append(_row(cells))
+    return [
+        *lines,
+        "",
+        f"{_tasks(records)} (tie): less than two standard errors, by the spread of the seeds there are.",
+    ]
+
+
+def _to_base(values: Sequence[float], base: Sequence[float], spread: float | None, digits: int) -> str:
+    """The difference of two means, said to be a tie below two standard errors."""
+    if not values or not base or spread is None:
+        return ""
+    difference, noise = mean(values) - mean(base), spread * (1 / len(values) + 1 / len(base)) ** 0.5
+    return f"{difference:+.{digits}f}{' (tie)' if abs(difference) <= 2 * noise else ''}"
+
+
+def _pooled(groups: Sequence[Sequence[float]]) -> float | None:
+    """The standard deviation within groups, all of them together; None where no group has two values."""
+    several = [values for values in groups if len(values) > 1]
+    if not several:
+        return None
+    return (sum(variance(one) * (len(one) - 1) for one in several) / sum(len(one) - 1 for one in several)) ** 0.5
 
 
 def _scored(record: Record) -> bool:
     return record["score"] is not None
 
 
-def _scores_of(records: Sequence[Record], teacher: str, method: str) -> list[float]:
-    return [one["score"] for one in records if (one["teacher"], one["method"]) == (teacher, method) and _scored(one)]
+def _scores_of(records: Sequence[Record]) -> list[float]:
+    return [one["score"] for one in records if _scored(one)]
+
+
+def _known_of(records: Sequence[Record]) -> list[float]:
+    """Per cent of the variance of the teacher's layers that students explain, mean over the layers."""
+    return [100 * mean(one["fidelity"]["explained"]) for one in records if "fidelity" in one]
 
 
 def _tasks(records: Sequence[Record]) -> str:
@@ -269,8 +292,8 @@ def _fidelity(records: Sequence[Record]) -> list[str]:
     lines.append(_row(["---", "---:", "---"] + ["---:"] * (len(layers) + 2)))
     for teacher, method, share in sorted(groups, key=lambda key: (key[0], key[2], key[1] != "skill")):
         curves = groups[teacher, method, share]
-        means = [100 * mean(values) for values in zip(*curves, strict=True)]
-        numbers = [_number(value, 1) for value in (*means, mean(means))]
+        numbers = [_number(100 * mean(values), 1) for values in zip(*curves, strict=True)]
+        numbers.append(_spread([100 * mean(curve) for curve in curves], 1))
         lines.append(_row([teacher, f"{share:.0%}", NAMES[method], str(len(curves)), *numbers]))
     return lines
 
