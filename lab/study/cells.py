@@ -110,6 +110,7 @@ def _record(study: Study, cell: Cell, output: Path, settings: dict[str, Any]) ->
         "loss": result["loss"],
         "clusters": result["clusters"],
         "widths": result["widths"]["student"],
+        "teacher_widths": result["widths"]["teacher"],
         "fidelity": fidelity(study.teachers[cell.teacher], str(folder / "run/model"), output / "data/corpora" / UNSEEN),
         "seconds_compress": sum(stage["seconds"] for stage in result["stages"].values()),
         "curves": {stage: _curves(folder / "run" / stage / "metrics.csv") for stage in ("stage1", "stage2")},

@@ -40,8 +40,12 @@ def draw_figures(
         figures["sparsity"] = sparsity_figure(of_group["sparsity"])
     if any("fidelity" in one and one["method"] in COLOURS for one in records):
         figures["fidelity"] = fidelity_figure(records)
-    for teacher in sorted({one["teacher"] for one in records if one["kind"] == "student"}):
-        figures[f"survivors-{teacher}"] = survivors_figure(teacher, of_group.get("headline", []))
+    students = [one for one in records if one["kind"] == "student" and one["method"] in COLOURS]
+    shares = {one["sparsity"] for one in of_group.get("headline", []) if one["kind"] == "student"}
+    shares.add(max((one["sparsity"] for one in students), default=0.0))  # where least is left
+    for teacher in sorted({one["teacher"] for one in students}):
+        chosen = [one for one in students if one["sparsity"] in shares]
+        figures[f"survivors-{teacher}"] = survivors_figure(teacher, chosen)
     for teacher in sorted({one["teacher"] for one in records if one["kind"] == "teacher"}):
         weights = [one["layer_weights"] for one in records if one["kind"] == "teacher" and one["teacher"] == teacher]
         averaged = {task: np.mean([one[task] for one in weights], axis=0).tolist() for task in weights[0]}
@@ -128,31 +132,36 @@ def sparsity_figure(records: Sequence[Record]) -> Figure:
 
 
 def survivors_figure(teacher: str, records: Sequence[Record]) -> Figure:
-    """Heads, units and channels left in every layer, mean over the seeds, both methods, as a share of the teacher's."""
-    figure = _canvas(9.6, 3.4)
-    mine = [one for one in records if one["teacher"] == teacher and one["kind"] == "student"]
-    for number, (kind, title) in enumerate(
-        (("channels", "channels"), ("heads", "heads"), ("units", "feed-forward units"))
-    ):
-        axes = figure.add_subplot(1, 3, number + 1)
-        _plain(axes)
-        for method, shift in (("skill", -0.2), ("dphubert", 0.2)):
-            counts = [
-                [len(part) if isinstance(part, list) else part for part in one["widths"][kind]]
-                for one in mine
-                if one["method"] == method
-            ]
-            if counts:
-                places = np.arange(1, len(counts[0]) + 1)
-                axes.bar(places + shift, np.mean(counts, axis=0), 0.38, color=COLOURS[method], label=NAMES[method])
-                axes.set_xticks(places)
-        axes.tick_params(labelsize=9)
-        axes.set_title(f"{title} left", fontsize=11)
-        axes.set_xlabel("convolution" if kind == "channels" else "layer")
+    """Heads, units and channels left in every layer, mean over the seeds, both methods; a row per sparsity."""
+    mine = [one for one in records if one["teacher"] == teacher and one["method"] in COLOURS]
+    shares = sorted({one["sparsity"] for one in mine})
+    of_teacher = next((one["teacher_widths"] for one in mine if "teacher_widths" in one), None)
+    figure = _canvas(9.6, 0.6 + 2.7 * len(shares))
+    kinds = (("channels", "channels"), ("heads", "heads"), ("units", "feed-forward units"))
+    for row, share in enumerate(shares):
+        for number, (kind, title) in enumerate(kinds):
+            axes = figure.add_subplot(len(shares), 3, 3 * row + number + 1)
+            _plain(axes)
+            for method, shift in (("skill", -0.2), ("dphubert", 0.2)):
+                same = [one for one in mine if (one["method"], one["sparsity"]) == (method, share)]
+                counts = [_counts(one["widths"][kind]) for one in same]
+                if counts:
+                    places = np.arange(1, len(counts[0]) + 1)
+                    axes.bar(places + shift, np.mean(counts, axis=0), 0.38, color=COLOURS[method], label=NAMES[method])
+                    axes.set_xticks(places)
+            axes.tick_params(labelsize=9)
+            of_all = f" of {max(_counts(of_teacher[kind]))}" if of_teacher else ""
+            axes.set_title(f"{title} left{of_all}, {share:.0%} removed", fontsize=10)
+            axes.set_xlabel("convolution" if kind == "channels" else "layer")
     handles = [Patch(color=colour) for colour in COLOURS.values()]
     figure.legend(handles, [NAMES[name] for name in COLOURS], frameon=False, loc="outside lower center", ncols=2)
-    figure.suptitle(f"What survives where: {teacher}, a quarter of the parameters ({NOTE})", fontsize=12)
+    figure.suptitle(f"What survives where: {teacher} ({NOTE})", fontsize=12)
     return figure
+
+
+def _counts(widths: Sequence[Any]) -> list[int]:
+    """Of every layer: heads are listed by their numbers, channels and units counted."""
+    return [len(part) if isinstance(part, list) else part for part in widths]
 
 
 def fidelity_figure(records: Sequence[Record]) -> Figure:

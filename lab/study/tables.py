@@ -12,11 +12,14 @@ from pathlib import Path
 from statistics import mean, stdev, variance
 from typing import Any
 
+import numpy as np
+
 from lab.study.figures import draw_figures
 from lab.study.grid import Study
 from skill_speech.evaluation.published import COLUMNS, Column
 from skill_speech.files import atomic_write, write_json
 from skill_speech.pruning import human
+from skill_speech.similarity import cluster_layers, equal_partition
 
 Record = dict[str, Any]
 
@@ -98,6 +101,7 @@ def write_tables(study: Study, results: Path) -> None:
         "ablations": _ablations(study, of_group.get("ablations", [])),
         "fidelity": _fidelity(records),
         "calibration": _calibration(calibration),
+        "clusters": _clusters(calibration),
         "baselines": _baselines(records, scores),
         "pilot": _pilot([json.loads(path.read_text(encoding="utf-8")) for path in (results / "pilot").glob("*.json")]),
         "missing": _missing(missing, len(cells)),
@@ -318,6 +322,35 @@ def _calibration(record: Record | None) -> list[str]:
                 )
             )
     return lines
+
+
+def _clusters(record: Record | None) -> list[str]:
+    """The clusters of every way to make them, from the similarities of the largest sample."""
+    if record is None:
+        return ["Not run."]
+    teachers = {name: np.array(teacher["cka"]) for name, teacher in record["teachers"].items()}
+    ways: list[tuple[str, dict[str, Any]]] = [(f"average linkage, K = {K}", {"clusters": K}) for K in (2, 3, 4, 6, 9)]
+    ways += [
+        ("average linkage, K by the largest gap (`auto`)", {"clusters": "auto"}),
+        ("average linkage, neighbours only, K = 4", {"clusters": 4, "contiguous": True}),
+        ("complete linkage, K = 4", {"clusters": 4, "linkage": "complete"}),
+        ("single linkage, K = 4", {"clusters": 4, "linkage": "single"}),
+        ("average linkage, K = 4, without h_0", {"clusters": 4, "first_layer": 1}),
+    ]
+    lines = [_row(["layers grouped by", *teachers]), _row(["---"] * (len(teachers) + 1))]
+    for name, way in ways:
+        first = way.get("first_layer", 0)
+        found = [cluster_layers(cka_LL[first:, first:], **way).groups for cka_LL in teachers.values()]
+        lines.append(_row([name, *(", ".join(_layers(group) for group in groups) for groups in found)]))
+    groups = [equal_partition(range(len(cka_LL)), 4) for cka_LL in teachers.values()]
+    return [*lines, _row(["equal partition, K = 4", *(", ".join(map(_layers, found)) for found in groups)])]
+
+
+def _layers(group: Sequence[int]) -> str:
+    """1–4 for neighbours, 1+3+4 for layers with a gap."""
+    if len(group) > 1 and list(group) == list(range(group[0], group[-1] + 1)):
+        return f"{group[0]}–{group[-1]}"
+    return "+".join(map(str, group))
 
 
 def _pilot(records: Sequence[Record]) -> list[str]:
