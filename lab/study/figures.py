@@ -150,8 +150,11 @@ def survivors_figure(teacher: str, records: Sequence[Record]) -> Figure:
                     axes.bar(places + shift, np.mean(counts, axis=0), 0.38, color=COLOURS[method], label=NAMES[method])
                     axes.set_xticks(places)
             axes.tick_params(labelsize=9)
-            of_all = f" of {max(_counts(of_teacher[kind]))}" if of_teacher else ""
-            axes.set_title(f"{title} left{of_all}, {share:.0%} removed", fontsize=10)
+            if not row:
+                of_all = f" of {max(_counts(of_teacher[kind]))}" if of_teacher else ""
+                axes.set_title(f"{title} left{of_all}", fontsize=11)
+            if not number:
+                axes.set_ylabel(f"{share:.0%} removed")
             axes.set_xlabel("convolution" if kind == "channels" else "layer")
     handles = [Patch(color=colour) for colour in COLOURS.values()]
     figure.legend(handles, [NAMES[name] for name in COLOURS], frameon=False, loc="outside lower center", ncols=2)
