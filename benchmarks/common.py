@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shlex
 import sys
 import time
@@ -21,7 +20,7 @@ from skill_speech.environment import environment
 from skill_speech.files import write_json
 from skill_speech.hardware import matrix_rate
 
-__all__ = ["Options", "Report", "Timing", "interleaved", "matrix_rate", "parse", "parser", "processor"]
+__all__ = ["Options", "Report", "Timing", "interleaved", "matrix_rate", "parse", "parser"]
 
 
 class Timing(NamedTuple):
@@ -116,7 +115,6 @@ class Report:
     def write(self, json_path: Path) -> None:
         """Print the table and write the JSON file."""
         machine = environment() | {
-            "processor": processor(),
             "threads": self.options.threads,
             "load_before": self._load,
             "load_after": os.getloadavg(),
@@ -155,15 +153,6 @@ class Report:
                 *(_cell(one.get(key)) for key in details),
             )
         return table
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _short(unit: str) -> str:

@@ -67,6 +67,7 @@ def make_run(folder: Path, *, analysis: bool = True, evaluation: bool = True, **
         "environment": {
             "versions": {"skill-speech": "9.8.7", "python": "3.99.1"},
             "platform": "Plan-9",
+            "processor": "Abacus 3, family 1",
             "cpus": 2,
             "threads": 1,
             "accelerator": None,
@@ -269,6 +270,7 @@ def test_budget_weights_settings_and_environment(run: Path) -> None:
     assert page.row("seed") == ["7"]
     assert page.row("skill-speech") == ["9.8.7"]
     assert page.row("platform") == ["Plan-9"]
+    assert page.row("processor") == ["Abacus 3, family 1"]
     assert page.row("finished") == ["2031-02-03T04:05:06+0000"]
 
 

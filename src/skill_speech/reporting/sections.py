@@ -493,6 +493,8 @@ def _environment_of(run: Evidence) -> dict[str, str]:
     recorded = run.outcome.get("environment")
     if recorded:
         values = {**recorded["versions"], "platform": recorded["platform"]}
+        if recorded.get("processor"):  # runs of earlier versions do not have it
+            values["processor"] = recorded["processor"]
         values |= {"CPUs": str(recorded["cpus"]), "threads": str(recorded["threads"])}
         values["accelerator"] = str(recorded["accelerator"] or "none")
     for stage, result in run.outcome["stages"].items():
