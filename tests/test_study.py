@@ -167,9 +167,12 @@ def test_a_difference_below_two_standard_errors_is_a_tie() -> None:
     # Variances 2 and 16/3 with one and two degrees of freedom.
     assert (spread := _pooled([[1.0, 3.0], [5.0, 9.0, 5.0], [7.0]])) is not None
     assert spread == pytest.approx(((2.0 + 2 * 16 / 3) / 3) ** 0.5)
-    assert _to_base([10.0], [8.0, 8.0, 8.0], 1.0, 1) == "+2.0 (tie)"  # two standard errors: 2.31
-    assert _to_base([10.4], [8.0, 8.0, 8.0], 1.0, 1) == "+2.4"
-    assert _to_base([10.4], [8.0], None, 1) == ""
+    # Over the seeds that both have, two of them: two standard errors are 2.
+    ours, base = {0: 10.0, 1: 11.0, 2: 99.0}, {0: 8.0, 1: 9.0, 3: 0.0}
+    assert _to_base(ours, base, 1.0, 1) == "+2.0 (tie)"
+    assert _to_base(ours | {1: 11.1}, base, 1.0, 2) == "+2.05"
+    assert _to_base(ours, base, None, 1) == ""
+    assert _to_base(ours, {7: 1.0}, 1.0, 1) == ""
 
 
 def test_fidelity_is_that_of_ridge_regressions() -> None:

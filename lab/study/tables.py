@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev, variance
 from typing import Any
@@ -239,21 +239,26 @@ def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
         cells += [human(mean(one[name] for one in mine)) for name in ("params", "macs")] + _cells(mine, columns)
         for values_of, digits in ((_scores_of, 0), (_known_of, 1)):
             values, base = values_of(mine), values_of(by_variant.get((teacher, "skill"), []))
-            spread = _pooled([values_of(same) for (whose, _), same in by_variant.items() if whose == teacher])
-            cells += [_spread(values, digits), "" if method == "skill" else _to_base(values, base, spread, digits)]
+            spread = _pooled(
+                [[*values_of(same).values()] for (whose, _), same in by_variant.items() if whose == teacher]
+            )
+            said = "" if method == "skill" else _to_base(values, base, spread, digits)
+            cells += [_spread([*values.values()], digits), said]
         lines.append(_row(cells))
     return [
         *lines,
         "",
-        f"{_tasks(records)} (tie): less than two standard errors, by the spread of the seeds there are.",
+        f"{_tasks(records)} To SKILL: against its students with the same seeds. (tie): less than two standard errors, "
+        "by the spread of the seeds there are.",
     ]
 
 
-def _to_base(values: Sequence[float], base: Sequence[float], spread: float | None, digits: int) -> str:
-    """The difference of two means, said to be a tie below two standard errors."""
-    if not values or not base or spread is None:
+def _to_base(values: Mapping[int, float], base: Mapping[int, float], spread: float | None, digits: int) -> str:
+    """The mean difference over the seeds that both have, said to be a tie below two standard errors."""
+    seeds = sorted(set(values) & set(base))
+    if not seeds or spread is None:
         return ""
-    difference, noise = mean(values) - mean(base), spread * (1 / len(values) + 1 / len(base)) ** 0.5
+    difference, noise = mean(values[seed] - base[seed] for seed in seeds), spread * (2 / len(seeds)) ** 0.5
     return f"{difference:+.{digits}f}{' (tie)' if abs(difference) <= 2 * noise else ''}"
 
 
@@ -269,13 +274,14 @@ def _scored(record: Record) -> bool:
     return record["score"] is not None
 
 
-def _scores_of(records: Sequence[Record]) -> list[float]:
-    return [one["score"] for one in records if _scored(one)]
+def _scores_of(records: Sequence[Record]) -> dict[int, float]:
+    """Scores by seed."""
+    return {one["seed"]: one["score"] for one in records if _scored(one)}
 
 
-def _known_of(records: Sequence[Record]) -> list[float]:
-    """Per cent of the variance of the teacher's layers that students explain, mean over the layers."""
-    return [100 * mean(one["fidelity"]["explained"]) for one in records if "fidelity" in one]
+def _known_of(records: Sequence[Record]) -> dict[int, float]:
+    """Per cent of the variance of the teacher's layers that students explain, mean over the layers, by seed."""
+    return {one["seed"]: 100 * mean(one["fidelity"]["explained"]) for one in records if "fidelity" in one}
 
 
 def _tasks(records: Sequence[Record]) -> str:
