@@ -38,6 +38,9 @@ def draw_figures(
         figures["headline"] = headline_figure(of_group["headline"], share)
     if any(one["score"] is not None and one["kind"] == "student" for one in of_group.get("sparsity", [])):
         figures["sparsity"] = sparsity_figure(of_group["sparsity"])
+    ablations = [one for one in of_group.get("ablations", []) if one["kind"] == "student"]
+    if len({one["method"] for one in ablations if "fidelity" in one and one["score"] is not None} - {"skill"}):
+        figures["ablations"] = ablations_figure(ablations)
     if any("fidelity" in one and one["method"] in COLOURS for one in records):
         figures["fidelity"] = fidelity_figure(records)
     students = [one for one in records if one["kind"] == "student" and one["method"] in COLOURS]
@@ -165,6 +168,40 @@ def survivors_figure(teacher: str, records: Sequence[Record]) -> Figure:
 def _counts(widths: Sequence[Any]) -> list[int]:
     """Of every layer: heads are listed by their numbers, channels and units counted."""
     return [len(part) if isinstance(part, list) else part for part in widths]
+
+
+def ablations_figure(records: Sequence[Record]) -> Figure:
+    """Every variant's students of that size: what they know of the teacher, and their score; shaded: SKILL's range."""
+    mine = [one for one in records if "fidelity" in one and one["score"] is not None and one["sparsity"] is not None]
+    panels = {
+        "variance of the teacher's layers explained, %": lambda one: 100 * mean(one["fidelity"]["explained"]),
+        "score: filterbanks 0, teacher 1000": lambda one: one["score"],
+    }
+    value = next(iter(panels.values()))
+    methods = sorted(
+        {one["method"] for one in mine}, key=lambda name: mean(value(o) for o in mine if o["method"] == name)
+    )
+    figure, first = _canvas(9.6, 1.4 + 0.28 * len(methods)), None
+    for number, (title, value) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, 2, number + 1, sharey=first)
+        first = first or axes
+        _plain(axes, "x")
+        ours = [value(one) for one in mine if one["method"] == "skill"]
+        axes.axvspan(min(ours), max(ours), color=COLOURS["skill"], alpha=0.12, linewidth=0)
+        for place, method in enumerate(methods):
+            same = [one for one in mine if one["method"] == method]
+            colour = COLOURS.get(method, "#5a6068")
+            for one in same:
+                ring = "#1b1e22" if one["seed"] == 0 else "none"
+                axes.plot([value(one)], [place], "o", color=colour, markersize=6, markeredgecolor=ring)
+            axes.plot(
+                [mean(value(one) for one in same)], [place], "|", color=colour, markersize=14, markeredgewidth=2.4
+            )
+        axes.set_yticks(range(len(methods)), [NAMES.get(name, name) for name in methods])
+        axes.tick_params(labelleft=not number, labelsize=9)
+        axes.set_xlabel(title)
+    figure.suptitle(f"Dots are seeds (ringed: the first), bars their mean; shaded: SKILL's ({NOTE})", fontsize=11)
+    return figure
 
 
 def fidelity_figure(records: Sequence[Record]) -> Figure:
