@@ -367,10 +367,20 @@ def test_several_runs_are_compared_first(tmp_path: Path) -> None:
     assert said.index("shares and speed against the teacher") < said.rindex("Layers and their clusters")
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / place / "run") for place in ("a", "b")]
-    page = page_of(*runs, output=tmp_path / "page.html")
-    assert [row[0] for row in page.rows if row[0].startswith("run (")][:2] == ["run (1)", "run (2)"]
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        (("a/run", "b/run"), ["a/run", "b/run"]),
+        (("a/x/run", "a/y/run", "b/x/run", "other"), ["a/x/run", "y/run", "b/x/run", "other"]),
+        (("a/run", "a/run"), ["run (1)", "run (2)"]),
+    ],
+)
+def test_runs_of_the_same_name_are_told_apart(places: tuple[str, ...], names: list[str], tmp_path: Path) -> None:
+    for place in set(places):
+        make_run(tmp_path / place)
+    page = page_of(*(tmp_path / place for place in places), output=tmp_path / "page.html")
+    outcome = [row[0] for row in page.rows if row[1:3] == ["skill", "363k"]]
+    assert outcome == names
 
 
 def refused(*arguments: Any) -> str:

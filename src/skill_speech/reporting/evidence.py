@@ -58,6 +58,7 @@ class Evidence:
 
     Attributes:
         name: of its folder.
+        folder: where it is, to tell it from one of the same name.
         settings: config.yaml.
         outcome: result.json.
         finished: when; "" where the run did not record it.
@@ -69,6 +70,7 @@ class Evidence:
     """
 
     name: str
+    folder: Path
     settings: dict[str, Any]
     outcome: dict[str, Any]
     finished: str
@@ -114,6 +116,7 @@ def read_evidence(folder: Path) -> Evidence:
     try:
         return Evidence(
             name=folder.resolve().name,
+            folder=folder.resolve(),
             settings=_read_settings(folder / "config.yaml"),
             outcome=outcome,
             finished=str(outcome.get("finished", "")),

@@ -99,12 +99,19 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _told_apart(runs: Sequence[Evidence]) -> list[Evidence]:
-    """Runs whose folders have the same name get a number."""
+    """Runs whose folders have the same name get as much of the path as makes a difference, or else a number."""
     names = [run.name for run in runs]
-    return [
-        replace(run, name=f"{run.name} ({names[: place + 1].count(run.name)})") if names.count(run.name) > 1 else run
-        for place, run in enumerate(runs)
-    ]
+    for length in range(2, max((len(run.folder.parts) for run in runs), default=0) + 1):
+        names = [
+            "/".join(run.folder.parts[-length:]) if names.count(name) > 1 else name
+            for run, name in zip(runs, names, strict=True)
+        ]
+    if len(set(names)) < len(names):  # one folder was given twice
+        names = [
+            f"{run.name} ({place + 1})" if names.count(name) > 1 else name
+            for place, (run, name) in enumerate(zip(runs, names, strict=True))
+        ]
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
 def _subtitle(run: Evidence, several: bool) -> str:
