@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 pytest.importorskip("espeakng_loader")
 
+from lab.study.cells import make_data
 from lab.study.fidelity import RIDGE, explained_variance
 from lab.study.grid import Study, merged
 from lab.study.tables import Scores, _pooled, _to_base, write_tables
@@ -41,7 +43,7 @@ def record(name: str, kind: str, teacher: str, method: str, seed: int, **metrics
 def study(tmp_path: Path) -> Study:
     path = tmp_path / "study.yaml"
     path.write_text(
-        "speech: {}\ncorpora: {}\nteachers: {t: somewhere}\nheads: heads.yaml\ntasks: pr,ks\n"
+        "speech: {}\ncorpora: {}\nteachers: {t: somewhere}\nheads: heads.yaml\ntasks: pr,ks\npages: [docs/results.md]\n"
         "compress: {clusters: 4, stage1: {steps: 5, warmup_steps: 1}}\n"
         "variants: {skill: {}, dphubert: {method: dphubert}, short: {stage1: {steps: 2}}, macs: {macs: '0.5'}}\n"
         "groups:\n"
@@ -202,3 +204,36 @@ def test_the_study_of_the_documentation_can_be_read() -> None:
     assert len(ids) == len(set(ids))
     assert sum(cell.kind == "student" and "headline" in cell.groups for cell in study.cells()) == 12
     assert {cell.teacher for cell in study.cells()} == {"", "hubert-mini", "wavlm-mini"}
+
+
+def test_the_study_of_real_data_differs_from_it_in_what_it_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(STUDY.parents[2])
+    synthetic, real = Study.read(STUDY), Study.read(STUDY.with_name("librispeech.yaml"))
+    assert real.variants == synthetic.variants
+    assert (real.note, real.pages, real.heads) == ("", [], "")
+    cells = {cell.id: cell for cell in real.cells()}
+    cell = cells["hubert-base-dphubert-sp75-seed2"]
+    settings = real.settings(cell)
+    assert settings["stage1"]["steps"] == 50_000
+    assert (settings["teacher"], settings["method"]) == ("facebook/hubert-base-ls960", "dphubert")
+    assert cell.tasks == "pr,asr,ks,qbe,sid,asv,sd,er,ic,sf"
+    assert [part["weight"] for part in real.speech_in(tmp_path)] == [28_539, 104_014, 148_688]
+    assert real.corpora_in(tmp_path) == Path("corpora")
+    assert synthetic.speech_in(tmp_path) == str(tmp_path / "data" / "speech")
+    assert synthetic.corpora_in(tmp_path) == tmp_path / "data" / "corpora"
+
+
+def test_corpora_that_are_given_are_not_spoken_and_have_to_be_there(study: Study, tmp_path: Path) -> None:
+    given = replace(
+        study, speech=[{"path": str(tmp_path / "a")}, {"path": "s3://there/b"}], corpora=str(tmp_path / "c")
+    )
+    for name in ("a", "c"):
+        with pytest.raises(SystemExit, match=rf"{name}: not there; say in that file where yours lies"):
+            make_data(given, tmp_path / "out", 1)
+        (tmp_path / name).mkdir()
+    make_data(given, tmp_path / "out", 1)
+    assert sorted(path.name for path in (tmp_path / "out" / "data").iterdir()) == ["done.yaml"]
+    with pytest.raises(SystemExit, match="holds the data of another study"):
+        make_data(study, tmp_path / "out", 1)

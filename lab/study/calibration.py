@@ -11,6 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 from lab.study.grid import Study
 from skill_speech import analyze
 from skill_speech.compression import AnalysisConfig
+from skill_speech.data import Part
 from skill_speech.environment import environment
 from skill_speech.files import write_json
 from skill_speech.similarity import load_analysis
@@ -23,6 +24,7 @@ def compare_samples(study: Study, output: Path) -> dict[str, Any]:
     for what chance would give.
     """
     options = study.calibration
+    speech = study.speech_in(output)
     teachers: dict[str, Any] = {}
     for name, source in study.teachers.items():
 
@@ -30,7 +32,7 @@ def compare_samples(study: Study, output: Path) -> dict[str, Any]:
             folder = output / "calibration" / f"{name}-{seconds:g}s-seed{seed}"
             found = analyze(
                 source,
-                str(output / "data" / "speech"),
+                speech if isinstance(speech, str) else [Part(**part) for part in speech],
                 str(folder),
                 clusters=options["clusters"],
                 analysis=AnalysisConfig(calibration_seconds=seconds),

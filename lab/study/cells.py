@@ -30,15 +30,26 @@ CURVES = ("train/distillation", "train/sparsity_expected", "train/sparsity_targe
 
 
 def make_data(study: Study, output: Path, jobs: int) -> None:
-    """Speak what the students hear and the corpora that they are evaluated on; what is there is not made again."""
+    """Speak what the study says is to be spoken; what is there is not made again.
+
+    Raises:
+        SystemExit: OUTPUT holds the data of another study, or a corpus is not where the study says.
+    """
+    speech = study.speech if isinstance(study.speech, list) else [{"path": study.speech}]
+    for folder in (*(part["path"] for part in speech), study.corpora):
+        if isinstance(folder, str) and "://" not in folder and not Path(folder).exists():
+            raise SystemExit(f"{study.path}: {folder}: not there; say in that file where yours lies")
+    wanted = {name: value for name in ("speech", "corpora") if isinstance(value := getattr(study, name), dict)}
     done = output / "data" / "done.yaml"
-    wanted = {"speech": study.speech, "corpora": study.corpora}
     if done.exists():
         if yaml.safe_load(done.read_text(encoding="utf-8")) != wanted:
             raise SystemExit(f"{output}: holds the data of another study: give another --output")
         return
-    make_speech(output / "data" / "speech", jobs=jobs, subsets=("train-clean-100",), **study.speech)
-    make_corpora(output / "data" / "corpora", jobs=jobs, tasks=study.tasks.split(","), **study.corpora)
+    if isinstance(study.speech, dict):
+        make_speech(output / "data" / "speech", jobs=jobs, subsets=("train-clean-100",), **study.speech)
+    if isinstance(study.corpora, dict):
+        make_corpora(study.corpora_in(output), jobs=jobs, tasks=study.tasks.split(","), **study.corpora)
+    done.parent.mkdir(parents=True, exist_ok=True)
     done.write_text(yaml.safe_dump(wanted), encoding="utf-8")
 
 
@@ -62,11 +73,13 @@ def run_cell(study: Study, cell: Cell, output: Path) -> dict[str, Any]:
         settings = study.settings(cell)
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "compress.yaml"
-        config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        _run("compress", "--config", config, "--data", output / "data/speech", "--output", folder / "run")
+        heard = {"data": study.speech_in(output)}  # kept out of the record, in which it is the study's
+        config.write_text(yaml.safe_dump(settings | heard, sort_keys=False), encoding="utf-8")
+        _run("compress", "--config", config, "--output", folder / "run")
     _run(
-        *("evaluate", f"model={source}", "--tasks", cell.tasks, "--data", output / "data/corpora"),
-        *("--config", study.heads, "--output", folder / "evaluation", "--seed", cell.seed),
+        *("evaluate", f"model={source}", "--tasks", cell.tasks, "--data", study.corpora_in(output)),
+        *(("--config", study.heads) if study.heads else ()),
+        *("--output", folder / "evaluation", "--seed", cell.seed),
     )
     shutil.rmtree(folder / "evaluation" / "hidden_states", ignore_errors=True)
     record = _record(study, cell, output, settings)
@@ -103,6 +116,9 @@ def _record(study: Study, cell: Cell, output: Path, settings: dict[str, Any]) ->
     if cell.kind != "student":
         return record
     result = _read(folder / "run" / "result.json")
+    unseen = study.corpora_in(output) / UNSEEN
+    if unseen.exists():
+        record["fidelity"] = fidelity(study.teachers[cell.teacher], str(folder / "run/model"), unseen)
     return record | {
         "compress": settings,
         "macs": sum(result["student"]["macs"].values()),
@@ -111,7 +127,6 @@ def _record(study: Study, cell: Cell, output: Path, settings: dict[str, Any]) ->
         "clusters": result["clusters"],
         "widths": result["widths"]["student"],
         "teacher_widths": result["widths"]["teacher"],
-        "fidelity": fidelity(study.teachers[cell.teacher], str(folder / "run/model"), output / "data/corpora" / UNSEEN),
         "seconds_compress": sum(stage["seconds"] for stage in result["stages"].values()),
         "curves": {stage: _curves(folder / "run" / stage / "metrics.csv") for stage in ("stage1", "stage2")},
     }

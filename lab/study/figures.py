@@ -22,7 +22,6 @@ ShareOf = Callable[[Record, Column], float | None]
 
 COLOURS = {"skill": "#2f6db5", "dphubert": "#c2571a"}
 NAMES = {"skill": "SKILL", "dphubert": "DPHuBERT"}
-NOTE = "synthetic speech, small teachers"
 
 
 def draw_figures(
@@ -31,42 +30,52 @@ def draw_figures(
     of_group: Mapping[str, Sequence[Record]],
     calibration: Record | None,
     share: ShareOf,
+    note: str,
 ) -> None:
-    """Write every figure whose records are there, as PNG and SVG; `share` puts a measure on the score's scale."""
+    """Write every figure whose records are there, as PNG and SVG.
+
+    Args:
+        results: the folder that they go to.
+        records: of all students and baselines.
+        of_group: those of every group, with their scores.
+        calibration: of how much audio the clusters need.
+        share: puts a measure on the score's scale.
+        note: what every figure says of itself.
+    """
     figures: dict[str, Figure] = {}
     if any(one["score"] is not None and one["kind"] == "student" for one in of_group.get("headline", [])):
-        figures["headline"] = headline_figure(of_group["headline"], share)
+        figures["headline"] = headline_figure(of_group["headline"], share, note)
     if any(one["score"] is not None and one["kind"] == "student" for one in of_group.get("sparsity", [])):
-        figures["sparsity"] = sparsity_figure(of_group["sparsity"])
+        figures["sparsity"] = sparsity_figure(of_group["sparsity"], note)
     ablations = [one for one in of_group.get("ablations", []) if one["kind"] == "student"]
     if len({one["method"] for one in ablations if "fidelity" in one and one["score"] is not None} - {"skill"}):
-        figures["ablations"] = ablations_figure(ablations)
+        figures["ablations"] = ablations_figure(ablations, note)
     if any("fidelity" in one and one["method"] in COLOURS for one in records):
-        figures["fidelity"] = fidelity_figure(records)
+        figures["fidelity"] = fidelity_figure(records, note)
     students = [one for one in records if one["kind"] == "student" and one["method"] in COLOURS]
     shares = {one["sparsity"] for one in of_group.get("headline", []) if one["kind"] == "student"}
     shares.add(max((one["sparsity"] for one in students), default=0.0))  # where least is left
     for teacher in sorted({one["teacher"] for one in students}):
         chosen = [one for one in students if one["sparsity"] in shares]
-        figures[f"survivors-{teacher}"] = survivors_figure(teacher, chosen)
+        figures[f"survivors-{teacher}"] = survivors_figure(teacher, chosen, note)
     for teacher in sorted({one["teacher"] for one in records if one["kind"] == "teacher"}):
         weights = [one["layer_weights"] for one in records if one["kind"] == "teacher" and one["teacher"] == teacher]
         averaged = {task: np.mean([one[task] for one in weights], axis=0).tolist() for task in weights[0]}
         title = f"Hidden states of {teacher} that each task reads"
-        figures[f"layers-{teacher}"] = layer_weight_map(averaged, title, NOTE, single=("qbe",))
+        figures[f"layers-{teacher}"] = layer_weight_map(averaged, title, note, single=("qbe",))
     if calibration is not None:
         for name, values in calibration["teachers"].items():
             cka_LL = np.array(values["cka"])
             clusters = cluster_layers(cka_LL, calibration["options"]["clusters"])
             figures[f"similarity-{name}"] = similarity_map(cka_LL, clusters, f"Similarity of layers, {name}")
             figures[f"dendrogram-{name}"] = dendrogram(clusters, f"Clusters of layers, {name}")
-        figures["calibration"] = calibration_figure(calibration)
+        figures["calibration"] = calibration_figure(calibration, note)
     for name, figure in figures.items():
         save_figure(figure, results / f"{name}.png")
         save_figure(figure, results / f"{name}.svg")
 
 
-def headline_figure(records: Sequence[Record], share: ShareOf) -> Figure:
+def headline_figure(records: Sequence[Record], share: ShareOf, note: str) -> Figure:
     """The score and what it is made of, from filterbanks (0) to the teacher (1000), a dot per seed."""
     teachers = sorted({one["teacher"] for one in records if one["kind"] == "student"})
     figure = _canvas(4.6 * len(teachers) + 0.6, 4.6)
@@ -95,11 +104,13 @@ def headline_figure(records: Sequence[Record], share: ShareOf) -> Figure:
         axes.set_title(teacher, fontsize=11)
     handles = [Line2D([], [], color=COLOURS[name], marker="|", markersize=11, mew=2.5, lw=0) for name in COLOURS]
     figure.legend(handles, [NAMES[name] for name in COLOURS], frameon=False, loc="outside lower center", ncols=2)
-    figure.suptitle(f"A quarter of the parameters: dots are seeds, bars their mean\n({NOTE})", fontsize=12)
+    shares = sorted({f"{one['sparsity']:.0%}" for one in records if one["sparsity"] is not None})
+    removed = f"{' and '.join(shares)} of the parameters removed"
+    figure.suptitle(f"{removed}: dots are seeds, bars their mean\n{_bracketed(note).strip()}".rstrip(), fontsize=12)
     return figure
 
 
-def sparsity_figure(records: Sequence[Record]) -> Figure:
+def sparsity_figure(records: Sequence[Record], note: str) -> Figure:
     """Score over sparsity, a panel per teacher; bars are the spread where there are several seeds."""
     students = {one["id"]: one for one in records if one["kind"] == "student" and one["score"] is not None}
     teachers = sorted({one["teacher"] for one in students.values()})
@@ -130,11 +141,11 @@ def sparsity_figure(records: Sequence[Record]) -> Figure:
         if not number:
             axes.set_ylabel("score: filterbanks 0, teacher 1000")
             axes.legend(frameon=False, loc="lower left")
-    figure.suptitle(f"How much is left when more is removed ({NOTE})", fontsize=12)
+    figure.suptitle(f"How much is left when more is removed{_bracketed(note)}", fontsize=12)
     return figure
 
 
-def survivors_figure(teacher: str, records: Sequence[Record]) -> Figure:
+def survivors_figure(teacher: str, records: Sequence[Record], note: str) -> Figure:
     """Heads, units and channels left in every layer, mean over the seeds, both methods; a row per sparsity."""
     mine = [one for one in records if one["teacher"] == teacher and one["method"] in COLOURS]
     shares = sorted({one["sparsity"] for one in mine})
@@ -161,7 +172,7 @@ def survivors_figure(teacher: str, records: Sequence[Record]) -> Figure:
             axes.set_xlabel("convolution" if kind == "channels" else "layer")
     handles = [Patch(color=colour) for colour in COLOURS.values()]
     figure.legend(handles, [NAMES[name] for name in COLOURS], frameon=False, loc="outside lower center", ncols=2)
-    figure.suptitle(f"What survives where: {teacher} ({NOTE})", fontsize=12)
+    figure.suptitle(f"What survives where: {teacher}{_bracketed(note)}", fontsize=12)
     return figure
 
 
@@ -170,7 +181,7 @@ def _counts(widths: Sequence[Any]) -> list[int]:
     return [len(part) if isinstance(part, list) else part for part in widths]
 
 
-def ablations_figure(records: Sequence[Record]) -> Figure:
+def ablations_figure(records: Sequence[Record], note: str) -> Figure:
     """Every variant's students of that size: what they know of the teacher, and their score; shaded: SKILL's range."""
     mine = [one for one in records if "fidelity" in one and one["score"] is not None and one["sparsity"] is not None]
     panels = {
@@ -200,11 +211,11 @@ def ablations_figure(records: Sequence[Record]) -> Figure:
         axes.set_yticks(range(len(methods)), [NAMES.get(name, name) for name in methods])
         axes.tick_params(labelleft=not number, labelsize=9)
         axes.set_xlabel(title)
-    figure.suptitle(f"Dots are seeds (ringed: the first), bars their mean; shaded: SKILL's ({NOTE})", fontsize=11)
+    figure.suptitle(f"Dots: seeds, the first ringed; bars: mean; shaded: SKILL's range{_bracketed(note)}", fontsize=11)
     return figure
 
 
-def fidelity_figure(records: Sequence[Record]) -> Figure:
+def fidelity_figure(records: Sequence[Record], note: str) -> Figure:
     """How well every layer of the teacher can be told from a student, by method and sparsity, a panel per teacher."""
     students = [one for one in records if one["kind"] == "student" and "fidelity" in one and one["method"] in COLOURS]
     teachers, shares = sorted({one["teacher"] for one in students}), sorted({one["sparsity"] for one in students})
@@ -232,11 +243,11 @@ def fidelity_figure(records: Sequence[Record]) -> Figure:
     lines += [Line2D([], [], color="#5a6068", linestyle=styles[share]) for share in shares]
     names = [*(NAMES[name] for name in COLOURS), *(f"{share:.0%} removed" for share in shares)]
     figure.legend(lines, names, frameon=False, loc="outside lower center", ncols=6)
-    figure.suptitle(f"What the students know of every layer ({NOTE})", fontsize=12)
+    figure.suptitle(f"What the students know of every layer{_bracketed(note)}", fontsize=12)
     return figure
 
 
-def calibration_figure(record: Record) -> Figure:
+def calibration_figure(record: Record, note: str) -> Figure:
     """Largest difference of the similarities from those of all the audio, over the audio that was looked at."""
     figure = _canvas(7.0, 3.6)
     axes = figure.add_subplot()
@@ -252,9 +263,13 @@ def calibration_figure(record: Record) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("calibration audio, s")
     axes.set_ylabel("largest difference of CKA")
-    axes.set_title(f"How much audio the similarities need ({NOTE})", fontsize=12)
+    axes.set_title(f"How much audio the similarities need{_bracketed(note)}", fontsize=12)
     axes.legend(frameon=False)
     return figure
+
+
+def _bracketed(note: str) -> str:
+    return f" ({note})" if note else ""
 
 
 def _canvas(width: float, height: float) -> Figure:

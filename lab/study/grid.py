@@ -50,32 +50,54 @@ class Study:
 
     Attributes:
         path: where it says so.
-        speech: what the students are distilled on: arguments of `lab.speech.make_speech`.
-        corpora: size and seed of the synthetic corpora that they are evaluated on.
-        teachers: name → folder, from the working directory.
+        speech: what the students are distilled on: one corpus or several, as the setting `data` of `compress`;
+            or arguments of `lab.speech.make_speech`.
+        corpora: what they are evaluated on: the folder of the corpora, or size and seed of synthetic ones.
+        teachers: name → hub id or folder, from the working directory.
         compress: settings of every compression.
-        heads: the settings of `skill-speech evaluate`, in a file from the working directory.
         tasks: SUPERB's names, comma-separated; a group may state fewer.
         variants: name → changes of `compress`.
         groups: tables in the order of their worth: each a product of teachers, variants, sparsities and seeds.
+        heads: the settings of `skill-speech evaluate`, in a file from the working directory; "" for the published ones.
         calibration: how the question of how much audio the clusters need is asked.
+        note: what every table and figure says of itself, such as that it is synthetic.
+        pages: files whose marked places are filled with the tables, from the working directory.
     """
 
     path: Path
-    speech: dict[str, Any]
-    corpora: dict[str, Any]
+    speech: dict[str, Any] | str | list[dict[str, Any]]
+    corpora: dict[str, Any] | str
     teachers: dict[str, str]
     compress: dict[str, Any]
-    heads: str
     tasks: str
     variants: dict[str, dict[str, Any]]
     groups: list[dict[str, Any]]
+    heads: str = ""
     calibration: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    pages: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: str | Path) -> Study:
-        """From a YAML file."""
-        return cls(Path(path), **yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        """From a YAML file.
+
+        `like: FILE` takes from another study what this one does not say, and `compress: FILE` the settings of a recipe;
+        both are named from the working directory.
+        """
+        values = _read(path)
+        if like := values.pop("like", None):
+            values = _read(like) | values
+        if isinstance(values["compress"], str):
+            values["compress"] = _read(values["compress"])
+        return cls(Path(path), **values)
+
+    def speech_in(self, output: Path) -> str | list[dict[str, Any]]:
+        """What the students are distilled on, as the setting `data` of `compress`."""
+        return str(output / "data" / "speech") if isinstance(self.speech, dict) else self.speech
+
+    def corpora_in(self, output: Path) -> Path:
+        """The corpora that they are evaluated on."""
+        return Path(self.corpora) if isinstance(self.corpora, str) else output / "data" / "corpora"
 
     def cells(self) -> list[Cell]:
         """All cells, each once, in the order in which they are worth running.
@@ -111,6 +133,10 @@ class Study:
         if cell.sparsity is not None:
             settings["sparsity"] = cell.sparsity
         return settings
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
 
 
 def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -24,11 +24,8 @@ from skill_speech.similarity import cluster_layers, equal_partition
 Record = dict[str, Any]
 
 NAMES = {"skill": "SKILL", "dphubert": "DPHuBERT"}
-PAGES = ("docs/results.md", "README.md")
 MARGIN = 0.1
 """A task counts in the score where the teacher is better than filterbanks by this share of their measure."""
-
-TITLE = "Synthetic speech, small teachers: nothing here can be compared with a published number."
 
 
 class Scores:
@@ -106,11 +103,12 @@ def write_tables(study: Study, results: Path) -> None:
         "pilot": _pilot([json.loads(path.read_text(encoding="utf-8")) for path in (results / "pilot").glob("*.json")]),
         "missing": _missing(missing, len(cells)),
     }
+    heading = [f"{study.note.capitalize()}.", ""] if study.note else []
     for name, lines in tables.items():
         with atomic_write(results / f"{name}.md") as temporary:
-            temporary.write_text("\n".join([TITLE, "", *lines]) + "\n", encoding="utf-8")
-    draw_figures(results, records, of_group, calibration, scores.share)
-    for page in PAGES:
+            temporary.write_text("\n".join([*heading, *lines]) + "\n", encoding="utf-8")
+    draw_figures(results, records, of_group, calibration, scores.share, study.note)
+    for page in study.pages:
         _fill(Path(page), tables)
 
 
