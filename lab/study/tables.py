@@ -240,7 +240,8 @@ def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
             spread = _pooled(
                 [[*values_of(same).values()] for (whose, _), same in by_variant.items() if whose == teacher]
             )
-            said = "" if method == "skill" else _to_base(values, base, spread, digits)
+            own_size = any(one["sparsity"] is None for one in mine)  # not to be compared with students of another
+            said = "" if method == "skill" or own_size else _to_base(values, base, spread, digits)
             cells += [_spread([*values.values()], digits), said]
         lines.append(_row(cells))
     return [

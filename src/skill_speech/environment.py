@@ -17,8 +17,7 @@ PACKAGES = ("torch", "lightning", "transformers", "lhotse", "numpy", "scipy")
 def environment() -> dict[str, Any]:
     """Versions of Python and of the packages that matter, the platform, the processor and the accelerator; no names.
 
-    The processor belongs to what a result depends on: another one rounds matrix products differently, in bfloat16 above
-    all, and training carries that on.
+    The processor belongs to what a result can depend on: its kernels for matrix products may round differently.
     """
     import torch
 
