@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 pytest.importorskip("espeakng_loader")
 
-from lab.study.cells import make_data
+from lab.study.cells import _borrow_baselines, _evaluation, make_data
 from lab.study.fidelity import RIDGE, explained_variance
 from lab.study.grid import Study, merged
 from lab.study.tables import Scores, _pooled, _to_base, write_tables
@@ -86,6 +86,25 @@ def test_a_group_may_state_fewer_tasks_and_a_cell_has_those_of_its_first(study: 
     tasks = {cell.id: cell.tasks for cell in study.cells()}
     assert tasks["t-short-sp75-seed0"] == tasks["t-macs-seed0"] == "pr"
     assert tasks["t-skill-sp75-seed0"] == tasks["t-skill-sp60-seed0"] == tasks["t-seed0"] == "pr,ks"
+
+
+def test_a_student_s_scores_lie_in_its_run_beside_the_baselines_of_its_seed(study: Study, tmp_path: Path) -> None:
+    cells = {cell.id: cell for cell in study.cells()}
+    for name, kind in (("fbank-seed0", "fbank"), ("t-seed0", "teacher")):
+        theirs = tmp_path / "cells" / name / "evaluation"
+        assert _evaluation(cells[name], tmp_path) == theirs
+        (theirs / kind).mkdir(parents=True)
+        (theirs / "evaluation.json").write_text("mark")
+        for task in ("pr", "ks"):
+            (theirs / kind / f"{task}.json").write_text(f"{kind} {task}")
+    for name in ("t-macs-seed0", "t-skill-sp75-seed1"):
+        _borrow_baselines(study, cells[name], tmp_path)
+    folder = _evaluation(cells["t-macs-seed0"], tmp_path)
+    assert folder == tmp_path / "cells" / "t-macs-seed0" / "run" / "evaluation"
+    found = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.json")}
+    # Evaluated on pr alone, so that the teacher's other task is left where it is.
+    assert found == {"evaluation.json": "mark", "fbank/pr.json": "fbank pr", "teacher/pr.json": "teacher pr"}
+    assert not _evaluation(cells["t-skill-sp75-seed1"], tmp_path).exists()  # no baseline of that seed
 
 
 def test_changes_do_not_reach_the_settings_they_are_made_to() -> None:

@@ -68,6 +68,7 @@ def run_cell(study: Study, cell: Cell, output: Path) -> dict[str, Any]:
     source = {"fbank": "fbank", "teacher": study.teachers.get(cell.teacher, "")}.get(
         cell.kind, str(folder / "run/model")
     )
+    evaluation = _evaluation(cell, output)
     settings: dict[str, Any] = {}
     if cell.kind == "student":
         settings = study.settings(cell)
@@ -76,17 +77,42 @@ def run_cell(study: Study, cell: Cell, output: Path) -> dict[str, Any]:
         heard = {"data": study.speech_in(output)}  # kept out of the record, in which it is the study's
         config.write_text(yaml.safe_dump(settings | heard, sort_keys=False), encoding="utf-8")
         _run("compress", "--config", config, "--output", folder / "run")
+        _borrow_baselines(study, cell, output)
     _run(
-        *("evaluate", f"model={source}", "--tasks", cell.tasks, "--data", study.corpora_in(output)),
+        *("evaluate", f"{cell.kind}={source}", "--tasks", cell.tasks, "--data", study.corpora_in(output)),
         *(("--config", study.heads) if study.heads else ()),
-        *("--output", folder / "evaluation", "--seed", cell.seed),
+        *("--output", evaluation, "--seed", cell.seed),
     )
-    shutil.rmtree(folder / "evaluation" / "hidden_states", ignore_errors=True)
+    shutil.rmtree(evaluation / "hidden_states", ignore_errors=True)
+    if cell.kind == "student":
+        _run("report", folder / "run")  # again, with the scores
     record = _record(study, cell, output, settings)
     write_json(record_path(output, cell), record)
     for stage in ("stage1", "stage2"):  # what is kept for going on is not needed any more
         shutil.rmtree(folder / "run" / stage / "checkpoints", ignore_errors=True)
     return record
+
+
+def _evaluation(cell: Cell, output: Path) -> Path:
+    """Where a cell's scores lie: a student's in its run, whose report and card show them."""
+    folder = output / "cells" / cell.id
+    return (folder / "run" if cell.kind == "student" else folder) / "evaluation"
+
+
+def _borrow_baselines(study: Study, cell: Cell, output: Path) -> None:
+    """Put the teacher's and the filterbanks' scores beside a student's, for its report.
+
+    Rows of one table are made alike: only baselines of the student's seed, and only its tasks.
+    """
+    mine = _evaluation(cell, output)
+    for baseline in study.cells():
+        if baseline.teacher not in ("", cell.teacher) or baseline.seed != cell.seed or baseline.kind == "student":
+            continue
+        theirs = _evaluation(baseline, output)
+        for name in ("evaluation.json", *(f"{baseline.kind}/{task}.json" for task in cell.tasks.split(","))):
+            if (theirs / name).exists():
+                (mine / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(theirs / name, mine / name)
 
 
 def _run(*words: object) -> None:
@@ -96,7 +122,7 @@ def _run(*words: object) -> None:
 
 def _record(study: Study, cell: Cell, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     folder = output / "cells" / cell.id
-    tasks = {path.stem: _read(path) for path in sorted((folder / "evaluation" / "model").glob("*.json"))}
+    tasks = {path.stem: _read(path) for path in sorted((_evaluation(cell, output) / cell.kind).glob("*.json"))}
     record: dict[str, Any] = {
         "id": cell.id,
         "kind": cell.kind,
