@@ -17,7 +17,7 @@ pytest.importorskip("espeakng_loader")
 from lab.study.cells import _borrow_baselines, _evaluation, make_data
 from lab.study.fidelity import RIDGE, explained_variance
 from lab.study.grid import Study, merged
-from lab.study.tables import Scores, _pooled, _to_base, write_tables
+from lab.study.tables import Scores, _ablations, _pooled, _to_base, write_tables
 
 STUDY = Path(__file__).parents[1] / "lab" / "study" / "study.yaml"
 
@@ -181,6 +181,19 @@ def test_tables_follow_from_the_records(study: Study, tmp_path: Path, monkeypatc
         (results / "records" / f"{one['id']}.json").write_text(json.dumps(one))
     write_tables(study, results)
     assert "t: a tie" in page.read_text()
+
+
+def test_two_variants_with_seeds_are_told_apart_by_their_own_spread(study: Study) -> None:
+    students = [
+        record(f"{method}{seed}", "student", "t", method, seed, PR=30.0) | {"score": score, "tasks": ["pr"]}
+        for method, scores in {"skill": [900.0, 902.0], "dphubert": [890.0, 892.0], "short": [880.0]}.items()
+        for seed, score in enumerate(scores)
+    ]
+    # A third variant whose seeds lie far apart does not make a tie of the first two, but it does of a single run.
+    students += [students[0] | {"method": "macs", "seed": seed, "score": 100.0 * seed} for seed in range(3)]
+    rows = {line.split(" | ")[1]: line for line in _ablations(study, students)[2:-2]}
+    assert "| -10 |" in rows["DPHuBERT"]
+    assert "| -20 (tie) |" in rows["short"]
 
 
 def test_a_difference_below_two_standard_errors_is_a_tie() -> None:

@@ -221,7 +221,11 @@ def _sparsity(study: Study, records: Sequence[Record]) -> list[str]:
 
 
 def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
-    """One row per variant; less than two standard errors from SKILL, by the spread of its seeds, is a tie."""
+    """One row per variant; less than two standard errors from SKILL is a tie.
+
+    Variants differ in how much their seeds do: the spread is that of the two that are compared, where both have several
+    seeds, and that of all variants together where not.
+    """
     students = [record for record in records if record["kind"] == "student"]
     columns = [column for column in _columns(students) if column.task in students[0]["tasks"]]
     titles = ["teacher", "variant", "seeds", "params", "MACs/s", *(column.title for column in columns)]
@@ -237,9 +241,9 @@ def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
         cells += [human(mean(one[name] for one in mine)) for name in ("params", "macs")] + _cells(mine, columns)
         for values_of, digits in ((_scores_of, 0), (_known_of, 1)):
             values, base = values_of(mine), values_of(by_variant.get((teacher, "skill"), []))
-            spread = _pooled(
-                [[*values_of(same).values()] for (whose, _), same in by_variant.items() if whose == teacher]
-            )
+            everybody = [values_of(same) for (whose, _), same in by_variant.items() if whose == teacher]
+            pair = [values, base]
+            spread = _pooled([[*one.values()] for one in (pair if min(map(len, pair)) > 1 else everybody)])
             own_size = any(one["sparsity"] is None for one in mine)  # not to be compared with students of another
             said = "" if method == "skill" or own_size else _to_base(values, base, spread, digits)
             cells += [_spread([*values.values()], digits), said]
@@ -248,7 +252,7 @@ def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
         *lines,
         "",
         f"{_tasks(records)} To SKILL: against its students with the same seeds. (tie): less than two standard errors, "
-        "by the spread of the seeds there are.",
+        "by the spread of the seeds of the two, of all variants where one of the two has a single seed.",
     ]
 
 
