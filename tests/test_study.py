@@ -17,7 +17,7 @@ pytest.importorskip("espeakng_loader")
 from lab.study.cells import _borrow_baselines, _evaluation, make_data
 from lab.study.fidelity import RIDGE, explained_variance
 from lab.study.grid import Study, merged
-from lab.study.tables import Scores, _ablations, _pooled, _to_base, write_tables
+from lab.study.tables import Scores, _ablations, _by_seed, _pooled, _to_base, write_tables
 
 STUDY = Path(__file__).parents[1] / "lab" / "study" / "study.yaml"
 
@@ -194,6 +194,20 @@ def test_two_variants_with_seeds_are_told_apart_by_their_own_spread(study: Study
     rows = {line.split(" | ")[1]: line for line in _ablations(study, students)[2:-2]}
     assert "| -10 |" in rows["DPHuBERT"]
     assert "| -20 (tie) |" in rows["short"]
+
+
+def test_pairs_of_a_seed_stand_above_each_other(study: Study) -> None:
+    steps = {"stage1": {"steps": 5}, "stage2": {"steps": 3}}
+    students = [
+        record(f"{method}{seed}", "student", "t", method, seed) | {"score": 900.0 + seed, "compress": steps}
+        for method, seed in (("short", 1), ("skill", 1), ("skill", 0))
+    ]
+    lines = _by_seed(study, students)
+    assert lines[2:] == [
+        "| t | SKILL | 5 + 3 | 900, 901 | 900 ± 1 | 95.0, 95.0 | 95.0 ± 0.0 |",
+        "| t | short | 5 + 3 | not run, 901 | 901 | not run, 95.0 | 95.0 |",
+    ]
+    assert _by_seed(study, []) == ["Not run."]
 
 
 def test_a_difference_below_two_standard_errors_is_a_tie() -> None:

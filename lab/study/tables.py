@@ -96,6 +96,7 @@ def write_tables(study: Study, results: Path) -> None:
         "summary": _summary(of_group.get("headline", [])),
         "sparsity": _sparsity(study, of_group.get("sparsity", [])),
         "ablations": _ablations(study, of_group.get("ablations", [])),
+        "early-surgery": _by_seed(study, of_group.get("early-surgery", [])),
         "fidelity": _fidelity(records),
         "calibration": _calibration(calibration),
         "clusters": _clusters(calibration),
@@ -254,6 +255,29 @@ def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
         f"{_tasks(records)} To SKILL: against its students with the same seeds. (tie): less than two standard errors, "
         "by the spread of the seeds of the two, of all variants where one of the two has a single seed.",
     ]
+
+
+def _by_seed(study: Study, records: Sequence[Record]) -> list[str]:
+    """Score and knowledge of every student of a group, seed by seed: pairs of one seed are to be compared."""
+    students = [record for record in records if record["kind"] == "student"]
+    if not students:
+        return ["Not run."]
+    seeds = sorted({one["seed"] for one in students})
+    numbered = ", ".join(map(str, seeds))
+    titles = [f"score of seeds {numbered} ↑", "mean", f"known of the teacher, %, of seeds {numbered} ↑", "mean"]
+    lines = [_row(["teacher", "variant", "updates", *titles]), _row([*["---"] * 3, *["---:"] * len(titles)])]
+    order = list(study.variants)
+    for teacher, method in sorted(
+        {(one["teacher"], one["method"]) for one in students}, key=lambda key: order.index(key[1])
+    ):
+        mine = [one for one in students if (one["teacher"], one["method"]) == (teacher, method)]
+        cells = [teacher, NAMES.get(method, method)]
+        cells.append(" + ".join(str(mine[0]["compress"][stage]["steps"]) for stage in ("stage1", "stage2")))
+        for values, digits in ((_scores_of(mine), 0), (_known_of(mine), 1)):
+            cells.append(", ".join(_number(values.get(seed), digits) or "not run" for seed in seeds))
+            cells.append(_spread([*values.values()], digits))
+        lines.append(_row(cells))
+    return lines
 
 
 def _to_base(values: Mapping[int, float], base: Mapping[int, float], spread: float | None, digits: int) -> str:
