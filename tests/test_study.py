@@ -257,7 +257,18 @@ def test_the_study_of_real_data_differs_from_it_in_what_it_says(
 ) -> None:
     monkeypatch.chdir(STUDY.parents[2])
     synthetic, real = Study.read(STUDY), Study.read(STUDY.with_name("librispeech.yaml"))
-    assert real.variants == synthetic.variants
+    assert list(real.variants) == list(synthetic.variants)
+    for name, changes in synthetic.variants.items():
+        changed = real.variants[name]
+        # What counts updates is another number in a longer run: the surgery comes at the same share of all updates.
+        assert (changed == changes) is not any(
+            "steps" in key for one in ("stage1", "stage2") for key in changes.get(one, {})
+        )
+        ours, theirs = (
+            [merged(study.compress, own[name])[stage]["steps"] for stage in ("stage1", "stage2")]
+            for study, own in ((real, real.variants), (synthetic, synthetic.variants))
+        )
+        assert ours == [50 * steps for steps in theirs]
     assert (real.note, real.pages, real.heads) == ("", [], "")
     cells = {cell.id: cell for cell in real.cells()}
     cell = cells["hubert-base-dphubert-sp75-seed2"]

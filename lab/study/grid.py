@@ -81,12 +81,13 @@ class Study:
     def read(cls, path: str | Path) -> Study:
         """From a YAML file.
 
-        `like: FILE` takes from another study what this one does not say, and `compress: FILE` the settings of a recipe;
-        both are named from the working directory.
+        `like: FILE` takes from another study what this one does not say, variant by variant, and `compress: FILE` the
+        settings of a recipe; both are named from the working directory.
         """
         values = _read(path)
         if like := values.pop("like", None):
-            values = _read(like) | values
+            base = _read(like)
+            values = base | values | {"variants": base["variants"] | values.get("variants", {})}
         if isinstance(values["compress"], str):
             values["compress"] = _read(values["compress"])
         return cls(Path(path), **values)
