@@ -4,6 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
+# As many processes as there are cores, four at most (each takes about 2 GB), with one thread each: small models do not gain
+# by a second one. The tests of a file stay together, for what they share is made once in a process.
+JOBS ?= logical
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup demo test test-slow test-endurance lint format clean
 
@@ -37,13 +41,13 @@ demo: $(READY)
 	$(BIN)/python -m lab.demo --output demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not kill and not fuzz"
+	$(PYTEST) -m "slow and not kill and not fuzz"
 
 test-endurance: $(READY)
-	$(BIN)/python -m pytest -m "slow and (kill or fuzz)"
+	$(PYTEST) -m "slow and (kill or fuzz)"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -3,9 +3,10 @@
 python -m benchmarks.inference [--quick] --json FILE [--seconds 1 5 15 30] [--cores 1 2]
 
 WavLM Base and a student of a quarter of its parameters, with random weights, one utterance at a time. The student runs
-as `optimize` makes it, in float32, bfloat16 and with 8-bit linear maps, as plain `Encoder`, and in onnxruntime (float32
-and int8). The student in Transformers-style modules is the one of the training benchmark, in eager mode. Peak memory is
-resident memory of a process of its own, from the checkpoint to the encoded utterance, beyond what its imports take.
+as `optimize` makes it, in float32, bfloat16 and with 8-bit linear maps, as `load_encoder` gives it, and in onnxruntime
+(float32 and int8). The student in Transformers-style modules is the one of the training benchmark, in eager mode. Peak
+memory is resident memory of a process of its own, from the checkpoint to the encoded utterance, beyond what its imports
+take.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from benchmarks.common import Report, interleaved, matrix_rate, parse, parser
 from benchmarks.dphubert import published_student
 from skill_speech import export, load_encoder, optimize
 from skill_speech.encoder import Encoder, EncoderConfig, LayerConfig, wavlm_config
-from skill_speech.inference import Precision
+from skill_speech.kernels import Precision, attach_kernels
 from skill_speech.profiling import peak_memory
 from skill_speech.pruning import Widths, count_macs
 
@@ -103,7 +104,7 @@ def make_runs(teacher: WavLMModel, student: Encoder, folder: Path, cores: int) -
     runs: dict[str, Callable[[Tensor], Any]] = {
         "teacher": teacher,
         "Transformers-style": published_student(student.config, gated=False).eval(),
-        "encoder": student,
+        "encoder": attach_kernels(student),
     }
     runs |= {precision: optimize(copy.deepcopy(student), precision) for precision in PRECISIONS}
     for form in (None, "int8"):

@@ -84,8 +84,7 @@ def path_of_the_gates(
     budget = Budget.of(student.config, sparsity=SPARSITY)
     lagrangian = Lagrangian(budget, stage.sparsity_steps)
     loss = DistillationLoss(make_targets("dphubert", config.num_layers), config.hidden_size)
-    made = Distillation(Encoder(student.config), student, loss, stage, lagrangian).configure_optimizers()
-    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    optimizer = Distillation(Encoder(student.config), student, loss, stage, lagrangian).make_optimizer()
     importance = _importance(student, budget, worth)
     points, sparsities = [_point(0, student)], []
     for step in range(stage.steps):
@@ -101,12 +100,12 @@ def path_of_the_gates(
             (importance[gate.name][gate.module.kept_units] * (1 - gate.module.gates()).square()).sum()
             for gate in find_gates(student)
         ]
-        penalty, logged = lagrangian(student, step)
+        penalty, logged = lagrangian.penalty(student, step)
         sparsities.append(float(logged["sparsity_expected"]))
         optimizer.zero_grad()
         (torch.stack(closed).sum() + penalty).backward()
         optimizer.step()
-        schedule.step()
+        stage.set_rates(optimizer, step + 1)
     return points, sparsities
 
 

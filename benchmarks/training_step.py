@@ -31,6 +31,7 @@ from benchmarks.common import Options, Report, interleaved, matrix_rate, parse, 
 from benchmarks.dphubert import NAME, published_step
 from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
 from skill_speech.distillation.acceleration import reuse_memory
+from skill_speech.distillation.weight_norm import attach_weight_norm
 from skill_speech.encoder import Encoder, EncoderConfig, LayerConfig, wavlm_config
 from skill_speech.profiling import peak_memory
 from skill_speech.pruning import Budget, Lagrangian, Widths, attach_gates, count_macs, shrink
@@ -89,23 +90,20 @@ def our_step(
         if kept is not None:
             shrink(student, kept)
         lagrangian = Lagrangian(Budget.of(config, sparsity=0.75), 5_000)
+    attach_weight_norm(student)
     loss = DistillationLoss(make_targets("dphubert", config.num_layers), config.hidden_size)
     module = Distillation(teacher, student, loss, StageConfig(), lagrangian).to(audio.device).train()
     module.teacher.to(audio.device).eval()
-    made = module.configure_optimizers()
-    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    optimizer = module.make_optimizer()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
     def step() -> float:
         optimizer.zero_grad()
         with torch.autocast(audio.device.type, dtype, enabled=dtype != torch.float32):
-            total = module._distil(audio, None)["distillation"]
-            if lagrangian is not None:
-                total = total + lagrangian(student, 1_000)[0]
+            total, _ = module(audio, step=1_000)
         total.backward()
-        torch.nn.utils.clip_grad_norm_(weights, module.stage.clip_norm)
+        torch.nn.utils.clip_grad_norm_(weights, module.config.clip_norm)
         optimizer.step()
-        schedule.step()
         return float(total.detach())
 
     return step

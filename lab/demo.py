@@ -75,7 +75,7 @@ def demo(
         run(console, "2. A manifest of it", "prepare", speech, "--output", cuts)
     run(
         console,
-        "3. Which layers are alike, and a student of a quarter of the size",
+        "3. Which layers are alike, and a student of a quarter of the size and a third of the work",
         *("compress", "--config", RECIPE, "--teacher", TEACHER, "--data", cuts, "--output", finished),
         *(options or []),
     )

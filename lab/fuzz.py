@@ -1,7 +1,9 @@
 """Damage files of every kind that is read, at random, and see that each is read or refused, and nothing else happens.
 
     python -m lab.fuzz --audio 2000 --others 500 --output OUTPUT
+    python -m lab.fuzz --structured 5000 --seed 1 --output lab/results/fuzz-structured.json
 
+The second command is lab/structured.py: inputs that are not damaged but made, by somebody who knows the formats.
 A good file is damaged in one of many ways: bits, bytes and blocks changed, cut off, repeated or spliced with another;
 numbers in headers set to extremes; values in JSON and YAML replaced by others of any type. Damaged checkpoints also get
 hashes that fit, as somebody would write them who means harm. Each is then opened as a user would. It must be read, or
@@ -112,6 +114,7 @@ def other_samples(folder: Path) -> list[Sample]:
 
     from skill_speech import Encoder, prepare
     from skill_speech.checkpoints import save_torchaudio
+    from skill_speech.distillation.checkpoints import StageState
     from skill_speech.encoder import hubert_config
     from skill_speech.similarity import cluster_layers, save_analysis
 
@@ -122,8 +125,7 @@ def other_samples(folder: Path) -> list[Sample]:
     encoder.save_pretrained(folder / "native")
     save_torchaudio(encoder, folder / "student.pth")
     torch.save(torch.load(folder / "student.pth"), folder / "legacy.pth", _use_new_zipfile_serialization=False)
-    checkpoint = {"state_dict": encoder.state_dict(), "global_step": 3, "loops": {}, "callbacks": {}, "batches_seen": 3}
-    torch.save(checkpoint, folder / "step=3.ckpt")
+    torch.save(vars(StageState(step=3, batches=3, weights=encoder.state_dict())), folder / "step=3.ckpt")
     cka_LL = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.3], [0.2, 0.3, 1.0]])
     save_analysis(folder / "analysis", cka_LL, cluster_layers(cka_LL, 2))
     audio = folder / "corpus"
@@ -170,8 +172,9 @@ def read_manifest(path: Path, good: Path) -> None:
     from skill_speech.data import audio_loader, evaluation_batches, open_cuts, prepare, tallied
     from skill_speech.data.tally import AudioTally
 
-    prepare(path, max_bad="100%")
-    for _ in tallied(audio_loader(evaluation_batches(open_cuts(path), batch_seconds=2)), AudioTally("100%")):
+    prepare(path, max_bad="100%", absolute_paths=True)
+    cuts = open_cuts(path, absolute_paths=True)
+    for _ in tallied(audio_loader(evaluation_batches(cuts, batch_seconds=2)), AudioTally("100%")):
         pass
 
 
@@ -222,25 +225,25 @@ def read_clusters(path: Path, good: Path) -> None:
 
 def read_settings(path: Path, good: Path) -> None:
     """The folder of a run that is to go on."""
-    from skill_speech.run_folder import RunFolder, pinned_revision
+    from skill_speech.run.folder import RunFolder
 
-    pinned_revision(path, "a/b")
-    RunFolder(path.parent, {"teacher": "a/b", "clusters": 3, "stage1": {"steps": 4}, "revision": None})
+    run = RunFolder(path.parent)
+    run.stated("revision", {"teacher": "a/b"})
+    run.refuse_others({"teacher": "a/b", "clusters": 3, "stage1": {"steps": 4}, "revision": None}, ())
 
 
 def read_status(path: Path, good: Path) -> None:
     """How far a run says it is."""
-    from skill_speech.run_folder import RunFolder
+    from skill_speech.run.folder import RunFolder
 
-    (path.parent / "config.yaml").write_text("teacher: a/b\n")
-    RunFolder(path.parent, {"teacher": "a/b"}).status().get("finished")
+    RunFolder(path.parent).status().get("finished")
 
 
 def read_metrics(path: Path, good: Path) -> None:
     """What a stage had logged."""
-    from skill_speech.distillation.logs import CsvLogger
+    from skill_speech.distillation.logs import StageLog
 
-    CsvLogger(path)
+    StageLog(path.parent, 10**9).close()
 
 
 READERS: dict[str, Callable[..., None]] = {
@@ -399,7 +402,7 @@ def _work(jobs: list[tuple[int, str, str, bytes]], folder: Path, good: Path, sec
     watching = False
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if watching and event in FORBIDDEN and not _harmless(event, arguments, folder):
+        if watching and event in FORBIDDEN and not harmless(event, arguments, folder):
             seen.append(f"{event} {arguments!r}"[:200])
 
     def late(signum: int, frame: Any) -> None:
@@ -444,15 +447,20 @@ def _work(jobs: list[tuple[int, str, str, bytes]], folder: Path, good: Path, sec
     results.close()
 
 
-def _harmless(event: str, arguments: tuple[Any, ...], folder: Path) -> bool:
+def harmless(event: str, arguments: tuple[Any, ...], folder: Path) -> bool:
     """Modules that are imported late run their code and clean up their caches; our own files are our own."""
     if event == "exec":
         name = getattr(arguments[0], "co_filename", "")
-        return (
-            name.startswith(("<frozen", sys.prefix, sys.base_prefix)) or "/skill_speech/" in name or name == "<string>"
-        )
-    if event in ("os.mkdir", "os.remove", "os.rename"):
-        return all(str(folder) in str(path) or "__pycache__" in str(path) for path in arguments[:1])
+        # Of what libraries write for themselves: data classes, attrs, jsonargparse.
+        made = name == "<string>" or name.startswith(("<frozen", "<attrs", "<ast>"))
+        return made or name.startswith((sys.prefix, sys.base_prefix)) or "/skill_speech/" in name
+    if event in ("os.mkdir", "os.remove", "os.rename", "shutil.rmtree"):
+        paths = [os.path.abspath(path) for path in arguments[: 2 if event == "os.rename" else 1]]
+        return all(path.startswith(str(folder)) or "__pycache__" in path for path in paths)
+    if (
+        event == "subprocess.Popen"
+    ):  # memory and speed have a process of their own, and Python asks for its machine's name
+        return arguments[1][:3] == [sys.executable, "-m", "skill_speech.profiling"] or arguments[1] == ["uname", "-p"]
     return event == "ctypes.dlopen"
 
 
@@ -482,13 +490,13 @@ def fuzz(output: Path, *, audio: int, others: int, seed: int = 0) -> dict[str, A
             jobs.append((len(jobs), sample.name, sample.reader, content))
     everything = [sample for samples, _ in groups for sample in samples]
     sound = [(number, one.name, one.reader, one.content) for number, one in enumerate(everything)]
-    for number, (outcome, detail) in _in_a_process(sound, output / "work", good).items():
+    for number, (outcome, detail) in in_a_process(sound, output / "work", good).items():
         if outcome != "read":
             raise RuntimeError(f"{everything[number].name} is not damaged: {outcome}: {detail}")
     outcomes: dict[int, tuple[str, str]] = {}
     left = jobs
     while left:
-        outcomes |= _in_a_process(left[:FILES_PER_PROCESS], output / "work", good)
+        outcomes |= in_a_process(left[:FILES_PER_PROCESS], output / "work", good)
         left = [job for job in left if job[0] not in outcomes]
     counts = Counter((reader, outcomes[number][0]) for number, _, reader, _ in jobs)
     failures = []
@@ -512,12 +520,16 @@ def fuzz(output: Path, *, audio: int, others: int, seed: int = 0) -> dict[str, A
     }
 
 
-def _in_a_process(
-    jobs: list[tuple[int, str, str, bytes]], folder: Path, good: Path, seconds: float = SECONDS_PER_FILE
+def in_a_process(
+    jobs: Sequence[tuple[Any, ...]],
+    folder: Path,
+    good: Path,
+    seconds: float = SECONDS_PER_FILE,
+    work: Callable[..., None] = _work,
 ) -> dict[int, tuple[str, str]]:
     """What became of the files, as far as the process got; the one it died of is among them."""
     receiver, sender = FORKS.Pipe(duplex=False)
-    process = FORKS.Process(target=_work, args=(jobs, folder, good, seconds, sender))
+    process = FORKS.Process(target=work, args=(jobs, folder, good, seconds, sender))
     process.start()
     sender.close()
     outcomes: dict[int, tuple[str, str]] = {}
@@ -559,9 +571,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Damage files at random and see that each is read or refused.")
     parser.add_argument("--audio", type=int, default=2000)
     parser.add_argument("--others", type=int, default=500)
+    parser.add_argument("--structured", type=int, metavar="N", help="N cases of lab/hostile instead; OUTPUT is a file")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of these cases")
+    parser.add_argument("--jobs", type=int, default=1, help="how many of these cases at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/fuzz"))
     arguments = parser.parse_args()
+    if arguments.structured is not None:
+        from . import structured
+
+        result = structured.record(
+            arguments.output,
+            count=arguments.structured,
+            seed=arguments.seed,
+            first=arguments.first,
+            jobs=arguments.jobs,
+        )
+        print(structured.table(result))
+        return
     record(arguments.output, audio=arguments.audio, others=arguments.others, seed=arguments.seed)
     print((arguments.output / "fuzz.json").read_text(encoding="utf-8"))
 

@@ -44,7 +44,7 @@ def measure(shape: str, batch_seconds: float, precision: Any, folder: Path) -> d
     from skill_speech.data import AudioBatch
     from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
     from skill_speech.distillation.memory import LONGEST_SECONDS, needed_bytes, saved_bytes
-    from skill_speech.distillation.training import run_stage
+    from skill_speech.distillation.stage import Stage
     from skill_speech.encoder import Encoder, hubert_config, wavlm_config
     from skill_speech.profiling import peak_memory
     from skill_speech.pruning import Budget, Lagrangian, attach_gates
@@ -65,7 +65,7 @@ def measure(shape: str, batch_seconds: float, precision: Any, folder: Path) -> d
     count, samples = max(1, round(batch_seconds / seconds)), round(16_000 * seconds)
     batch = AudioBatch(0.1 * torch.randn(count, samples), torch.full((count,), samples), ("x",) * count)
     held = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-    run_stage(
+    Stage(
         module,
         lambda start, rank, world_size: Repeated([batch] * (STEPS + 1)),
         None,
@@ -74,7 +74,7 @@ def measure(shape: str, batch_seconds: float, precision: Any, folder: Path) -> d
         name="stage1",
         precision=precision,
         checkpoint_every=1_000,
-    )
+    ).run()
     measured = peak_memory() - held
     return {
         "shape": shape,

@@ -28,6 +28,7 @@ from lab.units import Units, layer_units, mfcc_units, phoneme_units
 from skill_speech import Encoder
 from skill_speech.encoder import hubert_config, wavlm_config
 from skill_speech.files import atomic_write
+from skill_speech.kernels import attach_kernels
 
 
 @dataclass
@@ -100,14 +101,16 @@ class PretrainingConfig:
         """The encoder with fresh weights, the same every time."""
         torch.manual_seed(self.seed)
         factory = hubert_config if self.family == "hubert" else wavlm_config
-        return Encoder(
-            factory(
-                hidden_size=self.hidden_size,
-                depth=self.depth,
-                num_heads=self.num_heads,
-                units=self.units,
-                channels=self.channels,
-                positional_kernel=self.positional_kernel,
+        return attach_kernels(
+            Encoder(
+                factory(
+                    hidden_size=self.hidden_size,
+                    depth=self.depth,
+                    num_heads=self.num_heads,
+                    units=self.units,
+                    channels=self.channels,
+                    positional_kernel=self.positional_kernel,
+                )
             )
         )
 

@@ -8,63 +8,52 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from skill_speech import InputError, compress, ranks
+from skill_speech import InputError, compress
 from skill_speech.compression import CompressionResult
-from skill_speech.data import AudioBatch
-from skill_speech.distillation import Distillation, training
+from skill_speech.data import AudioBatch, AudioTally
+from skill_speech.distillation.stage import Stage
+from skill_speech.run import ranks
 from skill_speech.similarity import ExactCKA, LayerScales, MinibatchCKA
 
 
 def observed_compress(observations: str, die_at: int | None = None, **settings: Any) -> CompressionResult:
     """`compress` that writes what each update and each rank worked with to a folder.
 
-    gradients-STAGE-STEP.pt has the gradients by name, before clipping, gathered where they are sharded; ids-RANK.jsonl
+    gradients-STAGE-STEP.pt has the gradients by name, gathered where they are sharded; ids-RANK.jsonl
     the stage, the step and the cuts of every batch. With `die_at` every rank stops without a word in stage 1 behind so
     many updates.
     """
     folder = Path(observations)
     folder.mkdir(exist_ok=True)
-    clip, step, end = (
-        Distillation.configure_gradient_clipping,
-        Distillation.training_step,
-        training._Watch.on_train_batch_end,
-    )
+    # The batches of the update at hand by whose tally has counted them. A tally is kept, not its address: that of one
+    # which is gone (the validation of stage 1) may be another's later.
+    ids: dict[AudioTally, list[list[str]]] = {}
+    add = AudioTally.add
 
-    def stage_of(module: Distillation) -> str:
-        return "stage1" if module.lagrangian is not None else "stage2"
+    def counted(self: AudioTally, batch: AudioBatch) -> None:
+        ids.setdefault(self, []).append(sorted(batch.ids))
+        add(self, batch)
 
-    def clipping(self: Distillation, *arguments: Any, **options: Any) -> None:
-        gradients = {}
-        for name, weight in self.named_parameters():
+    def observe(stage: Stage) -> None:
+        gradients, step = {}, stage.state.step - 1
+        for name, weight in stage.module.named_parameters():
             if weight.grad is not None:
                 gathers = getattr(weight.grad, "full_tensor", None)
                 gradients[name] = weight.grad.clone() if gathers is None else gathers()
         if ranks.is_first():
-            torch.save(gradients, folder / f"gradients-{stage_of(self)}-{self.global_step}.pt")
-        clip(self, *arguments, **options)
-
-    def observed_step(self: Distillation, batch: AudioBatch, batch_idx: int) -> Any:
+            torch.save(gradients, folder / f"gradients-{stage.name}-{step}.pt")
         with (folder / f"ids-{ranks.rank()}.jsonl").open("a") as file:
-            file.write(json.dumps([stage_of(self), self.global_step, sorted(batch.ids)]) + "\n")
-        return step(self, batch, batch_idx)
-
-    def dying(self: Any, trainer: Any, *arguments: Any) -> None:
-        end(self, trainer, *arguments)
-        if die_at is not None and trainer.global_step == die_at:
+            for batch in ids.pop(stage.tally):
+                file.write(json.dumps([stage.name, step, batch]) + "\n")
+        if die_at is not None and stage.name == "stage1" and stage.state.step == die_at:
             raise InputError("stopped by the test")
 
-    Distillation.configure_gradient_clipping = clipping  # type: ignore[method-assign]
-    Distillation.training_step = observed_step  # type: ignore[method-assign]
-    training._Watch.on_train_batch_end = dying  # type: ignore[method-assign]
-    try:
-        return compress(**settings)
-    finally:
-        Distillation.configure_gradient_clipping = clip  # type: ignore[method-assign]
-        Distillation.training_step = step  # type: ignore[method-assign]
-        training._Watch.on_train_batch_end = end  # type: ignore[method-assign]
+    with patch.object(AudioTally, "add", counted):
+        return compress(**settings, on_step=observe)
 
 
 def lose_a_rank(how: str, clock: str = "") -> None:

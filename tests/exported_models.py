@@ -79,10 +79,10 @@ def pruned_encoder(kind: str = "hubert", **changes: Any) -> Encoder:
     return encoder
 
 
-def student(name: str) -> Encoder:
+def student(name: str, **more: Any) -> Encoder:
     """The student of that name in `STUDENTS`."""
     kind, changes = STUDENTS[name]
-    return pruned_encoder(kind, **changes)
+    return pruned_encoder(kind, **changes, **more)
 
 
 def batch(*lengths: int) -> tuple[Tensor, Tensor]:

@@ -178,7 +178,7 @@ def write_manifest(path: Path, source: str, kind: str = "file", **more: object) 
     return path
 
 
-def test_a_manifest_stays_in_its_corpus_unless_it_may_leave(tmp_path: Path) -> None:
+def test_a_manifest_stays_in_its_corpus_unless_it_may_leave(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "elsewhere").mkdir()
     for name in ("corpus/in.wav", "elsewhere/out.wav"):
@@ -192,11 +192,38 @@ def test_a_manifest_stays_in_its_corpus_unless_it_may_leave(tmp_path: Path) -> N
             with pytest.raises(InputError, match=r"line 1 names .*out\.wav, which is outside of its corpus"):
                 opened(path)
             assert len(list(opened(path, absolute_paths=True))) == 1
-    # What prepare wrote says where its audio may be, and may lie anywhere.
-    prepare(tmp_path / "elsewhere", tmp_path / "corpus/prepared.jsonl.gz")
-    (cut,) = open_cuts(tmp_path / "corpus/prepared.jsonl.gz")
+    # The same for what prepare wrote, which says so: nothing in a file tells that it was.
+    caplog.set_level("INFO", "skill_speech.data")
+    (cut,) = prepare(tmp_path / "elsewhere", tmp_path / "corpus/prepared.jsonl.gz")
     assert load_waveform(cut).shape == (RATE,)
-    assert cut.custom is None
+    assert "prepared.jsonl.gz: its audio lies outside of its folder: open it with absolute_paths" in caplog.text
+    with pytest.raises(InputError, match=r"line 1 names .*out\.wav, which is outside of its corpus"):
+        open_cuts(tmp_path / "corpus/prepared.jsonl.gz")
+    assert list(open_cuts(tmp_path / "corpus/prepared.jsonl.gz", absolute_paths=True)) == [cut]
+    prepare(tmp_path / "elsewhere", tmp_path / "prepared.jsonl")
+    assert list(open_cuts(tmp_path / "prepared.jsonl")) == [cut]
+
+
+def test_nothing_in_a_manifest_lets_it_leave_its_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what it says of itself, nor links, nor the working folder; a tsv's first line neither."""
+    (tmp_path / "corpus").mkdir()
+    soundfile.write(tmp_path / "out.wav", noise(), RATE)
+    (tmp_path / "corpus/link.wav").symlink_to("../out.wav")
+    (tmp_path / "corpus/up").symlink_to("..")
+    monkeypatch.chdir(tmp_path)
+    for source in ("link.wav", "up/out.wav", "out.wav", str(tmp_path / "corpus/link.wav"), str(tmp_path / "out.wav")):
+        path = write_manifest(tmp_path / "corpus/cuts.jsonl", source)
+        item = json.loads(path.read_text())
+        cut = {"id": "c", "start": 0, "duration": 1.0, "channel": 0, "type": "MonoCut", "recording": item}
+        path.write_text(json.dumps(cut | {"custom": {"corpus_root": "/"}}) + "\n")
+        with pytest.raises(InputError, match=r"line 1 names .*\.wav, which is outside of its corpus"):
+            open_cuts(path)
+        assert load_waveform(next(iter(open_cuts(path, absolute_paths=True)))).shape == (RATE,)
+    for root, name in ((tmp_path, "out.wav"), (tmp_path / "corpus/up", "out.wav"), (tmp_path / "corpus", "link.wav")):
+        (tmp_path / "corpus/train.tsv").write_text(f"{root}\n{name}\t{RATE}\n")
+        with pytest.raises(InputError, match=r"line [12] names .*, which is outside of its corpus"):
+            open_cuts(tmp_path / "corpus/train.tsv")
+        assert len(open_cuts(tmp_path / "corpus/train.tsv", absolute_paths=True)) == 1
 
 
 def test_a_tsv_stays_below_its_first_line_unless_it_may_leave(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from skill_speech import InputError
 from skill_speech.data import AudioBatch, BadAudio, Position
 from skill_speech.data.tally import Note
-from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets, training
-from skill_speech.distillation.training import run_stage
+from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
+from skill_speech.distillation.stage import Stage
 from skill_speech.files import sha256
-from skill_speech.pruning import Budget, Lagrangian
+from skill_speech.pruning import Budget, Exact, Lagrangian
 from tests.test_distillation import tiny_module
 from tests.two_ranks import teacher_and_student
 
@@ -54,13 +54,17 @@ def spoiled_in(*ranges: range) -> Callable[[int, AudioBatch], AudioBatch]:
     return change
 
 
-def run(folder: Path, change: Any, steps: int = STEPS, **options: Any) -> tuple[Distillation, dict[str, Any]]:
-    module = tiny_module(steps=steps)
+def run(
+    folder: Path, change: Any, steps: int = STEPS, control: Any = Lagrangian, **options: Any
+) -> tuple[Distillation, dict[str, Any]]:
+    module = tiny_module(steps=steps, control=control)
     return module, train(module, folder, change, **options)
 
 
-def train(module: Distillation, folder: Path, change: Any, first: int = 0, **options: Any) -> dict[str, Any]:
-    return run_stage(
+def train(
+    module: Distillation, folder: Path, change: Any, first: int = 0, batches: int = 0, **options: Any
+) -> dict[str, Any]:
+    stage = Stage(
         module,
         lambda start, rank, world_size: Noise(replace(start, batch=max(first, start.batch)), change),
         None,
@@ -70,20 +74,17 @@ def train(module: Distillation, folder: Path, change: Any, first: int = 0, **opt
         precision="float32",
         **{"checkpoint_every": EVERY, **options},
     )
+    stage.state.batches = batches
+    return stage.run() | {"batches": stage.state.batches}
 
 
-def killed(folder: Path, change: Any, step: int, monkeypatch: pytest.MonkeyPatch, after_return: bool = False) -> None:
-    original = training._Watch.on_train_batch_end
-
-    def stop(self: Any, trainer: Any, *more: Any) -> None:
-        original(self, trainer, *more)
-        if trainer.global_step == step and (self.module.returns or not after_return):
+def killed(folder: Path, change: Any, step: int, after_return: bool = False) -> None:
+    def stop(stage: Stage) -> None:
+        if stage.state.step == step and (stage.state.returns or not after_return):
             raise SystemExit("killed")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Watch, "on_train_batch_end", stop)
-        with pytest.raises(SystemExit):
-            run(folder, change)
+    with pytest.raises(SystemExit):
+        run(folder, change, on_step=stop)
 
 
 def same(one: Distillation, other: Distillation) -> bool:
@@ -96,19 +97,17 @@ def steps_logged(folder: Path) -> list[int]:
         return [int(row["step"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.parametrize("control", [Exact, Lagrangian])
 def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, control: Any
 ) -> None:
     states: dict[int, list[torch.Tensor]] = {}
-    original = training._Watch.on_train_batch_end
 
-    def keep(self: Any, trainer: Any, *more: Any) -> None:
-        original(self, trainer, *more)
-        moments = [value for state in trainer.optimizers[0].state.values() for value in state.values()]
-        states[trainer.global_step] = [x.detach().clone() for x in [*self.module.state_dict().values(), *moments]]
+    def keep(stage: Stage) -> None:
+        moments = [value for state in stage.optimizer.state.values() for value in state.values()]
+        states[stage.state.step] = [x.detach().clone() for x in [*stage.module.state_dict().values(), *moments]]
 
-    monkeypatch.setattr(training._Watch, "on_train_batch_end", keep)
-    module, result = run(tmp_path, spoiled_in(range(7, 9)))
+    module, result = run(tmp_path, spoiled_in(range(7, 9)), control=control, on_step=keep)
     assert (result["steps"], result["skipped"], result["returns"]) == (STEPS, 2, 0)
     for step in range(2, STEPS + 1):
         unchanged = all(map(torch.equal, states[step - 1], states[step]))
@@ -120,52 +119,48 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
 
 
 def test_finite_gradients_do_not_hide_a_loss_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Distillation._distil
+    original = Distillation.distil
 
     def overflow(self: Any, *arguments: Any) -> Any:
         terms = original(self, *arguments)
-        if self.batches_seen == 3:
+        if arguments[-1] == 3 * 1_009:  # the seed of the batch of that number
             terms["distillation"] = terms["distillation"] + torch.tensor(torch.inf)
         return terms
 
-    monkeypatch.setattr(Distillation, "_distil", overflow)
+    monkeypatch.setattr(Distillation, "distil", overflow)
     assert run(tmp_path, spoiled_in())[1]["skipped"] == 1
 
 
 @pytest.mark.parametrize("step", [6, 9])
-def test_a_run_with_updates_left_out_goes_on_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_a_run_with_updates_left_out_goes_on_to_the_same_bits(tmp_path: Path, step: int) -> None:
     bad = spoiled_in(range(5, 6), range(7, 10), range(16, 17))
     whole, result = run(tmp_path / "whole", bad)
     assert result["skipped"] == 5
-    killed(tmp_path / "run", bad, step, monkeypatch)
+    killed(tmp_path / "run", bad, step)
     again, going_on = run(tmp_path / "run", bad)
     assert same(whole, again)
     assert going_on["skipped"] == 5
 
 
-def test_many_in_a_row_go_back_and_on_with_other_data(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_in_a_row_go_back_and_on_with_other_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bad = spoiled_in(range(10, 15))  # updates 11 to 15, behind the checkpoint of step 8
     whole, result = run(tmp_path / "whole", bad)
     assert (result["steps"], result["skipped"], result["returns"]) == (STEPS, 5, 1)
-    assert whole.batches_seen == 15 + STEPS - 8
+    assert result["batches"] == 15 + STEPS - 8
     assert "5 updates in a row left out: back to the weights of step 8, and on with other data" in caplog.text
     assert steps_logged(tmp_path / "whole") == list(range(STEPS))
     for step, after_return in ((9, True), (13, False)):
         folder = tmp_path / f"{step}{after_return}"
-        killed(folder, bad, step, monkeypatch, after_return)
+        killed(folder, bad, step, after_return)
         again, going_on = run(folder, bad)
         assert same(whole, again), (step, after_return)
         assert (going_on["skipped"], going_on["returns"]) == (5, 1)
 
 
 def test_many_in_a_row_before_the_first_checkpoint_go_back_to_the_start(tmp_path: Path) -> None:
-    module, result = run(tmp_path, spoiled_in(range(2, 7)))
+    _, result = run(tmp_path, spoiled_in(range(2, 7)))
     assert (result["skipped"], result["returns"]) == (5, 1)
-    assert module.batches_seen == 7 + STEPS
+    assert result["batches"] == 7 + STEPS
 
 
 def shrinking_module() -> Distillation:
@@ -190,17 +185,14 @@ def test_a_student_that_has_lost_units_goes_back_to_when_it_had_them(tmp_path: P
         if back:
             folder.joinpath("checkpoints").mkdir(parents=True)
             state = torch.load(tmp_path / "run8/checkpoints/step=8.ckpt", weights_only=True)
-            assert state["state_dict"]["student.layers.0.feed_forward.output.weight"].shape[1] == 64
-            state |= {"batches_seen": 15}
-            [key] = [name for name in state if "_Data" in name]
-            state[key] = {"epoch": 0, "batch": 15}
+            assert state["weights"]["student.layers.0.feed_forward.output.weight"].shape[1] == 64
+            state |= {"batches": 15, "batch": 15}
             path = folder / "checkpoints/step=8.ckpt"
             torch.save(state, path)
             path.with_name("step=8.ckpt.sha256").write_text(f"{sha256(path)}  {path.name}\n")
-        else:
-            reference.batches_seen = 15
-        train(reference, folder, spoiled_in(), first=15, checkpoint_every=every)
-        assert reference.batches_seen == module.batches_seen == 15 + STEPS - back
+        before = 0 if back else 15  # seeds are those of the batches' numbers, counted from the first one that is read
+        referred = train(reference, folder, spoiled_in(), first=15, batches=before, checkpoint_every=every)
+        assert referred["batches"] == result["batches"] == 15 + STEPS - back
         assert same(module, reference)
         assert student is not module.student
 
@@ -214,9 +206,7 @@ def test_what_never_gets_better_is_an_error(tmp_path: Path) -> None:
         run(tmp_path / "short", spoiled_in(range(1_000)), steps=3)
 
 
-def test_a_batch_without_audio_is_an_update_left_out_and_bad_audio_is_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_without_audio_is_an_update_left_out_and_bad_audio_is_bounded(tmp_path: Path) -> None:
     def gone(number: int, batch: AudioBatch) -> AudioBatch:
         notes = tuple(Note("missing", f"{number}.wav", f"{number}.wav: no such file", True) for _ in "ab")
         return AudioBatch(torch.empty(0, 0), torch.zeros(0, dtype=torch.int64), (), notes) if number == 6 else batch
@@ -225,7 +215,7 @@ def test_a_batch_without_audio_is_an_update_left_out_and_bad_audio_is_bounded(
     assert result["skipped"] == 1
     assert (result["audio"]["read"], result["audio"]["left_out"]) == (2 * STEPS, 2)
     assert result["audio"]["kinds"]["missing"]["files"] == {"6.wav": "6.wav: no such file"}
-    killed(tmp_path / "run", gone, 10, monkeypatch)
+    killed(tmp_path / "run", gone, 10)
     again, going_on = run(tmp_path / "run", gone)
     assert same(whole, again)
     assert going_on["audio"] == result["audio"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +105,97 @@ def test_mistakes_are_one_line(here: Path, capsys: pytest.CaptureFixture[str], c
     assert not Path("o").exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "analyze --teacher teacher --data LONG --output run",
+        "analyze --teacher LONG --data audio --output run",
+        "compress --teacher teacher --data audio --output LONG",
+        "import LONG --output run",
+        "import teacher --output run/LONG",
+        "export teacher --format torchaudio --output LONG",
+        "profile LONG",
+        "profile teacher --compare LONG",
+        "prepare LONG",
+        "prepare audio --output LONG.jsonl",
+        "report LONG",
+        "report audio --output LONG",
+        "evaluate LONG --data audio --output run",
+        "evaluate fbank --data LONG --output run",
+    ],
+)
+def test_names_that_no_file_can_have_are_one_line(here: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert "no file or folder can have such a name" in complaint(capsys, command.replace("LONG", "9" * 300))
+    assert not Path("run").exists()
+
+
+def test_a_whole_number_of_thousands_of_digits_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = complaint(capsys, f"analyze --teacher teacher --data audio --output run --analysis={'9' * 5_000}")
+    assert "analysis" in line
+    assert len(line) < 2_200
+
+
+@pytest.mark.parametrize("option", ["--analysis=\ud800", "--config=\ud800", "--revision=\ud800", "\ud800"])
+def test_half_a_character_is_one_line(here: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert main(["analyze", "--teacher", "teacher", "--data", "audio", "--output", "run", option]) == 2
+    assert "half a character" in capsys.readouterr().err
+
+
+def test_the_working_folder_is_an_output_like_any_other(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("new").mkdir()
+    monkeypatch.chdir("new")
+    said(capsys, "export ../teacher --format torchaudio --output .")
+    assert Path("../new/README.md").is_file()
+    monkeypatch.chdir("../new")  # the folder that was written took the empty one's place
+    assert "there already" in complaint(capsys, "export ../teacher --format torchaudio --output .")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("a: &a [*a]", "contains itself"),
+        (
+            "a: &a [x]\n" + "\n".join(f"{n}: &{n} [{', '.join([f'*{p}'] * 9)}]" for p, n in pairwise("abcdefghijkl")),
+            "repeat",
+        ),
+        ("seed: " + "[" * 2_000 + "]" * 2_000, ""),
+        (f"analysis: {{calibration_seconds: 1{'0' * 400}}}", "too large a number"),
+        *((f"analysis: {value}", "analysis is .* settings with names") for value in ("3", "-.inf", "[1]", "true")),
+        ("[" * 90, ""),
+        ("analysis: " + "9" * 5_000, "Problems parsing config"),
+    ],
+)
+def test_a_file_of_settings_that_makes_no_sense_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], settings: str, words: str
+) -> None:
+    Path("x.yaml").write_text(settings)
+    line = complaint(capsys, "analyze --config x.yaml --teacher teacher --data audio --output run")
+    assert re.search(words, line)
+    assert len(line) < 2_200
+    assert not Path("run").exists()
+
+
+def test_names_of_folders_are_shown_and_not_obeyed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "\x1b[2J:smile:[b]"
+    assert main(["import", "teacher", "--output", name]) == 0
+    assert main(["profile", name, "--seconds", "0.1", "--threads", "1"]) == 0
+    assert main(["export", name, "--output", f"{name}2", "--format", "torchaudio"]) == 0
+    shown = capsys.readouterr().out
+    assert rf"encoder: \x1b[2J:smile:[b]{chr(10)}" in shown
+    assert r"torchaudio: \x1b[2J:smile:[b]2 (" in shown
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+def test_an_utterance_shorter_than_a_frame_is_not_profiled(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads(Path("teacher/config.json").read_text())
+    config["convs"][0]["stride"] = 5_000
+    Path("teacher/config.json").write_text(json.dumps(config))
+    line = complaint(capsys, "profile teacher --seconds 0.5")
+    assert "teacher: needs 24.3756 s for one frame, and is given 0.5 s" in line
+
+
 def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["compress", "--help"])
@@ -124,3 +218,11 @@ def test_encoder_needs_torch_and_nothing_else() -> None:
         f"assert {name!r} not in sys.modules, {name!r}" for name in ("lightning", "transformers", "lhotse", "scipy")
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_is_read(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Up to its teacher, which is none here."""
+    nowhere = ["--teacher", "nowhere/at/all", "--data", str(tmp_path), "--output", str(tmp_path / "run")]
+    assert main(["compress", "--config", str(recipe), *nowhere]) == 2
+    assert "nowhere/at/all: no such file or folder" in capsys.readouterr().err

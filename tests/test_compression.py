@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -16,16 +17,22 @@ import yaml
 from safetensors.torch import load_file
 
 from skill_speech import Encoder, InputError, analyze, compress, load_encoder, report
-from skill_speech.compression import AnalysisConfig
-from skill_speech.distillation import METHODS, StageConfig, training
+from skill_speech.checkpoints import save_direction_norm
+from skill_speech.compression import AnalysisConfig, CompressionConfig, plan, steps
+from skill_speech.distillation import METHODS, StageConfig
 from skill_speech.distillation.checkpoints import CheckpointFolder
+from skill_speech.distillation.stage import Stage
 from skill_speech.encoder import hubert_config, wavlm_config
 from skill_speech.pruning import Widths, count_parameters
+from skill_speech.timing import read_times, write_times
+from tests.full_disk import full_at
+from tests.test_times import some_machine
 
 SMALL = {"hidden_size": 48, "num_heads": 4, "units": 96, "channels": 24, "depth": 4}
 SMALL |= {"positional_kernel": 16, "positional_groups": 4}
 QUICK: dict[str, Any] = {
     "clusters": 2,
+    "control": "exact",
     "analysis": AnalysisConfig(calibration_seconds=12, batch_seconds=6, batch_frames=64),
     "stage1": StageConfig(steps=6, warmup_steps=2, sparsity_steps=3, batch_seconds=5),
     "stage2": StageConfig(steps=6, warmup_steps=2, batch_seconds=5, learning_rate=1e-4),
@@ -77,19 +84,15 @@ def refused(*arguments: Any, **settings: Any) -> str:
     return str(caught.value)
 
 
-def kill_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, *arguments: Any, **settings: Any) -> None:
+def kill_at(stage: str, step: int, *arguments: Any, **settings: Any) -> None:
     """Compress, and die behind an update of a stage."""
-    original = training._Watch.on_train_batch_end
 
-    def stop(self: Any, trainer: Any, *more: Any) -> None:
-        original(self, trainer, *more)
-        if self.name == stage and trainer.global_step == step:
+    def stop(training: Stage) -> None:
+        if training.name == stage and training.state.step == step:
             raise SystemExit("killed")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Watch, "on_train_batch_end", stop)
-        with pytest.raises(SystemExit):
-            compress(*arguments, **settings)
+    with pytest.raises(SystemExit):
+        compress(*arguments, on_step=stop, **settings)
 
 
 def test_a_run_folder_has_what_the_design_promises(finished: Path) -> None:
@@ -122,6 +125,37 @@ def test_a_run_folder_has_what_the_design_promises(finished: Path) -> None:
     assert not list(finished.rglob("*.tmp"))
 
 
+def test_weight_normalisation_goes_from_the_teacher_through_both_stages(
+    teacher: str, speech: str, tmp_path: Path
+) -> None:
+    """At a rate of next to nothing ‖v‖ stays what the teacher's file says; at another it is learned."""
+    whole, norm_K = load_encoder(teacher), torch.rand(16) + 0.5
+    whole.save_pretrained(tmp_path / "teacher")
+    save_direction_norm(tmp_path / "teacher", norm_K)
+    still = StageConfig(steps=2, warmup_steps=1, sparsity_steps=1, batch_seconds=5, learning_rate=1e-9)
+    settings = QUICK | {"control": "one-shot", "stage1": still, "stage2": still, "validation_seconds": 0}
+    compress(str(tmp_path / "teacher"), speech, str(tmp_path / "run"), method="dphubert", sparsity=0.5, **settings)
+    for place in ("stage1/student", "surgery", "stage2/student"):
+        found_K = load_file(tmp_path / "run" / place / "direction_norm.safetensors")["direction_norm"]
+        torch.testing.assert_close(found_K, norm_K)
+    weight = "positional_conv.convs.0.weight"
+    torch.testing.assert_close(weights(tmp_path / "run")[weight], whole.state_dict()[weight])
+    assert sorted(path.name for path in (tmp_path / "run/model").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_card_and_report_say_alike_how_much_was_heard(finished: Path) -> None:
+    card, report = ((finished / name).read_text() for name in ("model/README.md", "report.html"))
+    for stage in ("stage1", "stage2"):
+        result = json.loads((finished / stage / "result.json").read_text())
+        heard = f"{result['steps']} steps, {result['audio_seconds'] / 3600:.3g} h of audio"
+        assert f"{stage} {heard}" in card
+        assert heard in report
+
+
 def test_the_student_has_the_size_asked_for(finished: Path, teacher: str) -> None:
     whole, student = load_encoder(teacher).num_parameters(), load_encoder(finished / "model")
     config = student.config
@@ -132,11 +166,11 @@ def test_the_student_has_the_size_asked_for(finished: Path, teacher: str) -> Non
     assert config.hidden_dropout == load_encoder(teacher).config.hidden_dropout
 
 
-def test_every_loss_term_and_multiplier_is_logged(finished: Path) -> None:
+def test_every_loss_term_and_the_price_of_size_are_logged(finished: Path) -> None:
     with (finished / "stage1/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == sorted({int(row["step"]) for row in rows})
-    terms = "distillation l1 cosine penalty sparsity_expected sparsity_target lambda1 lambda2 gradient_norm".split()
+    terms = "distillation l1 cosine sparsity_expected sparsity_target price gradient_norm".split()
     for term in [*terms, "audio_seconds_per_second"]:
         assert any(row[f"train/{term}"] for row in rows), term
     assert any(row["validation/distillation"] for row in rows)
@@ -171,10 +205,10 @@ def test_how_a_run_is_carried_out_may_change(finished: Path, teacher: str, speec
 
 @pytest.mark.parametrize(("stage", "step"), [("stage1", 3), ("stage1", 5), ("stage2", 1), ("stage2", 5)])
 def test_an_interrupted_run_goes_on_to_the_same_student(
-    finished: Path, teacher: str, speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, step: int
+    finished: Path, teacher: str, speech: str, tmp_path: Path, stage: str, step: int
 ) -> None:
     folder = tmp_path / "run"
-    kill_at(monkeypatch, stage, step, teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    kill_at(stage, step, teacher, speech, str(folder), sparsity=0.6, **QUICK)
     status = json.loads((folder / "status.json").read_text())
     assert (status["stage"], status["finished"]) == (stage, False)
     assert not (folder / "model").exists()
@@ -186,15 +220,44 @@ def test_an_interrupted_run_goes_on_to_the_same_student(
         assert logged == [[row["step"], row["train/l1"]] for row in csv.DictReader(other)]
 
 
-def test_updates_of_several_batches_go_on_to_the_same_student(
-    teacher: str, speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_does_not_resume_with_other_data_unless_told_to(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("speech/a", "speech/b", "held-out/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / f"{name}.wav", 0.1 * rng.standard_normal(48_000), 16_000)
+    arguments = teacher, str(tmp_path / "speech"), str(tmp_path / "run")
+    settings = QUICK | {"validation_data": str(tmp_path / "held-out")}
+
+    def stop(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(steps, "analyze_layers", stop)
+    for _ in range(2):  # the same data is not another
+        with pytest.raises(SystemExit):
+            compress(*arguments, **settings)
+    noted = json.loads((tmp_path / "run/data.json").read_text())
+    assert {name: part["cuts"] for name, part in noted.items()} == {"data": 2, "validation_data": 1}
+    soundfile.write(tmp_path / "speech/c.wav", 0.1 * rng.standard_normal(48_000), 16_000)
+    (tmp_path / "held-out/a.wav").rename(tmp_path / "held-out/b.wav")
+    message = refused(*arguments, **settings)
+    assert "data (had 2 cuts, now 3); validation_data (had 1 cuts, now 1)" in message
+    assert json.loads((tmp_path / "run/data.json").read_text()) == noted
+    with pytest.raises(SystemExit):
+        compress(*arguments, **settings, accept_changed_data=True)
+    assert json.loads((tmp_path / "run/data.json").read_text())["data"]["cuts"] == 3
+    with pytest.raises(SystemExit):
+        compress(*arguments, **settings)  # what was accepted is what is compared with from then on
+
+
+def test_updates_of_several_batches_go_on_to_the_same_student(teacher: str, speech: str, tmp_path: Path) -> None:
     stages = {
         "stage1": StageConfig(steps=6, warmup_steps=2, sparsity_steps=3, batch_seconds=5, accumulate=2),
         "stage2": StageConfig(steps=2, warmup_steps=1, batch_seconds=5, accumulate=3),
     }
     compress(teacher, speech, str(tmp_path / "whole"), **QUICK | stages)
-    kill_at(monkeypatch, "stage1", 3, teacher, speech, str(tmp_path / "run"), **QUICK | stages)
+    kill_at("stage1", 3, teacher, speech, str(tmp_path / "run"), **QUICK | stages)
     compress(teacher, speech, str(tmp_path / "run"), **QUICK | stages)
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
     for name, batches in (("stage1", 2), ("stage2", 3)):
@@ -227,7 +290,7 @@ def test_compress_goes_on_from_an_analysis_in_the_same_folder(teacher: str, spee
         analyze(teacher, speech, str(tmp_path / "run"), clusters=3, analysis=QUICK["analysis"])
     assert "clusters (was 2, now 3)" in refused(teacher, speech, str(tmp_path / "run"), **QUICK | {"clusters": 3})
 
-    (tmp_path / "run/config.yaml").unlink(missing_ok=True)
+    assert not (tmp_path / "run/config.yaml").exists(), "the corrected call is not refused"
     compress(teacher, speech, str(tmp_path / "run"), sparsity=0.6, **QUICK)
     assert (tmp_path / "run/analysis/cka.npy").stat().st_mtime_ns == stamp
 
@@ -261,7 +324,7 @@ def test_a_mistake_leaves_no_folder_that_refuses_the_corrected_call(teacher: str
     assert "no such file or folder" in refused(teacher, str(tmp_path / "x"), folder, **QUICK)
     assert "out of reach" in refused(teacher, speech, folder, sparsity=0.99, **QUICK)
     assert "stage1.steps is 0" in refused(teacher, speech, folder, **QUICK | {"stage1": StageConfig(steps=0)})
-    message = refused(teacher, speech, folder, **QUICK | {"stage1": StageConfig(steps=100)})
+    message = refused(teacher, speech, folder, **QUICK | {"stage1": StageConfig(steps=100, warmup_steps=15_000)})
     assert "stage1.warmup_steps is 15000" in message
     assert not Path(folder).exists()
 
@@ -273,42 +336,93 @@ def test_a_folder_with_other_things_in_it_is_not_touched(teacher: str, speech: s
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+IN_ORDER = (
+    *("analysis/cka.npy", "analysis/clusters.json", "stage1/batch.json", "stage1/validation_at_start.json"),
+    *("stage1/checkpoints/step=2.ckpt.sha256", "stage1/checkpoints/step=4.ckpt", "stage1/metrics.csv"),
+    *("stage1/student/model.safetensors", "stage1/student/projections.safetensors", "stage1/result.json"),
+    *(
+        "surgery/model.safetensors",
+        "surgery/result.json",
+        "stage2/checkpoints/step=6.ckpt",
+        "stage2/student/config.json",
+    ),
+    *("bad_audio.json", "model/model.safetensors", "result.json", "model/README.md", "report.html", "status.json"),
+)
+"""What a run writes."""
+FEW = ("stage1/checkpoints/step=4.ckpt", "surgery/model.safetensors", "stage2/student/config.json", "report.html")
+
+
+@pytest.mark.parametrize("names", [FEW, pytest.param(IN_ORDER, marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line_and_loses_nothing(
-    teacher: str, speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+    teacher: str, speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path, names: Sequence[str]
 ) -> None:
-    original, calls = torch.save, []
+    """The disk is full at one file after the other, and has room again for the next call."""
+    folder = tmp_path / "run"
+    for name in names:
+        with monkeypatch.context() as patch:
+            met = full_at(patch, folder / name)
+            message = refused(teacher, speech, str(folder), sparsity=0.6, **QUICK)
+        assert met, name
+        assert "the disk is full; make room and rerun the same command to resume" in message
+        assert not [path for path in folder.rglob(".*") if path.is_file()], "nothing half written takes room"
+    compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    assert same(weights(folder), weights(finished))
 
-    def full(*arguments: Any, **options: Any) -> None:
-        calls.append(1)
-        if len(calls) == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        original(*arguments, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
-        assert "the disk is full" in refused(teacher, speech, str(tmp_path / "run"), sparsity=0.6, **QUICK)
-    compress(teacher, speech, str(tmp_path / "run"), sparsity=0.6, **QUICK)
-    assert same(weights(tmp_path / "run"), weights(finished))
+@pytest.mark.parametrize("kind", ["fit", "other values"])
+def test_damaged_files_of_a_run_are_named_and_may_be_deleted(
+    teacher: str, speech: str, tmp_path: Path, finished: Path, kind: str
+) -> None:
+    folder, content = tmp_path / "run", "{" if kind == "fit" else '{"batch_seconds": "five", "steps": -1e400}'
+
+    def is_named_and_deleted(*names: str) -> None:
+        for name in names:
+            (folder / name).write_text(content)
+            assert f"{folder / name}: " in (message := refused(teacher, speech, str(folder), sparsity=0.6, **QUICK))
+            assert "delete it, and the same" in message
+            (folder / name).unlink()
+
+    kill_at("stage1", 3, teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    is_named_and_deleted("status.json", "stage1/batch.json", "stage1/validation_at_start.json")
+    kill_at("stage2", 3, teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    is_named_and_deleted("stage1/result.json")
+    kill_at("stage2", 4, teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    is_named_and_deleted("surgery/result.json", "stage2/batch.json", "stage2/validation_at_start.json")
+    compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    assert json.loads((folder / "result.json").read_text())["stages"].keys() == {"stage1", "stage2"}
+    assert same(weights(folder), weights(finished))
+    is_named_and_deleted("result.json")
+    assert not compress(teacher, speech, str(folder), sparsity=0.6, **QUICK).already_done
+    assert compress(teacher, speech, str(folder), sparsity=0.6, **QUICK).already_done
+    assert same(weights(folder), weights(finished))
+
+
+def test_validation_may_be_at_a_stages_ends_alone(teacher: str, speech: str, tmp_path: Path, finished: Path) -> None:
+    folder = tmp_path / "run"
+    compress(teacher, speech, str(folder), sparsity=0.6, **QUICK | {"validate_every": 0})
+    for stage in ("stage1", "stage2"):
+        with (folder / stage / "metrics.csv").open() as file:
+            assert [row["step"] for row in csv.DictReader(file) if row["validation/l1"]] == ["0", "6"]
+    assert same(weights(folder), weights(finished))
 
 
 def test_a_truncated_checkpoint_is_named_and_an_older_one_taken(
     teacher: str,
     speech: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     finished: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "skill_speech")
     folder = tmp_path / "run"
-    kill_at(monkeypatch, "stage1", 5, teacher, speech, str(folder), sparsity=0.6, **QUICK)
+    kill_at("stage1", 5, teacher, speech, str(folder), sparsity=0.6, **QUICK)
     checkpoints = folder / "stage1/checkpoints"
     assert sorted(path.name for path in checkpoints.glob("*.ckpt")) == ["step=2.ckpt", "step=4.ckpt"]
     newest = checkpoints / "step=4.ckpt"
     newest.write_bytes(newest.read_bytes()[:5_000])
     compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
     assert f"{newest}: damaged checkpoint" in caplog.text
-    assert "going on at step 2" in caplog.text
+    assert "resuming at step 2" in caplog.text
     assert same(weights(folder), weights(finished))
 
 
@@ -327,6 +441,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(speech: str, tmp_pa
         broken.layers[1].feed_forward_norm.weight.fill_(1e30)
     broken.save_pretrained(tmp_path / "teacher")
     settings = QUICK | {"method": "dphubert", "validation_seconds": 0.0}
+    assert "the teacher's states are not finite" in refused(
+        str(tmp_path / "teacher"), speech, str(tmp_path / "by importance"), **settings
+    )
+    settings |= {"control": "lagrangian"}
     message = refused(str(tmp_path / "teacher"), speech, str(tmp_path / "run"), **settings)
     assert "the loss is nan at step 5, 5 updates in a row left out, and there is no earlier state" in message
     assert "lower the learning rate" in message
@@ -334,7 +452,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(speech: str, tmp_pa
 
 def test_the_student_reaches_a_budget_of_macs(teacher: str, speech: str, tmp_path: Path) -> None:
     result = compress(teacher, speech, str(tmp_path / "run"), macs="0.5", **QUICK)
+    assert compress(teacher, speech, str(tmp_path / "run"), macs=0.5, **QUICK).already_done, "a number, as in a recipe"
     assert 0.495 <= result.student.total_macs / result.teacher.total_macs <= 0.5
+
+
+def test_a_killed_run_goes_on_with_the_times_that_it_measured(
+    teacher: str, speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student is as fast as was asked for by RUN/times.json, and the run says so."""
+    tables = iter([some_machine(load_encoder(teacher).config)] * 2)  # a third one would be an error
+    monkeypatch.setattr(plan, "measure_times", lambda encoder: next(tables))
+    whole, killed, settings = tmp_path / "whole", tmp_path / "killed", QUICK | {"speedup": 1.5, "sparsity": 0.3}
+    compress(teacher, speech, str(whole), **settings)
+    kill_at("stage1", 4, teacher, speech, str(killed), **settings)
+    compress(teacher, speech, str(killed), **settings)
+    assert same(weights(killed), weights(whole))
+    times = read_times(killed / "times.json", load_encoder(teacher).config)
+    found = {
+        who: times.count(config, Widths.of(config))
+        for who, source in (("teacher", teacher), ("student", str(killed / "model")))
+        for config in [load_encoder(source).config]
+    }
+    told = json.loads((killed / "result.json").read_text())["times"]
+    assert told["budget"] == pytest.approx(found["teacher"] / 1.5)
+    assert {who: told[who] for who in found} == pytest.approx(found)
+    assert told["student"] <= told["budget"]
+    for page in ("model/README.md", "report.html"):
+        assert f"the budget is {told['budget']:.3g} ms for a second of audio (1.50× as fast" in (
+            (killed / page).read_text().replace("Time: ", "time: ")
+        )
+
+
+def test_budgets_of_time_are_refused_before_anything_is_written(teacher: str, speech: str, tmp_path: Path) -> None:
+    run, table = str(tmp_path / "run"), tmp_path / "times.json"
+    assert "give speedup or latency" in refused(teacher, speech, run, times=str(table), **QUICK)
+    assert "speedup is 1; it must be" in refused(teacher, speech, run, speedup=1, **QUICK)
+    assert "times.json: cannot be read" in refused(teacher, speech, run, speedup=2, times=str(table), **QUICK)
+    write_times(table, some_machine(load_encoder(teacher).config))
+    assert "ms per second of audio; with everything" in refused(
+        teacher, speech, run, speedup=1e3, times=str(table), **QUICK
+    )
+    assert not Path(run).exists()
 
 
 def test_the_result_says_what_is_left_and_where_it_was_made(finished: Path, teacher: str) -> None:
@@ -350,3 +508,61 @@ def test_the_result_says_what_is_left_and_where_it_was_made(finished: Path, teac
     page = (finished / "report.html").read_text()
     assert report([str(finished)]).read_text() == page
     assert f"{result['loss']:.4f}" in page
+
+
+def test_auto_precision_is_chosen_by_the_device_and_kept(
+    teacher: str, speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = QUICK | {"precision": "auto"}
+    monkeypatch.setattr(plan, "multiplies_bfloat16", lambda device: False)
+    compress(teacher, speech, str(tmp_path / "run"), **settings)
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["precision"] == "float32"
+    monkeypatch.setattr(plan, "multiplies_bfloat16", lambda device: True)  # another machine
+    assert compress(teacher, speech, str(tmp_path / "run"), **settings).already_done
+    assert plan.fast_precision() == "bf16"
+
+
+@pytest.mark.parametrize("control", ["one-shot", "lagrangian"])
+def test_every_control_ends_in_a_student_of_the_budget_or_is_refused(
+    teacher: str, speech: str, tmp_path: Path, control: str
+) -> None:
+    settings = QUICK | {"control": control, "sparsity": 0.6}
+    run = tmp_path / "run"
+    if control == "lagrangian":  # six updates cannot close the gates
+        said = refused(teacher, speech, str(run), **settings)
+        assert "the gates are open for" in said
+        assert "updates at this gate_learning_rate" in said
+        kept = compress(teacher, speech, str(run), **settings | {"missed_budget": "keep"})
+        assert kept.student.total_parameters > 0.45 * kept.teacher.total_parameters
+        return
+    kill_at("stage1", 3, teacher, speech, str(run), **settings)
+    result = compress(teacher, speech, str(run), **settings)
+    assert 0.38 < result.student.total_parameters / result.teacher.total_parameters <= 0.4
+    sizes = json.loads((run / "surgery/result.json").read_text())["before_surgery"]
+    assert sizes["parameters"] == pytest.approx(result.student.total_parameters)
+
+
+def test_short_runs_are_pruned_at_once_and_long_ones_learn_what_goes() -> None:
+    choose = plan.best_control
+    assert choose("skill", StageConfig(steps=500)) == choose("dphubert", StageConfig(steps=500)) == "one-shot"
+    assert choose("skill", StageConfig()) == choose("dphubert", StageConfig(steps=20_000)) == "exact"
+    assert choose("dphubert", StageConfig()) == "lagrangian"
+
+
+def test_settings_are_the_arguments_of_compress() -> None:
+    """By name and type; what may change on a resume is said at the field."""
+    of_function, of_config = get_type_hints(compress), get_type_hints(CompressionConfig)
+    assert of_function.keys() - {"on_step", "return"} == of_config.keys()
+    assert all(of_function[name] == hint for name, hint in of_config.items())
+    assert {"output", "workers", "devices"} <= set(CompressionConfig.may_change())
+    assert not {"teacher", "data", "seed", "precision", "stage1"} & set(CompressionConfig.may_change())
+
+
+def test_settings_that_this_version_no_longer_has_do_not_keep_a_run_from_resuming(
+    teacher: str, speech: str, tmp_path: Path, finished: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    settings = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    settings["stage2"]["gate_learning_rate"] = 0.02
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(settings))
+    assert compress(teacher, speech, str(tmp_path / "run"), sparsity=0.6, **QUICK).already_done

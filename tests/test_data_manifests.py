@@ -118,7 +118,8 @@ def test_manifest_round_trip(tmp_path: Path, name: str) -> None:
     written = prepare(tmp_path / "audio", tmp_path / "out" / name)
     assert written.is_lazy
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
-    for opened in (written, open_cuts(tmp_path / "out" / name), prepare(tmp_path / "out" / name)):
+    again = [opened(tmp_path / "out" / name, absolute_paths=True) for opened in (open_cuts, prepare)]
+    for opened in (written, *again):
         assert list(opened) == list(in_memory)
         for cut, other in zip(opened, in_memory, strict=True):
             np.testing.assert_array_equal(load_waveform(cut), load_waveform(other))
@@ -195,13 +196,18 @@ def test_manifest_whose_audio_vanished(tmp_path: Path) -> None:
 def test_folder_without_audio(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InputError, match=r"no audio in this folder \(found nothing\)"):
         prepare(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(InputError, match=r"no audio in this folder \(found 1 \.txt\): give a folder with \.wav"):
+        prepare(tmp_path)
     (tmp_path / "a.m4a").write_bytes(b"x")
     (tmp_path / "b.m4a").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"no audio in this folder \(found 2 \.m4a\): give a folder with \.wav"):
+    with pytest.raises(InputError, match=r"2 of 2 files cannot be used, .*a\.m4a: \.m4a is not read: convert it to"):
         prepare(tmp_path)
     write(tmp_path / "c.wav")
-    assert len(prepare(tmp_path)) == 1
-    assert "left out 2 .m4a: soundfile does not read them" in caplog.text
+    with pytest.raises(InputError, match=r"2 of 3 files cannot be used, more than the 0\.01 share"):
+        prepare(tmp_path)
+    assert len(prepare(tmp_path, max_bad="70%")) == 1
+    assert "left out: " in caplog.text
 
 
 def test_sources_that_are_refused(tmp_path: Path) -> None:

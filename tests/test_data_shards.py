@@ -240,7 +240,7 @@ def test_a_manifest_does_not_say_that_audio_lies_elsewhere(tmp_path: Path) -> No
     soundfile.write(tmp_path / "a.wav", np.full(1_600, 0.25), 16_000)
     prepare(tmp_path, tmp_path / "cuts.jsonl")
     line = json.loads((tmp_path / "cuts.jsonl").read_text())
-    line["custom"] |= {"shard_member": ["/etc/passwd", 0, 100]}
+    line["custom"] = {"shard_member": ["/etc/passwd", 0, 100]}
     (tmp_path / "cuts.jsonl").write_text(json.dumps(line) + "\n")
     [cut] = open_cuts(tmp_path / "cuts.jsonl")
     np.testing.assert_allclose(load_waveform(cut), 0.25, atol=1e-4)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from skill_speech.data import AudioBatch
 from skill_speech.distillation import (
     Distillation,
     DistillationLoss,
@@ -107,7 +107,7 @@ def test_projections_start_as_the_identity():
     assert terms["cosine"].item() == pytest.approx(-1)
 
 
-def tiny_module(steps: int = 8, gates: bool = True) -> Distillation:
+def tiny_module(steps: int = 8, gates: bool = True, control: Any = Lagrangian) -> Distillation:
     torch.manual_seed(0)
     config = wavlm_config(
         hidden_size=24, num_heads=2, units=32, channels=8, depth=3, positional_kernel=8, positional_groups=4
@@ -115,26 +115,23 @@ def tiny_module(steps: int = 8, gates: bool = True) -> Distillation:
     teacher, student = Encoder(config), Encoder(config)
     student.load_state_dict(teacher.state_dict())
     stage = StageConfig(steps=steps, warmup_steps=2, sparsity_steps=2, batch_seconds=4)
-    lagrangian = Lagrangian(Budget.of(config, sparsity=0.3), 2) if gates else None
+    sizes = control(Budget.of(config, sparsity=0.3), 2, steps) if gates else None
     if gates:
         attach_gates(student)
-    return Distillation(teacher, student, DistillationLoss(make_targets("dphubert", 3), 24), stage, lagrangian)
+        sizes.prepare(student)
+    return Distillation(teacher, student, DistillationLoss(make_targets("dphubert", 3), 24), stage, sizes)
 
 
 def test_optimiser_has_the_published_groups_and_schedule():
     module = tiny_module(steps=10)
-    made = module.configure_optimizers()
-    weights, gates, multipliers = made["optimizer"].param_groups
-    assert (gates["initial_lr"], multipliers["initial_lr"], weights["initial_lr"]) == (0.02, 0.02, 2e-4)
+    weights, gates, multipliers = module.make_optimizer().param_groups
+    assert (gates["peak"], multipliers["peak"], weights["peak"]) == (0.02, 0.02, 2e-4)
     assert multipliers["maximize"]
     assert not gates["maximize"]
     trained = {id(weight) for group in (weights, gates, multipliers) for weight in group["params"]}
     assert trained == {id(weight) for weight in module.parameters()}
-    rates = []
-    for _ in range(10):
-        rates.append(made["optimizer"].param_groups[1]["lr"] / 0.02)
-        made["optimizer"].step()
-        made["lr_scheduler"]["scheduler"].step()
+    rates = [module.config.rate(step) for step in range(10)]
+    assert gates["lr"] == 0.02 * rates[0]
     assert rates == pytest.approx([0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
 
 
@@ -144,14 +141,12 @@ def test_the_teacher_is_frozen_and_not_in_the_checkpoint():
     assert not any(name.startswith("_teacher") or "teacher" in name for name in module.state_dict())
 
 
-def test_a_step_is_a_function_of_the_seed_and_the_batch_number():
-    batch = AudioBatch(torch.randn(2, 4_000), torch.tensor([4_000, 4_000]), ("a", "b"))
+def test_a_step_is_a_function_of_the_seed():
+    waveforms_BT = torch.randn(2, 4_000)
     losses = []
     for noise in (1, 2):
         module = tiny_module().train()
-        module.log_dict = lambda *a, **k: None
-        module._trainer = SimpleNamespace(global_step=0, global_rank=0, barebones=False)
         torch.manual_seed(noise)  # what other code did to the global state does not matter
-        losses.append(tuple(module.training_step(batch, number).item() for number in range(2)))
+        losses.append(tuple(module(waveforms_BT, step=0, seed=number)[0].item() for number in range(2)))
     assert losses[0] == losses[1]
     assert losses[0][0] != losses[0][1]

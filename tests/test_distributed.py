@@ -19,10 +19,11 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from skill_speech import Encoder, InputError, compress, evaluate, ranks
+from skill_speech import Encoder, InputError, compress, evaluate
 from skill_speech.compression import AnalysisConfig
 from skill_speech.distillation import StageConfig
 from skill_speech.encoder import hubert_config, wavlm_config
+from skill_speech.run import ranks
 from skill_speech.similarity import load_analysis
 
 from . import corpora_by_hand
@@ -55,6 +56,7 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> str:
 def settings(accumulate: int, steps: int = 2) -> dict[str, Any]:
     return {
         "clusters": 2,
+        "control": "exact",
         "sparsity": 0.4,
         "analysis": AnalysisConfig(calibration_seconds=24, batch_seconds=6, batch_frames=64),
         "stage1": StageConfig(steps=steps, warmup_steps=1, sparsity_steps=1, batch_seconds=6, accumulate=accumulate),
@@ -148,11 +150,12 @@ def test_two_processes_are_one_that_accumulates(teacher: str, speech: str, tmp_p
 
 def test_a_rank_that_is_killed_ends_the_job(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Without being noticed it would keep the others waiting for half an hour."""
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(
         InputError, match=r"rank 1 .*(ended by SIGKILL|gone without a word), .* the others were stopped"
     ):
         ranks.start(lose_a_rank, {"how": "killed", "clock": str(tmp_path / "clock")}, 2)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the starter's own handlers are back"
+    assert signal.getsignal(signal.SIGTERM) is handler, "the starter's own handlers are back"
     record_property("seconds until the end of the job", time.time() - float((tmp_path / "clock").read_text()))
 
 
@@ -210,7 +213,9 @@ def test_a_run_goes_on_with_another_number_of_processes(teacher: str, speech: st
     one, other = (load_file(tmp_path / name / "stage1/student/model.safetensors") for name in ("whole", "run"))
     distance = sum((one[name] - other[name]).square().sum() for name in one).sqrt()
     moved = load_file(Path(teacher) / "model.safetensors")
-    assert distance < 0.05 * sum((one[name] - moved[name]).square().sum() for name in moved).sqrt()
+    # Others have lost units, or are gone.
+    whole_ones = [name for name in one if name in moved and one[name].shape == moved[name].shape]
+    assert distance < 0.05 * sum((one[name] - moved[name]).square().sum() for name in whole_ones).sqrt()
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -111,7 +114,31 @@ def test_a_changed_file_is_encoded_again(tmp_path, upstream, cuts):
     assert_same(after, everything(states_of(upstream, cuts, None)))
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut off", "no index", "removed"])
+def _with_first(index: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    key, place = next(iter(index["places"].items()))
+    return index | {"places": index["places"] | {key: place | changes}}
+
+
+def _turned(index: dict[str, Any]) -> dict[str, Any]:
+    L, T, D = next(iter(index["places"].values()))["shape"]
+    return _with_first(index, shape=[D, T, L])
+
+
+INDICES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a list": lambda index: [index],
+    "no places": lambda index: {"bytes": index["bytes"]},
+    "places in a list": lambda index: index | {"places": [1]},
+    "a place that is text": lambda index: index | {"places": {"key": "text"}},
+    "an offset below 0": lambda index: _with_first(index, offset=-8),
+    "an offset that is text": lambda index: _with_first(index, offset="8"),
+    "an unknown type": lambda index: _with_first(index, dtype="complex"),
+    "a shape beyond the file": lambda index: _with_first(index, shape=[10**6, 10**6, 10**6]),
+    "a shape of the same size": _turned,
+}
+"""What may have become of an index."""
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut off", "no index", "removed", *INDICES])
 def test_damage_is_found_said_and_mended(tmp_path, upstream, cuts, damage, caplog):
     cache = open_cache(tmp_path, upstream)
     states_of(upstream, cuts, cache).fill("before")
@@ -124,6 +151,9 @@ def test_damage_is_found_said_and_mended(tmp_path, upstream, cuts, damage, caplo
         shard.write_bytes(shard.read_bytes()[:-100])
     elif damage == "no index":
         shard.with_suffix(".json").write_text("{")
+    elif damage in INDICES:
+        index = shard.with_suffix(".json")
+        index.write_text(json.dumps(INDICES[damage](json.loads(index.read_text()))))
     else:
         shard.unlink()
     expected = everything(states_of(upstream, cuts, None))
@@ -205,7 +235,6 @@ def test_what_dead_processes_left_behind_is_removed(tmp_path, upstream):
     (own / ".999999999.some.states").write_bytes(b"half")
     orphan = own / "orphan.states"
     orphan.write_bytes(b"whole, without index")
-    os.utime(orphan, (1, 1))
     open_cache(tmp_path, upstream)
     assert list(own.iterdir()) == []
 

@@ -288,6 +288,7 @@ def test_the_best_path_loses_repetitions_and_blanks():
     a, b = vocabulary.encode(["A", "B"])[:2]
     assert vocabulary.decode([BLANK, a, a, BLANK, a, b, b, END, BLANK]) == ["A", "A", "B"]
     assert vocabulary.encode("A?")[1:] == [2, END]
+    assert vocabulary.spelled("A?") == vocabulary.decode([a, 2]) == ["A", "<unk>"]
     assert len(vocabulary) == 3 + 28
 
 

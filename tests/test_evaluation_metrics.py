@@ -79,6 +79,18 @@ def test_character_error_rate_counts_every_space():
         # A mark that is never closed marks nothing.
         ("B-artist ABBA E-artist", "B-artist ABBA", 0, 100),
         ("GO ON", "GO ON", 100, 0),
+        # Two marks touch: the opening ones go first, `NEW E-artistYORK`, then the closing ones: 5 of 8 are missing.
+        ("B-city NEW YORK E-city", "B-city NEW E-artistB-city  YORK E-city", 100, 62.5),
+        # Where they do not touch, marks of others are no letters.
+        ("B-city NEW YORK E-city", "B-city NEW B-artist YORK E-city", 100, 0),
+        ("B-city NEW YORK E-city", "B-city NEW E-artist YORK E-city", 100, 0),
+        # Marks within a reference's value stay (15 letters, of which 11 are the mark and a space).
+        ("B-city NE B-artist YO E-city", "B-city NE YO E-city", 100, 100 * 9 / 14),
+        # A value closes at the first mark that begins like its own: the type is heard, of ABBA too.
+        ("B-play ABBA E-play", "B-play ABBA E-playlist", 100, 0),
+        # A hundred errors a letter and more are as good as silence; one letter less is not.
+        ("B-a X E-a", f"B-a {'Y' * 100} E-a", 100, 100),
+        ("B-a X E-a", f"B-a {'Y' * 99} E-a", 100, 9900),
     ],
 )
 def test_slot_metrics_by_hand(reference, hypothesis, f1, cer):

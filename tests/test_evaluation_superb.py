@@ -21,8 +21,8 @@ from skill_speech.evaluation.corpora import TASKS
 from skill_speech.evaluation.protocol import PROTOCOL, changes_of, known_tasks, task_config
 from skill_speech.evaluation.published import COLUMNS, SHOWN, published, published_rows, superb_s
 from skill_speech.evaluation.results import RESULT, make_table, write_table
-from skill_speech.reporting.figures import layer_weight_map
-from skill_speech.reporting.tables import evaluation_table
+from skill_speech.figures.plots import layer_weight_map
+from skill_speech.tables import evaluation_table
 from tests import corpora_by_hand
 from tests.test_figures import overlapping
 from tests.transformers_models import TINY, VARIANTS, build, save
@@ -120,6 +120,22 @@ def test_other_settings_are_refused_by_name(changed, named, corpora, models, tmp
     # Nor may another model's row stand beside it that was made in another way.
     with pytest.raises(InputError, match=rf"{named} \(was"):
         evaluate([models["run"]], **(options | changed))
+
+
+@pytest.mark.parametrize("task", ["ks", "sid"])
+def test_a_result_of_code_that_scored_otherwise_is_not_reused(task, corpora, models, tmp_path, monkeypatch):
+    options = {"data": str(corpora), "output": str(tmp_path / "out"), "steps": 1, "tasks": task}
+    evaluate(["fbank"], **options)
+    path = tmp_path / "out" / "fbank" / f"{task}.json"
+    result = json.loads(path.read_text())
+    del result["settings"]["revision"]  # as it was written before revisions were
+    path.write_text(json.dumps(result))
+    if task == "ks":  # never changed
+        evaluate(["fbank"], **options)
+        monkeypatch.setitem(superb.REVISIONS, "ks", 2)
+    for model in ("fbank", models["run"]):
+        with pytest.raises(InputError, match=rf"{task}.json: .*revision \(was 1, now 2\)"):
+            evaluate([model], **options)
 
 
 def test_other_data_and_another_model_of_the_same_name_are_refused(corpora, models, tmp_path):
@@ -281,12 +297,20 @@ def test_the_table_on_the_terminal_shows_every_cell(models):
 def test_the_map_of_layer_weights_shows_tasks_and_layers(states):
     rng = np.random.default_rng(0)
     weights = {task: list(rng.dirichlet(np.ones(states))) for task in TASKS}
-    figure = layer_weight_map(weights, "A title", "a subtitle", single=("qbe",))
+    figure = layer_weight_map("a model", weights, "A title", "a subtitle")
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == [task.upper() for task in TASKS]
-    assert len(axes.get_xticklabels()) == states
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["input", *map(str, range(1, states))][:: 1 if states <= 16 else 2]
+    state = int(np.argmax(weights["qbe"]))
+    name = f"h_{state}" if state else "the first layer's input"
     best = next(text for text in axes.texts if text.get_text() == "best")
-    assert best.get_position() == (int(np.argmax(weights["qbe"])), TASKS.index("qbe"))
+    assert best.get_position()[1] == TASKS.index("qbe")
+    assert abs(best.get_position()[0] - state) < 1
+    words = [patch.get_gid() for patch in axes.patches if patch.contains_point(axes.transData.transform((state, 3)))]
+    assert len(axes.patches) == states * len(TASKS)
+    assert f"PR, h_1: weight {weights['pr'][1]:.3f}" in [patch.get_gid() for patch in axes.patches]
+    assert [word for word in words if word.startswith("QBE")] == [f"QBE, {name}: the one state it reads"]
     assert overlapping(figure) == []
 
 

@@ -196,7 +196,8 @@ def test_what_was_pushed_loads_by_its_name(exported, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 5e-2)])
 @pytest.mark.parametrize("name", ["normalized-and-length-aware", "data2vec"])
 def test_half_precision(name, dtype, tolerance, tmp_path):
-    encoder = student(name)
+    # Groups of 16 channels: on CPUs with AMX, torch 2.13's bfloat16 convolution is wrong in narrower ones.
+    encoder = student(name, positional_groups=3)
     folder = folder_of(encoder, tmp_path)
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder, dtype=dtype).eval()

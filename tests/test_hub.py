@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
 import transformers.utils.hub
 import yaml
 
-from skill_speech import InputError, analyze, compress
+from skill_speech import InputError, analyze, compress, load_encoder
 from skill_speech.checkpoints import resolve_revision
 from skill_speech.compression import AnalysisConfig
 from skill_speech.distillation import StageConfig
@@ -85,9 +87,9 @@ def test_a_branch_a_tag_or_nothing_stands_for_a_commit(hub: Hub, tmp_path: Path)
     assert resolve_revision("acme/tiny", "v1") == FIRST
     assert resolve_revision("acme/tiny", FIRST) == FIRST
     assert resolve_revision(tmp_path, None) is None
-    with pytest.raises(InputError, match="acme/other: no model there, neither on disk nor on the hub"):
+    with pytest.raises(InputError, match="acme/other: no model there, neither on disk nor in the hub's cache"):
         resolve_revision("acme/other", None)
-    with pytest.raises(InputError, match="no such file or folder"):
+    with pytest.raises(InputError, match="no such file or folder; check the path"):
         resolve_revision(tmp_path / "nowhere", None)
 
 
@@ -119,3 +121,97 @@ def test_an_analysis_keeps_its_teachers_commit(hub: Hub, speech: str, tmp_path: 
     analyze("acme/tiny", speech, str(tmp_path / "run"), clusters=2, analysis=short)
     with pytest.raises(InputError, match=r"revision \(was a+, now b+\)"):
         analyze("acme/tiny", speech, str(tmp_path / "run"), clusters=2, analysis=short, revision="main")
+
+
+# With a network, and without: what the hub's client is asked, and when not at all.
+
+
+class Client:
+    """The hub's client, which answers out of a folder and counts what it is asked."""
+
+    def __init__(self, snapshot: Path, reachable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.snapshot, self.reachable, self.asked = snapshot, reachable, list[str]()
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub, "get_session", lambda: self)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.download)
+
+    def head(self, address: str, **options: Any) -> None:
+        self.asked.append(address)
+        if not self.reachable:
+            raise OSError("Name or service not known")
+
+    def download(self, source: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
+        from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
+
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
+        self.asked.append(f"{source}/{name}@{revision}")
+        response: Any = SimpleNamespace(headers={}, request=None, status_code=404)
+        if source != "acme/tiny":
+            raise RepositoryNotFoundError("404 Client Error. Repository Not Found", response=response)
+        if not (self.snapshot / name).exists():
+            raise RemoteEntryNotFoundError("404 Client Error. Entry Not Found", response=response)
+        return str(self.snapshot / name)
+
+
+@pytest.fixture
+def snapshot(hub: Hub) -> Path:
+    return hub.model / "snapshots" / FIRST
+
+
+def test_a_hub_id_is_downloaded_when_the_hub_answers(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(snapshot, True, monkeypatch)
+    assert load_encoder("acme/tiny").config.hidden_size == TINY["hidden_size"]
+    assert client.asked[0] == huggingface_hub.constants.ENDPOINT
+    # All files are of the commit of the first one.
+    assert f"acme/tiny/model.safetensors@{FIRST}" in client.asked
+    assert client.asked.count(huggingface_hub.constants.ENDPOINT) == 1
+    with pytest.raises(
+        InputError, match=r"acme/other: no model there, neither on disk nor on the hub \(404 Client Error"
+    ):
+        load_encoder("acme/other")
+
+
+def test_a_hub_id_where_the_hub_cannot_be_reached(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(snapshot, False, monkeypatch)
+    with pytest.raises(
+        InputError, match=r"in the hub's cache \(the hub cannot be reached from here\); check the path or"
+    ):
+        load_encoder("acme/tiny")
+    assert client.asked == [huggingface_hub.constants.ENDPOINT]  # once, and nothing else
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["runs/tuned", "./tuned", "../tuned", "~/tuned", "/tuned", "a/b/c", "tuned", "two words", "a" * 300, "a\0b/c"],
+)
+def test_what_looks_like_a_path_is_never_looked_for_on_the_hub(
+    source: str, snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    client = Client(snapshot, True, monkeypatch)
+    for refuse in (load_encoder, lambda path: resolve_revision(path, None)):
+        with pytest.raises(
+            InputError, match=r"no such file or folder|no model there, neither on disk nor in the hub's"
+        ) as caught:
+            refuse(source)
+        assert str(caught.value).endswith(("check the path", "check the path or the name"))
+    assert client.asked == []
+
+
+def test_a_cached_model_is_found_although_a_folder_has_its_owners_name(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "acme").mkdir()
+    assert load_encoder("acme/tiny").config.hidden_size == TINY["hidden_size"]
+
+
+def test_a_commit_in_the_cache_needs_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", unreachable)
+    assert load_encoder("acme/tiny", revision=FIRST).config.hidden_size == TINY["hidden_size"]

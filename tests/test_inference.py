@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from skill_speech import optimize
 from skill_speech.encoder import Encoder, EncoderConfig, EncoderOutput, LayerConfig, hubert_config, wavlm_config
 from skill_speech.errors import InputError
-from skill_speech.inference.position import GroupedProduct, SpectralConv
+from skill_speech.kernels.position import GroupedProduct, SpectralConv
 
 SMALL: dict[str, Any] = {
     "hidden_size": 48,

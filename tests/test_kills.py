@@ -16,35 +16,41 @@ import pytest
 from lab import kills
 from skill_speech import InputError
 from skill_speech.files import remove_leftovers, require_space
-from skill_speech.run_lock import RunLock
-from skill_speech.stopping import Stopped, StopSignals
+from skill_speech.run.lock import RunLock
+from skill_speech.run.signals import Stopped, StopSignals
+
+QUICK = (kills.Case("wavlm", "bf16", 1), kills.Case("hubert", "float32", 2))
 
 
 @pytest.mark.kill
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow, id=case.name) for case in kills.CASES],
+)
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path: Path, case: kills.Case) -> None:
     places = [
         ("stage1", "time", "SIGTERM"),
         ("stage1", "file", "SIGKILL"),
         ("stage2", "file", "SIGKILL"),
         ("finish", "file", "SIGKILL"),
     ]
-    result = kills.kill(tmp_path / "runs", kills=3, seed=1, places=places)
+    result = kills.kill(tmp_path / "runs", kills=3, case=case, seed=1, places=places)
     assert result["kills"] >= 3
     assert not result["different"], result["runs"]
 
 
 @pytest.mark.kill
 @pytest.mark.slow
-def test_twenty_kills_across_the_recipe(tmp_path: Path) -> None:
-    result = kills.record(tmp_path, kills=20, seed=int(time.time()))
-    assert result["kills"] >= 20
+def test_kills_across_the_recipe(tmp_path: Path) -> None:
+    result = kills.record(tmp_path, kills=24, seed=int(time.time()))
+    assert result["kills"] >= 24
     assert not result["different"], (tmp_path / "kills.json").read_text()
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from skill_speech.run_lock import RunLock
+from skill_speech.run.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -91,12 +97,13 @@ def test_a_stop_signal_waits_where_it_is_told_to() -> None:
             came.append(stop.requested)
 
     came: list[int | None] = []
+    handler = signal.getsignal(signal.SIGTERM)
     for signum, wait, status in ((signal.SIGTERM, True, 143), (signal.SIGUSR1, False, 138)):
         with pytest.raises(Stopped) as caught:
             ask(signum, wait)
         assert caught.value.code == status
     assert came == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from skill_speech import InputError
-from skill_speech.compression import _fitting
+from skill_speech.compression.steps import fitting
 from skill_speech.distillation import Distillation, memory
 from skill_speech.distillation.memory import fit_batch, needed_bytes, saved_bytes
 from skill_speech.files import size
+from skill_speech.run.folder import RunFolder
 from tests.test_distillation import tiny_module
 
 GIB = 2**30
@@ -33,7 +34,7 @@ def kept_for_backward(module: Distillation, seconds: float, bf16: bool) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
-        terms = module._distil(torch.randn(2, round(seconds * 8_000)), None)
+        terms = module.distil(torch.randn(2, round(seconds * 8_000)), None)
     assert terms["distillation"].isfinite()
     return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
 
@@ -53,7 +54,7 @@ def test_batches_that_do_not_fit_are_divided(monkeypatch: pytest.MonkeyPatch, ca
     module = tiny_module()
     monkeypatch.setattr(memory, "NEGLIGIBLE", 0)
     monkeypatch.setattr(memory, "needed_bytes", lambda module, seconds, precision: round(seconds * GIB))
-    stage = replace(module.stage, batch_seconds=64.0, accumulate=3)
+    stage = replace(module.config, batch_seconds=64.0, accumulate=3)
     assert fit_batch(module, stage, "float32", "stage1", 72 * GIB) is stage
     tight = fit_batch(module, stage, "float32", "stage1", 31 * GIB)
     assert (tight.batch_seconds, tight.accumulate) == (16.0, 12)  # 32 s are more than 90 % of it
@@ -73,12 +74,13 @@ def test_a_longer_batch_needs_more() -> None:
 
 def test_a_stage_keeps_the_batches_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny_module()
-    (tmp_path / "batch.json").write_text(json.dumps({"batch_seconds": 2.0, "accumulate": 2}))
-    stage = _fitting(module, module.stage, "float32", "stage1", tmp_path / "batch.json")
-    assert (stage.batch_seconds, stage.accumulate, stage.steps) == (2.0, 2, module.stage.steps)
-    fresh = _fitting(module, module.stage, "float32", "stage1", tmp_path / "new.json")
-    assert fresh == module.stage
-    assert json.loads((tmp_path / "new.json").read_text()) == {"batch_seconds": 4, "accumulate": 1}
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1/batch.json").write_text(json.dumps({"batch_seconds": 5.0, "accumulate": 2}))
+    stage = fitting(module, module.config, "float32", "stage1", RunFolder(tmp_path))
+    assert (stage.batch_seconds, stage.accumulate, stage.steps) == (5.0, 2, module.config.steps)
+    fresh = fitting(module, module.config, "float32", "stage2", RunFolder(tmp_path))
+    assert fresh == module.config
+    assert json.loads((tmp_path / "stage2/batch.json").read_text()) == {"batch_seconds": 4, "accumulate": 1}
 
 
 def test_bytes_are_said_as_a_person_reads_them() -> None:

@@ -18,6 +18,11 @@ OUTCOME: dict[str, Any] = {
     "student": PROFILE | {"parameters": {"a": 23_600_000}, "macs": {"a": 2e9}},
     "loss": 0.25,
     "clusters": [[0], [1, 2, 3]],
+    # What was heard is less than steps times batch_seconds: batches are cropped.
+    "stages": {
+        "stage1": {"steps": 900, "audio_seconds": 4_356.0},
+        "stage2": {"steps": 450, "audio_seconds": 2_500.0},
+    },
 }
 STAGE = {"steps": 900, "batch_seconds": 40.0, "accumulate": 2}
 SETTINGS: dict[str, Any] = {
@@ -62,7 +67,7 @@ def test_the_card_says_what_a_user_asks(tmp_path: Path) -> None:
         "| parameters | 94.4M | 23.6M |",
         "method `skill`, budget: sparsity 0.75, seed 3",
         "h_0; h_1, h_2, h_3",
-        "stage1 900 steps (20 h of audio heard)",
+        "stage1 900 steps, 1.21 h of audio; stage2 450 steps, 0.694 h of audio; precision bf16",
         "data: `LibriSpeech`",
         "batch_seconds: 40.0",
         "Not measured when this card was written",

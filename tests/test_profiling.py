@@ -14,6 +14,7 @@ import torch
 from skill_speech import Encoder, optimize, profile
 from skill_speech.encoder import hubert_config, wavlm_config
 from skill_speech.profiling import REST, measure, peak_memory, time_components
+from skill_speech.timing import read_times
 
 ALONE = "from skill_speech.profiling import peak_memory; print(peak_memory())"
 
@@ -33,9 +34,12 @@ def test_a_profile_counts_what_is_there(tmp_path: Path) -> None:
     )
     small.save_pretrained(tmp_path / "small")
     large.save_pretrained(tmp_path / "large")
-    one, other = profile(str(tmp_path / "small"), str(tmp_path / "large"), seconds=1, threads=1)
+    one, other = profile(
+        str(tmp_path / "small"), str(tmp_path / "large"), seconds=1, threads=1, times=str(tmp_path / "t.json")
+    )
     assert (one.total_parameters, other.total_parameters) == (small.num_parameters(), large.num_parameters())
     assert one.threads == 1
+    assert read_times(tmp_path / "t.json", small.config).utterance == 1
     assert one.timings[0].precision == "float32"
     assert one.memory is not None
     assert other.memory is not None

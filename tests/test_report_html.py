@@ -16,9 +16,9 @@ import yaml
 
 from skill_speech import InputError, report
 from skill_speech.cli import main
+from skill_speech.figures.shapes import CLUSTER_COLOURS, readable_on
 from skill_speech.pruning import human
-from skill_speech.reporting.pictures import lines_picture, readable_on
-from skill_speech.reporting.shapes import CLUSTER_COLOURS
+from skill_speech.reporting.pictures import lines_picture
 from skill_speech.reporting.svg import round_steps
 from skill_speech.similarity import cluster_layers
 from tests import chromium
@@ -132,6 +132,8 @@ def write_evaluation(folder: Path) -> None:
     (folder / "table.json").write_text(json.dumps(table))
     for task, weights in (("pr", [0.1, 0.2, 0.3, 0.15, 0.125, 0.125]), ("qbe", [0.0, 0.0, 0.0, 1.0, 0.0, 0.0])):
         values = {"kind": "skill-speech evaluation", "model": "mine", "task": task, "layer_weights": weights}
+        values |= {"metrics": {"per": 9.5, "mtwv": 1.5}, "parameters": 363_211, "synthetic": "made", "settings": {}}
+        values |= {"not_the_protocol": {}}
         (folder / f"mine/{task}.json").write_text(json.dumps(values))
 
 
@@ -231,7 +233,8 @@ def test_the_map_the_tree_and_the_clusters_are_those_of_the_analysis(run: Path) 
     for number, height in enumerate(clusters.linkage[:, 2], 1):
         assert any(title.startswith(f"merge {number} of 5, at 1 − CKA = {height:.3f}") for title in page.titles)
     # A cluster with several runs of layers has dashed borders off the diagonal, in its own colour.
-    dashed = {attributes["stroke"] for tag, attributes in page.elements if attributes.get("stroke-dasharray")}
+    styles = [attributes.get("style") or "" for _, attributes in page.elements]
+    dashed = {one for one in CLUSTER_COLOURS for style in styles if "dasharray" in style and f"stroke: {one}" in style}
     split = [number for number, group in enumerate(clusters.groups) if group[-1] - group[0] >= len(group)]
     assert dashed == {CLUSTER_COLOURS[number] for number in split} != set()
 
@@ -308,6 +311,7 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     table["rows"][0] |= {"model": NASTY, "source": NASTY}
     (run / "evaluation/table.json").write_text(json.dumps(table))
     weights = {"kind": "skill-speech evaluation", "model": NASTY, "task": NASTY, "layer_weights": [0.5, 0.5]}
+    weights |= {"metrics": {}, "parameters": 1, "synthetic": NASTY, "not_the_protocol": {}}
     (run / "evaluation/mine/x.json").write_text(json.dumps(weights))
     result = json.loads((run / "result.json").read_text())
     kinds = {NASTY: {"left_out": True, "cuts": 3, "files": {NASTY: f"{NASTY}: {NASTY}"}}}
@@ -402,7 +406,7 @@ def test_mistakes_are_named_in_one_line(run: Path, tmp_path: Path) -> None:
     assert str(metrics) in refused([str(run)])
     metrics.unlink()
     (run / "evaluation/table.json").write_text('{"title": "x"}')
-    assert "not what evaluate writes" in refused([str(run)])
+    assert "table.json: damaged (notes is not there); run evaluate again" in refused([str(run)])
     (run / "result.json").unlink()
     assert "not finished" in refused([str(run)])
 
@@ -455,12 +459,19 @@ CONTRASTS = """(() => {
   const behind = node => { for (; node; node = node.parentElement) {
     const colour = parts(getComputedStyle(node).backgroundColor);
     if (colour.length < 4 || colour[3] > 0) return colour; } return [255, 255, 255]; };
+  const under = node => {
+    node.scrollIntoView({block: "center"});
+    const box = node.getBoundingClientRect();
+    const fills = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2)
+      .filter(one => one.matches(".drawn path")).map(one => getComputedStyle(one).fill);
+    return fills.length && fills[0] !== "none" ? parts(fills[0]) : behind(node); };
   const poor = [];
   for (const node of document.querySelectorAll("body *")) {
     const own = [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim());
-    if (!own || node.closest("title") || node.closest("g[class^=c]") || node.classList.contains("value")) continue;
+    if (!own || node.closest("title")) continue;
     const style = getComputedStyle(node), svg = node instanceof SVGElement;
-    const [a, b] = [light(parts(svg ? style.fill : style.color)), light(behind(node))];
+    const colours = [parts(svg ? style.fill : style.color), node.closest(".drawn") ? under(node) : behind(node)];
+    const [a, b] = colours.map(light);
     const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
     if (ratio < 4.5) poor.push(`${node.tagName} ${node.textContent.slice(0, 30)}: ${ratio.toFixed(2)}`);
   }

@@ -12,18 +12,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 from safetensors.torch import load_file
 from torch import Tensor
 
-from skill_speech import InputError, compress, load_encoder, ranks
+from skill_speech import InputError, compress, load_encoder
 from skill_speech.distillation import DistillationLoss, StageConfig, make_targets
-from skill_speech.distillation.shrinking import Shrinking, worth_removing
+from skill_speech.distillation.shrinking import worth_removing
 from skill_speech.encoder import Encoder, hubert_config
 from skill_speech.pruning import (
     Budget,
@@ -42,7 +40,8 @@ from skill_speech.pruning import (
 )
 from skill_speech.pruning.cutting import Survivors, cut, selections
 from skill_speech.pruning.size import as_float
-from skill_speech.stopping import Stopped
+from skill_speech.run import ranks
+from skill_speech.run.signals import Stopped
 from tests import two_ranks
 from tests.test_compression import QUICK, SMALL, kill_at, same, speech, teacher, weights
 from tests.transformers_models import TINY, VARIANTS, build, save
@@ -118,12 +117,12 @@ def test_size_counts_what_is_gone_as_zero(tmp_path: Path) -> None:
     for widths in (Widths.expected, Widths.rounded):
         small, large = (count_parameters(one.config, widths(one)) for one in (encoder, whole))
         assert as_float(small) == pytest.approx(as_float(large), rel=1e-7)
-    penalties = [lagrangian(one, 5) for one in (encoder, whole)]
+    penalties = [lagrangian.penalty(one, 5) for one in (encoder, whole)]
     assert penalties[0][0].item() == pytest.approx(penalties[1][0].item(), rel=1e-6)
     # Smaller than what is open: some have to be closed.
     tight = Budget.of(budget_of, parameters=0.9 * as_float(count_parameters(whole.config, Widths.rounded(whole))))
     for one in (encoder, whole):
-        fix_gates(one, tight)
+        fix_gates(one, tight, missed="cut")
     assert_same_weights(prune(encoder), prune(whole))
 
 
@@ -333,11 +332,6 @@ def test_a_cut_waits_until_it_is_worth_it() -> None:
     assert [len(index) for index in worth_removing(encoder, 1e-3, budget).values()] == [32] * 4
 
 
-def test_a_sharded_student_is_refused() -> None:
-    with pytest.raises(InputError, match=r"one device or with ddp, not with FSDPStrategy; set it to 0"):
-        Shrinking().setup(SimpleNamespace(strategy=FSDPStrategy()), None, "fit")
-
-
 STAGE = StageConfig(
     steps=20,
     warmup_steps=1,
@@ -347,7 +341,13 @@ STAGE = StageConfig(
     shrink_every=2,
     shrink_below=0.3,
 )
-SHRINKING: dict[str, Any] = QUICK | {"stage1": STAGE, "sparsity": 0.6}
+# Gates that travel far enough to close for sure in twenty updates, wherever they end.
+SHRINKING: dict[str, Any] = QUICK | {
+    "stage1": STAGE,
+    "sparsity": 0.6,
+    "control": "lagrangian",
+    "missed_budget": "cut",
+}
 
 
 @pytest.fixture(scope="module")
@@ -366,14 +366,17 @@ def sizes(run: Path) -> dict[int, int]:
 
 def test_the_student_gets_smaller_in_stage_1(shrunk: Path, teacher: str) -> None:
     held = sizes(shrunk)
-    whole = attach_gates(load_encoder(teacher)).num_parameters()
-    assert held[min(held)] == whole  # not before the target is reached
+    encoder = attach_gates(load_encoder(teacher))
+    # While it is trained, the positional convolution has a magnitude for each tap beside its weight.
+    whole, taps = encoder.num_parameters(), encoder.config.positional_kernel
+    assert held[min(held)] == whole + taps  # not before the target is reached
     assert len(set(held.values())) >= 3
     assert list(held.values()) == sorted(held.values(), reverse=True)
     saved = load_file(shrunk / "stage1/student/model.safetensors")
     student = load_encoder(shrunk / "model")
     assert 0.98 * 0.4 < student.num_parameters() / load_encoder(teacher).num_parameters() <= 0.4
-    assert sum(tensor.numel() for name, tensor in saved.items() if "kept_units" not in name) == held[max(held)] < whole
+    left = sum(tensor.numel() for name, tensor in saved.items() if "kept_units" not in name)
+    assert left == held[max(held)] - taps < whole
 
 
 @pytest.mark.parametrize("step", [13, pytest.param(18, marks=pytest.mark.slow)])
@@ -382,10 +385,9 @@ def test_an_interrupted_run_goes_on_with_the_smaller_student(
     teacher: str,
     speech: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     step: int,
 ) -> None:
-    kill_at(monkeypatch, "stage1", step, teacher, speech, str(tmp_path / "run"), **SHRINKING)
+    kill_at("stage1", step, teacher, speech, str(tmp_path / "run"), **SHRINKING)
     compress(teacher, speech, str(tmp_path / "run"), **SHRINKING)
     assert same(weights(tmp_path / "run"), weights(shrunk))
     assert sizes(tmp_path / "run") == sizes(shrunk)
@@ -404,7 +406,7 @@ def test_surgery_starts_from_a_shrunken_student_alone(
 def test_settings_out_of_range_are_refused(teacher: str, speech: str, tmp_path: Path) -> None:
     for changes, message in (
         ({"shrink_every": -1}, "shrink_every is -1"),
-        ({"shrink_below": 0.9}, "between 0 and 0.5"),
+        ({"shrink_below": 0.9}, "a number from 0 to 0.5"),
     ):
         stage = StageConfig(steps=10, warmup_steps=1, sparsity_steps=2, batch_seconds=5, **changes)
         with pytest.raises(InputError, match=message):
@@ -437,7 +439,7 @@ def test_bad_numbers_on_one_rank_are_left_out_and_led_back_from_on_both(tmp_path
 @pytest.mark.slow
 def test_a_stop_signal_to_the_starter_reaches_the_ranks(tmp_path: Path) -> None:
     call = f"two_ranks.main, {{'folder': {str(tmp_path)!r}, 'steps': 100_000}}, 2"
-    code = f"from skill_speech import ranks; from tests import two_ranks; ranks.start({call})"
+    code = f"from skill_speech.run import ranks; from tests import two_ranks; ranks.start({call})"
     starter = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 240
     while not list(tmp_path.glob("stage1/checkpoints/*.ckpt")) and time.monotonic() < deadline:

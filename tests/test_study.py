@@ -17,13 +17,15 @@ pytest.importorskip("espeakng_loader")
 from lab.study.cells import _borrow_baselines, _evaluation, make_data
 from lab.study.fidelity import RIDGE, explained_variance
 from lab.study.grid import Study, merged
-from lab.study.tables import Scores, _ablations, _by_seed, _pooled, _to_base, write_tables
+from lab.study.tables import Scores, _ablations, _by_seed, _pooled, _stage1, _to_base, write_tables
 
 STUDY = Path(__file__).parents[1] / "lab" / "study" / "study.yaml"
 
 
 def record(name: str, kind: str, teacher: str, method: str, seed: int, **metrics: float) -> dict[str, Any]:
-    student = {"compress": {}, "macs": 1e8, "loss": -1.0, "clusters": None, "curves": {}}
+    gates = [[0, 0.1], [4, 0.7 + 0.01 * seed]]
+    student = {"compress": {}, "macs": 1e8, "loss": -1.0, "loss_after_surgery": -0.5 - seed / 4, "clusters": None}
+    student |= {"curves": {"stage1": {"train/sparsity_expected": gates}}}
     student |= {"fidelity": {"explained": [1.0, 0.9], "layer": [0, 1]}}
     widths = {"widths": {"channels": [4] * 7, "heads": [[0, 1], []], "units": [5, 0]}}
     return {
@@ -168,11 +170,11 @@ def test_tables_follow_from_the_records(study: Study, tmp_path: Path, monkeypatc
     )
     assert "| t | DPHuBERT | not run | 488 ± 18 (2) |" in (results / "sparsity.md").read_text()
     assert (
-        "| t | SKILL | 2 | 1M | 100M | 31.0 ± 1.4 | 725 ± 35 |  | 95.0 ± 0.0 |  |"
+        "| t | SKILL | 2 | 1M | 100M | 31.0 ± 1.4 | 725 ± 35 |  | 95.0 ± 0.0 |  | 70.5 ± 0.7 |"
         in (results / "ablations.md").read_text()
     )
     assert "Not run, 4 of 10 cells" in (results / "missing.md").read_text()
-    assert "| t | 75% | SKILL | 2 | 100.0 | 90.0 | 95.0 ± 0.0 |" in (results / "fidelity.md").read_text()
+    assert "| t | 75% | SKILL | 2 | 100.0 | 90.0 | 95.0 ± 0.0 | 70.5 ± 0.7 |" in (results / "fidelity.md").read_text()
     for name in ("headline", "sparsity", "survivors-t", "layers-t", "fidelity"):
         assert (results / f"{name}.png").stat().st_size > 5_000
     # A difference below the spread is a tie.
@@ -204,10 +206,22 @@ def test_pairs_of_a_seed_stand_above_each_other(study: Study) -> None:
     ]
     lines = _by_seed(study, students)
     assert lines[2:] == [
-        "| t | SKILL | 5 + 3 | 900, 901 | 900 ± 1 | 95.0, 95.0 | 95.0 ± 0.0 |",
-        "| t | short | 5 + 3 | not run, 901 | 901 | not run, 95.0 | 95.0 |",
+        "| t | SKILL | 5 + 3 | 900, 901 | 900 ± 1 | 95.0, 95.0 | 95.0 ± 0.0 | 70.0, 71.0 | -0.50, -0.75 |",
+        "| t | short | 5 + 3 | not run, 901 | 901 | not run, 95.0 | 95.0 | not run, 71.0 | not run, -0.75 |",
     ]
     assert _by_seed(study, []) == ["Not run."]
+
+
+def test_how_far_stage_1_got_is_said_of_the_students_from_which_most_is_removed(study: Study) -> None:
+    students = [
+        record(f"{name}{seed}", "student", "t", name, seed) for name in ("dphubert", "skill") for seed in (1, 0)
+    ]
+    lines = _stage1(study, [*students, students[0] | {"id": "less", "sparsity": 0.5}])
+    assert lines[2:] == [
+        "| t | SKILL | 0, 1 | 70.0, 71.0 | -0.50, -0.75 | -1.00, -1.00 |",
+        "| t | DPHuBERT | 0, 1 | 70.0, 71.0 | -0.50, -0.75 | -1.00, -1.00 |",
+    ]
+    assert _stage1(study, []) == ["Not run."]
 
 
 def test_a_difference_below_two_standard_errors_is_a_tie() -> None:

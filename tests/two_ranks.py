@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from skill_speech import ranks
 from skill_speech.data import AudioBatch, Position
 from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
-from skill_speech.distillation.training import run_stage
+from skill_speech.distillation.stage import Stage
 from skill_speech.encoder import Encoder, hubert_config
 from skill_speech.pruning import Budget, Lagrangian, attach_gates, find_gates
-from skill_speech.stopping import StopSignals
+from skill_speech.run import ranks
+from skill_speech.run.signals import StopSignals
 
 SHAPE = {"hidden_size": 32, "num_heads": 2, "units": 64, "channels": 16, "depth": 3}
 SHAPE |= {"positional_kernel": 8, "positional_groups": 4}
@@ -64,12 +64,12 @@ def main(folder: str, steps: int = 6, bad: range = range(0), stop_at: int | None
     module = Distillation(teacher, student, DistillationLoss(make_targets("all-layers", 3), 32), stage, lagrangian)
     before = student.num_parameters()
 
-    def on_step(step: int) -> None:
-        if step == stop_at and ranks.rank():
+    def on_step(stage: Stage) -> None:
+        if stage.state.step == stop_at and ranks.rank():
             os.kill(os.getpid(), signal.SIGUSR1)
 
     with StopSignals() as stop:
-        outcome = run_stage(
+        outcome = Stage(
             module,
             lambda start, rank, world_size: Noise(start, rank, bad),
             None,
@@ -80,7 +80,7 @@ def main(folder: str, steps: int = 6, bad: range = range(0), stop_at: int | None
             checkpoint_every=4,
             stop=stop,
             on_step=on_step,
-        )
+        ).run()
     weights = {name: weight.detach().clone() for name, weight in module.named_parameters()}
     layers = [(len(layer.heads), layer.units) for layer in module.student.config.layers]
     kept = {"weights": weights, "before": before, "layers": layers}

@@ -18,7 +18,7 @@ import soxr
 from lab.corpora.channel import Audio, Channel, at_level, coloured_noise
 from lab.espeak import Voice, Word, espeak
 from lab.speech import SAMPLE_RATE
-from skill_speech.progress import Meter
+from skill_speech.run.progress import Meter
 
 Result = TypeVar("Result", covariant=True)
 

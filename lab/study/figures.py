@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from skill_speech.evaluation.published import COLUMNS, Column
-from skill_speech.reporting.figures import dendrogram, layer_weight_map, save_figure, similarity_map
+from skill_speech.figures.output import save_figure
+from skill_speech.figures.plots import dendrogram, layer_weight_map, similarity_map
 from skill_speech.similarity import cluster_layers
 
 Record = dict[str, Any]
@@ -62,7 +63,7 @@ def draw_figures(
         weights = [one["layer_weights"] for one in records if one["kind"] == "teacher" and one["teacher"] == teacher]
         averaged = {task: np.mean([one[task] for one in weights], axis=0).tolist() for task in weights[0]}
         title = f"Hidden states of {teacher} that each task reads"
-        figures[f"layers-{teacher}"] = layer_weight_map(averaged, title, note, single=("qbe",))
+        figures[f"layers-{teacher}"] = layer_weight_map(teacher, averaged, title, note)
     if calibration is not None:
         for name, values in calibration["teachers"].items():
             cka_LL = np.array(values["cka"])

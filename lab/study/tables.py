@@ -24,6 +24,9 @@ from skill_speech.similarity import cluster_layers, equal_partition
 Record = dict[str, Any]
 
 NAMES = {"skill": "SKILL", "dphubert": "DPHuBERT"}
+GATES = "sparsity at the end of stage 1, %"
+"""Title of what the gates had come to when surgery cut the rest."""
+
 MARGIN = 0.1
 """A task counts in the score where the teacher is better than filterbanks by this share of their measure."""
 
@@ -96,6 +99,7 @@ def write_tables(study: Study, results: Path) -> None:
         "summary": _summary(of_group.get("headline", [])),
         "sparsity": _sparsity(study, of_group.get("sparsity", [])),
         "ablations": _ablations(study, of_group.get("ablations", [])),
+        "stage1": _stage1(study, [*of_group.get("sparsity", []), *of_group.get("early-surgery", [])]),
         "early-surgery": _by_seed(study, of_group.get("early-surgery", [])),
         "fidelity": _fidelity(records),
         "calibration": _calibration(calibration),
@@ -230,8 +234,8 @@ def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
     students = [record for record in records if record["kind"] == "student"]
     columns = [column for column in _columns(students) if column.task in students[0]["tasks"]]
     titles = ["teacher", "variant", "seeds", "params", "MACs/s", *(column.title for column in columns)]
-    lines = [_row([*titles, "score ↑", "to SKILL", "known of the teacher, % ↑", "to SKILL"])]
-    lines.append(_row(["---"] * 2 + ["---:"] * (len(titles) + 2)))
+    lines = [_row([*titles, "score ↑", "to SKILL", "known of the teacher, % ↑", "to SKILL", GATES])]
+    lines.append(_row(["---"] * 2 + ["---:"] * (len(titles) + 3)))
     by_variant: dict[tuple[str, str], list[Record]] = {}
     for one in students:
         by_variant.setdefault((one["teacher"], one["method"]), []).append(one)
@@ -248,7 +252,7 @@ def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
             own_size = any(one["sparsity"] is None for one in mine)  # not to be compared with students of another
             said = "" if method == "skill" or own_size else _to_base(values, base, spread, digits)
             cells += [_spread([*values.values()], digits), said]
-        lines.append(_row(cells))
+        lines.append(_row([*cells, _spread([*_gates_of(mine).values()], 1)]))
     return [
         *lines,
         "",
@@ -265,6 +269,7 @@ def _by_seed(study: Study, records: Sequence[Record]) -> list[str]:
     seeds = sorted({one["seed"] for one in students})
     numbered = ", ".join(map(str, seeds))
     titles = [f"score of seeds {numbered} ↑", "mean", f"known of the teacher, %, of seeds {numbered} ↑", "mean"]
+    titles += [f"{GATES}, of seeds {numbered}", "loss after surgery ↓"]
     lines = [_row(["teacher", "variant", "updates", *titles]), _row([*["---"] * 3, *["---:"] * len(titles)])]
     order = list(study.variants)
     for teacher, method in sorted(
@@ -274,10 +279,39 @@ def _by_seed(study: Study, records: Sequence[Record]) -> list[str]:
         cells = [teacher, NAMES.get(method, method)]
         cells.append(" + ".join(str(mine[0]["compress"][stage]["steps"]) for stage in ("stage1", "stage2")))
         for values, digits in ((_scores_of(mine), 0), (_known_of(mine), 1)):
-            cells.append(", ".join(_number(values.get(seed), digits) or "not run" for seed in seeds))
+            cells.append(_each(values, seeds, digits))
             cells.append(_spread([*values.values()], digits))
+        cells.append(_each(_gates_of(mine), seeds, 1))
+        cells.append(_each({one["seed"]: one["loss_after_surgery"] for one in mine}, seeds, 2))
         lines.append(_row(cells))
     return lines
+
+
+def _stage1(study: Study, records: Sequence[Record]) -> list[str]:
+    """How far stage 1 got in the students from which most is removed, and what it cost to cut the rest."""
+    students = {one["id"]: one for one in records if one["kind"] == "student" and one["sparsity"] is not None}
+    if not students:
+        return ["Not run."]
+    most = max(one["sparsity"] for one in students.values())
+    mine = [one for one in students.values() if one["sparsity"] == most]
+    order = list(study.variants)
+    lines = [_row([f"{most:.0%} removed", "variant", "seeds", GATES, "loss after surgery ↓", "loss at the end ↓"])]
+    lines.append(_row(["---"] * 6))
+    for teacher, method in sorted(
+        {(one["teacher"], one["method"]) for one in mine}, key=lambda key: (key[0], order.index(key[1]))
+    ):
+        same = [one for one in mine if (one["teacher"], one["method"]) == (teacher, method)]
+        seeds = sorted(one["seed"] for one in same)
+        cells = [teacher, NAMES.get(method, method), ", ".join(map(str, seeds)), _each(_gates_of(same), seeds, 1)]
+        for loss in ("loss_after_surgery", "loss"):
+            cells.append(_each({one["seed"]: one[loss] for one in same}, seeds, 2))
+        lines.append(_row(cells))
+    return lines
+
+
+def _each(values: Mapping[int, float], seeds: Sequence[int], digits: int) -> str:
+    """Seed by seed."""
+    return ", ".join(_number(values.get(seed), digits) or "not run" for seed in seeds)
 
 
 def _to_base(values: Mapping[int, float], base: Mapping[int, float], spread: float | None, digits: int) -> str:
@@ -311,6 +345,19 @@ def _known_of(records: Sequence[Record]) -> dict[int, float]:
     return {one["seed"]: 100 * mean(one["fidelity"]["explained"]) for one in records if "fidelity" in one}
 
 
+def _gates_of(records: Sequence[Record]) -> dict[int, float]:
+    """Per cent of the teacher's parameters that the gates had removed at the last look of stage 1, by seed.
+
+    Of a budget of MACs the gates' share is one of MACs and is left out.
+    """
+    curves = {
+        one["seed"]: one.get("curves", {}).get("stage1", {}).get("train/sparsity_expected")
+        for one in records
+        if one["sparsity"] is not None
+    }
+    return {seed: 100 * curve[-1][1] for seed, curve in curves.items() if curve}
+
+
 def _tasks(records: Sequence[Record]) -> str:
     return f"Scores over {', '.join(name.upper() for name in records[0]['tasks'])}." if records else ""
 
@@ -318,19 +365,21 @@ def _tasks(records: Sequence[Record]) -> str:
 def _fidelity(records: Sequence[Record]) -> list[str]:
     """Per cent of the variance of every teacher layer that a student explains, means over the seeds."""
     groups: dict[tuple[str, str, float], list[list[float]]] = {}
+    gates: dict[tuple[str, str, float], list[float]] = {}
     for one in records:
         if one["kind"] == "student" and "fidelity" in one and one["method"] in NAMES:
             key = (one["teacher"], one["method"], one["sparsity"])
             groups.setdefault(key, []).append(one["fidelity"]["explained"])
+            gates.setdefault(key, []).extend(_gates_of([one]).values())
     if not groups:
         return ["Not run."]
     layers = range(max(len(curve) for curves in groups.values() for curve in curves))
-    lines = [_row(["teacher", "removed", "method", "seeds", *(f"h_{layer}" for layer in layers), "mean"])]
-    lines.append(_row(["---", "---:", "---"] + ["---:"] * (len(layers) + 2)))
+    lines = [_row(["teacher", "removed", "method", "seeds", *(f"h_{layer}" for layer in layers), "mean", GATES])]
+    lines.append(_row(["---", "---:", "---"] + ["---:"] * (len(layers) + 3)))
     for teacher, method, share in sorted(groups, key=lambda key: (key[0], key[2], key[1] != "skill")):
         curves = groups[teacher, method, share]
         numbers = [_number(100 * mean(values), 1) for values in zip(*curves, strict=True)]
-        numbers.append(_spread([100 * mean(curve) for curve in curves], 1))
+        numbers += [_spread([100 * mean(curve) for curve in curves], 1), _spread(gates[teacher, method, share], 1)]
         lines.append(_row([teacher, f"{share:.0%}", NAMES[method], str(len(curves)), *numbers]))
     return lines
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .evaluation import Evaluation, evaluate
     from .exporting import export, register
-    from .inference import optimize
+    from .kernels import optimize
     from .profiling import profile
     from .reporting import report
 
@@ -31,7 +31,7 @@ _HOMES = {
     "export": "exporting",
     "evaluate": "evaluation",
     "load_encoder": "checkpoints",
-    "optimize": "inference",
+    "optimize": "kernels",
     "prepare": "data",
     "profile": "profiling",
     "register": "exporting",

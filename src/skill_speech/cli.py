@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from dataclasses import is_dataclass
+from typing import Any, NoReturn, get_type_hints
 
-from jsonargparse import ActionYesNo, ArgumentParser
+import yaml
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace, get_loader, set_loader
 from rich.console import Console
 
-from .errors import InputError
-from .progress import log_to_terminal
-from .stopping import Stopped
+from .errors import InputError, printable
+from .run.progress import log_to_terminal, print_error, terminal
+from .run.signals import Stopped
+from .yaml_values import refuse_repetition
 
 EXAMPLES = {
     "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
@@ -33,19 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0; 2 for a user's mistake; 130 when interrupted; when told to stop, 143 by SIGTERM and 138 by
         SIGUSR1.
     """
-    arguments = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        return _run(arguments)
+        return _run([_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"skill-speech: {error}", style="bold red", markup=False, highlight=False
-        )
+        print_error(str(error))
         return 2
     except KeyboardInterrupt:
-        Console(stderr=True).print("\nstopped; the same command goes on from the last checkpoint")
+        terminal().print("\nstopped: rerun the same command to resume from the last checkpoint")
         return 130
     except Stopped as stop:
-        Console(stderr=True).print(f"\nstopped by {stop}; the same command goes on from here")
+        terminal().print(f"\nstopped by {stop}: rerun the same command to resume")
         return 128 + stop.signum
 
 
@@ -60,21 +61,52 @@ def _run(arguments: Sequence[str]) -> int:
     asked = parser.asked = next((word for word in arguments if not word.startswith("-")), "")
     for name, help_text in EXAMPLES.items():
         commands.add_subcommand(name, _parser(name) if name == asked else _Parser(), help=help_text)
-    parsed = parser.parse_args(list(arguments))
-    name = parsed.subcommand
-    # jsonargparse 4.49 has a new name for it and warns of the old one.
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    values = instantiate(parsed)[name].as_dict()
-    values.pop("config", None)
+    name, values = _values(parser, arguments)
     log_to_terminal()
     function, show = _command(name)
     return show(function(**values))
 
 
+def _values(parser: _Parser, arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The subcommand, and the arguments of its function."""
+    try:
+        parsed = parser.parse_args(list(arguments))
+    except RecursionError:
+        parser.error("the settings are nested too deeply, or contain themselves")
+    except OverflowError:  # of a whole number where a fraction is wanted
+        parser.error("one of the settings is too large a number")
+    name = parsed.subcommand
+    for key, kind in get_type_hints(_command(name)[0]).items():
+        if key != "return" and is_dataclass(kind) and not isinstance(parsed[name][key], Namespace):
+            parser.error(f"{key} is {parsed[name][key]}; it must be settings with names of their own")
+    # jsonargparse 4.49 has a new name for it and warns of the old one.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    values = instantiate(parsed)[name].as_dict()
+    values.pop("config", None)
+    return name, values
+
+
 def _with_underscores(word: str) -> str:
     """`--cache-gb=50` as `--cache_gb=50`: options are the functions' arguments, typed either way."""
+    try:
+        os.fsencode(word)  # which takes what a terminal can give, of any encoding
+    except UnicodeEncodeError:
+        raise InputError(f"{word[:60]}: half a character is in it, as nothing has that can be named") from None
     option, equals, value = word.partition("=")
     return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
+SETTINGS = "settings"
+"""What the parser calls the way in which it reads values and files of settings."""
+
+
+def _load(text: str) -> Any:
+    refuse_repetition(text)
+    return get_loader("yaml")(text)
+
+
+# PyYAML raises the latter, too, of a whole number with thousands of digits or a day that no month has.
+set_loader(SETTINGS, _load, (yaml.YAMLError, ValueError))
 
 
 class _Parser(ArgumentParser):
@@ -83,7 +115,7 @@ class _Parser(ArgumentParser):
     asked = ""  # the subcommand, where this is the parser of the whole command line
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(**{"allow_abbrev": False, "parser_mode": SETTINGS} | options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise InputError."""
@@ -130,14 +162,15 @@ def _parser(name: str) -> Any:
     positional = {"import": "source", "profile": "model", "export": "model"}.get(name)
     if positional:
         parser.add_argument(positional, type=str, help=_help_of(function, positional))
-    parser.add_function_arguments(function, as_group=False, skip={positional} if positional else None)
+    # on_step is for programs.
+    parser.add_function_arguments(function, as_group=False, skip={positional} if positional else {"on_step"})
     return parser
 
 
 def _help_of(function: Callable[..., Any], name: str) -> str | None:
     """What the docstring says of an argument."""
     reader = _Parser()
-    reader.add_function_arguments(function, as_group=False)
+    reader.add_function_arguments(function, as_group=False, skip={"on_step"})
     return next((action.help for action in reader._actions if action.dest == name), None)
 
 
@@ -171,16 +204,20 @@ def _command(name: str) -> tuple[Callable[..., Any], Callable[[Any], int]]:
     return (analyze, _show_clusters) if name == "analyze" else (compress, _show_result)
 
 
+def _print(line: str) -> None:
+    """A line with names in it on stdout, as long as it is; a name cannot make anything else of it."""
+    Console().print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
 def _show_cuts(cuts: Any) -> int:
     return 0  # the log has said how many there are; going through them again takes minutes for a large corpus
 
 
 def _show_import(result: Any) -> int:
-    from .reporting.tables import import_table
+    from .tables import import_table
 
-    console = Console()
-    console.print(import_table(result))
-    console.print(f"encoder: {result.folder}", markup=False, highlight=False, soft_wrap=True)
+    Console().print(import_table(result))
+    _print(f"encoder: {result.folder}")
     return 0
 
 
@@ -191,48 +228,45 @@ def _show_clusters(clusters: Any) -> int:
 
 
 def _show_profiles(profiles: Sequence[Any]) -> int:
-    from .reporting.tables import profile_table
+    from .tables import profile_table
 
     Console().print(profile_table(profiles))
     return 0
 
 
 def _show_export(export: Any) -> int:
-    from .reporting.tables import measurement_table
+    from .tables import measurement_table
 
-    console = Console()
     if export.measurements:
-        console.print(measurement_table(export.measurements))
+        Console().print(measurement_table(export.measurements))
     where = f"{export.folder}" if export.address is None else f"{export.folder}, {export.address}"
     size = f"{export.size / 1e6:.1f} MB; README.md says how to load it"
-    console.print(f"{export.format}: {where} ({size})", markup=False, highlight=False, soft_wrap=True)
+    _print(f"{export.format}: {where} ({size})")
     return 0
 
 
 def _show_evaluation(evaluation: Any) -> int:
-    from .reporting.tables import evaluation_table
+    from .tables import evaluation_table
 
-    console = Console()
-    console.print(evaluation_table(evaluation.table))
-    console.print(f"{evaluation.folder / 'table.md'}", markup=False, highlight=False, soft_wrap=True)
+    Console().print(evaluation_table(evaluation.table))
+    _print(f"{evaluation.folder / 'table.md'}")
     return 0
 
 
 def _show_report(path: Any) -> int:
-    print(path)
+    _print(f"{path}")
     return 0
 
 
 def _show_result(result: Any) -> int:
-    from .reporting.tables import result_table
+    from .tables import result_table
 
-    console = Console()
     if result.already_done:
-        console.print(f"{result.folder} is finished; nothing was done", markup=False)
-    console.print(result_table(result))
-    console.print(f"student: {result.folder / 'model'}", markup=False, highlight=False, soft_wrap=True)
+        _print(f"{result.folder} is finished; nothing was done")
+    Console().print(result_table(result))
+    _print(f"student: {result.folder / 'model'}")
     if (result.folder / "report.html").exists():
-        console.print(f"report: {result.folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        _print(f"report: {result.folder / 'report.html'}")
     return 0
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What a system says where there is no room: on the disk, in a quota, or below a limit of a file's size."""
 
 LEFTOVER = re.compile(r"\.\d+\..+")
 """Names of temporary files: a dot, the process that writes them, and the name they are to have."""
@@ -22,13 +27,18 @@ LEFTOVER = re.compile(r"\.\d+\..+")
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, that file is synced and takes its place.
 
-    The temporary name keeps the suffix, because some writers choose a format by it.
+    The temporary name keeps the suffix, because some writers choose a format by it. Who may read the file is what the
+    umask says, whatever the writer thinks of it.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary.touch()
+    mode = stat.S_IMODE(temporary.stat().st_mode)
+    temporary.unlink()  # some writers take no file that exists
     try:
         yield temporary
+        _set_mode(temporary, mode)
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -40,23 +50,33 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; when the block ends well, that folder takes its place.
 
+    Who may read what is in it is what the umask says, whatever the writers think of it.
+
     Raises:
         InputError: something is there already.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # the working folder's own name, for one, is not in "."
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     temporary.mkdir()
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
         for inside in temporary.rglob("*"):
+            # safetensors, for one, writes files that only their owner can read.
+            _set_mode(inside, mode if inside.is_dir() else mode & 0o666)
             _sync(inside)
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if stat.S_IMODE(path.stat().st_mode) != mode:  # some file systems have one mode for all and refuse to change it
+        path.chmod(mode)
 
 
 def _sync(path: Path) -> None:
@@ -85,6 +105,29 @@ def refuse_existing(path: str | os.PathLike[str]) -> None:
         raise InputError(f"{path}: there already; remove it or give another folder")
 
 
+def read_json(path: Path, most: int | None = None) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Args:
+        path: the file.
+        most: bytes that it may have, where somebody else wrote it.
+
+    Raises:
+        InputError: the file cannot be read, is too large, or holds no JSON object.
+    """
+    try:
+        if most is not None and path.stat().st_size > most:
+            raise InputError(f"{path}: larger than {most >> 20} MiB, which no such file is; get it again")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise InputError(f"{path}: cannot be read as JSON (nested too deeply)") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return values
+
+
 def write_json(path: str | os.PathLike[str], values: Any) -> None:
     """Write `values` as indented JSON, atomically."""
     with atomic_write(path) as temporary:
@@ -95,6 +138,28 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def not_written(path: str | os.PathLike[str], error: OSError) -> InputError:
+    """What to tell a user of a file or a folder that could not be written."""
+    if error.errno in FULL:
+        return InputError(f"{path}: the disk is full; make room and rerun the same command to resume")
+    return InputError(f"{path}: cannot be written ({error.strerror}); choose another --output")
+
+
+@contextmanager
+def refuse_full_disk(folder: Path) -> Iterator[None]:
+    """In this block a full disk is a user's mistake, whatever was being written; `folder` is where that is.
+
+    Raises:
+        InputError: instead of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise not_written(folder, error) from None
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:

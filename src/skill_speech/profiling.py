@@ -14,13 +14,17 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from .errors import InputError
+from .limits import check_options
+from .run.progress import log_to_terminal
+from .timing import clock
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from .encoder import Encoder
-    from .inference import OptimizedEncoder
+    from .kernels import OptimizedEncoder
+
 
 REST = "norms and the rest"
 """What a forward pass does between its components."""
@@ -95,7 +99,12 @@ class Profile:
 
 
 def profile(
-    model: str, compare: str | None = None, *, seconds: float = 10.0, threads: int | None = None
+    model: str,
+    compare: str | None = None,
+    *,
+    seconds: float = 10.0,
+    threads: int | None = None,
+    times: str | None = None,
 ) -> list[Profile]:
     """Measure a model, and another one beside it, each in a process of its own.
 
@@ -104,6 +113,8 @@ def profile(
         compare: another model, its teacher say.
         seconds: length of the utterance that is encoded.
         threads: CPU threads; by default as many as torch takes.
+        times: where to write a table of what the model's components take at several widths, a JSON file: `compress
+            --times` aims at the speed of this machine with it.
 
     Returns:
         One profile per model, the first model first.
@@ -111,11 +122,9 @@ def profile(
     Raises:
         InputError: a model that cannot be loaded; an utterance shorter than a frame.
     """
-    if not 0.025 <= seconds <= 600:
-        raise InputError(f"seconds is {seconds:g}; it must lie between 0.025 (one frame) and 600")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; it must be at least 1")
-    return [_in_own_process(source, seconds, threads) for source in (model, compare) if source is not None]
+    check_options(profile, dict(locals()))
+    first = _in_own_process(model, seconds, threads, times)
+    return [first] if compare is None else [first, _in_own_process(compare, seconds, threads)]
 
 
 def time_components(encoder: OptimizedEncoder, waveform_BT: torch.Tensor, repeats: int = 5) -> Timing:
@@ -128,7 +137,7 @@ def time_components(encoder: OptimizedEncoder, waveform_BT: torch.Tensor, repeat
     handles = []
     for name, modules in _components(encoder).items():
         for module in modules:
-            handles += _clock(module, name, spent)
+            handles += clock(module, name, spent)
     best: dict[str, float] | None = None
     try:
         for number in range(repeats + 1):
@@ -158,20 +167,6 @@ def _components(optimized: OptimizedEncoder) -> dict[str, list[nn.Module]]:
     }
 
 
-def _clock(module: nn.Module, name: str, spent: dict[str, float]) -> list[torch.utils.hooks.RemovableHandle]:
-    """Add the time of every call of a module to what its component has spent."""
-    started = 0.0
-
-    def before(*_: object) -> None:
-        nonlocal started
-        started = time.perf_counter()
-
-    def after(*_: object) -> None:
-        spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
-
-    return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-
-
 def measure(encoder: Encoder, model: str, seconds: float = 10.0, repeats: int = 5) -> Profile:
     """Profile of an encoder that is in memory, without its memory.
 
@@ -180,13 +175,19 @@ def measure(encoder: Encoder, model: str, seconds: float = 10.0, repeats: int = 
         model: what to call it.
         seconds: length of the utterance.
         repeats: how many times it is encoded; the median counts.
+
+    Raises:
+        InputError: an utterance shorter than a frame.
     """
     import torch
 
     from .pruning import Widths, macs_by_component, parameters_by_component
 
     widths = Widths.of(encoder.config)
-    waveform_BT = torch.randn(1, round(seconds * encoder.config.sampling_rate))
+    rate, shortest = encoder.config.sampling_rate, encoder.config.receptive_field
+    if round(seconds * rate) < shortest:
+        raise InputError(f"{model}: needs {shortest / rate:g} s for one frame, and is given {seconds:g} s")
+    waveform_BT = torch.randn(1, round(seconds * rate))
     times = []
     with torch.inference_mode():
         for _ in range(repeats + 1):
@@ -214,23 +215,24 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _in_own_process(source: str, seconds: float, threads: int | None) -> Profile:
-    command = [sys.executable, "-m", "skill_speech.profiling", source, str(seconds), str(threads or 0)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 2:
-        raise InputError(done.stderr.strip().splitlines()[-1])
+def _in_own_process(source: str, seconds: float, threads: int | None, times: str | None = None) -> Profile:
+    command = [sys.executable, "-m", "skill_speech.profiling", source, str(seconds), str(threads or 0), times or ""]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # warnings go to the terminal
+    lines = done.stdout.splitlines()
+    if done.returncode not in (0, 2) or not lines:
+        raise RuntimeError(f"profiling {source} failed with status {done.returncode}")
+    values = json.loads(lines[-1])
     if done.returncode:
-        raise RuntimeError(f"profiling {source} failed:\n{done.stderr}")
-    values = json.loads(done.stdout.splitlines()[-1])
+        raise InputError(values["error"])
     return Profile(**(values | {"timings": tuple(Timing(**timing) for timing in values["timings"])}))
 
 
-def _main(source: str, seconds: float, threads: int) -> None:
+def _main(source: str, seconds: float, threads: int, times: str) -> None:
     import torch
 
     from .checkpoints import load_encoder
     from .hardware import multiplies_bfloat16
-    from .inference import Precision, optimize
+    from .kernels import Precision, optimize
 
     if threads:
         torch.set_num_threads(threads)
@@ -246,6 +248,14 @@ def _main(source: str, seconds: float, threads: int) -> None:
     values["timings"] = [
         asdict(time_components(optimize(copy.deepcopy(encoder), precision), waveform_BT)) for precision in precisions
     ]
+    if times:
+        from .timing import measure_times, write_times
+
+        table = measure_times(encoder, seconds)
+        try:
+            write_times(Path(times), table)
+        except OSError as error:
+            raise InputError(f"{times}: cannot be written ({error.strerror})") from None
     print(json.dumps(values))
 
 
@@ -255,8 +265,9 @@ def short_name(source: str) -> str:
 
 
 if __name__ == "__main__":
+    log_to_terminal()
     try:
-        _main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
+        _main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(json.dumps({"error": str(error)}))
         sys.exit(2)

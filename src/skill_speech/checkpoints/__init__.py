@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from ..encoder import Encoder
-from ..errors import InputError
+from ..kernels import attach_kernels
 from .checkpoint import Checkpoint
-from .hugging_face import commit_of, load_hugging_face
+from .hugging_face import commit_of, load_hugging_face, refuse_adapter
 from .importing import ImportResult, import_encoder
-from .native import is_native, load_native
+from .model_files import ModelFiles
+from .native import is_native, load_native, read_direction_norm, save_direction_norm
 from .single_file import load_file
 from .torchaudio import save_torchaudio
 
@@ -23,8 +25,11 @@ __all__ = [
     "import_encoder",
     "load_encoder",
     "read_checkpoint",
+    "read_direction_norm",
     "resolve_revision",
+    "save_direction_norm",
     "save_torchaudio",
+    "warn_of_assumptions",
 ]
 
 logger = logging.getLogger(__name__)
@@ -40,7 +45,7 @@ def load_encoder(
     length_aware: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Encoder:
-    """An encoder in evaluation mode from wherever it is.
+    """An encoder in evaluation mode from wherever it is, with the operations for CPUs attached (`attach_kernels`).
 
     Args:
         source: a folder of ours or of Transformers (any head: its encoder is taken), a weights file in such a folder, a
@@ -57,36 +62,40 @@ def load_encoder(
     """
     checkpoint = read_checkpoint(source, revision=revision, dtype=dtype)
     encoder = checkpoint.encoder.to(dtype)
-    if checkpoint.assumed:
-        logger.warning("%s does not say, and is taken to have: %s", source, "; ".join(checkpoint.assumed))
+    warn_of_assumptions(os.fspath(source), checkpoint.assumed)
     if length_aware:
-        weights = encoder.state_dict()
-        encoder = Encoder(encoder.config.replace(length_aware=True)).to(dtype)
-        encoder.load_state_dict(weights)
-    return encoder.eval()
+        encoder = Encoder.of(encoder.config.replace(length_aware=True), encoder.state_dict()).to(dtype)
+    return attach_kernels(encoder).eval()
 
 
 def read_checkpoint(
     source: str | os.PathLike[str], *, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> Checkpoint:
-    """The encoder of a source with what is to be known of it; `load_encoder` says what a source may be.
+    """The encoder of a source, as of `load_encoder`, with what is to be known of it.
 
     Our own format comes in `dtype`, all others in float32.
 
     Raises:
         InputError: nothing there, unknown architecture, damaged or unfitting files.
     """
+    checkpoint = _read_checkpoint(source, revision, dtype)
+    attach_kernels(checkpoint.encoder)
+    return checkpoint
+
+
+def _read_checkpoint(source: str | os.PathLike[str], revision: str | None, dtype: torch.dtype) -> Checkpoint:
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.name not in IN_FOLDER or not (path.parent / "config.json").is_file():
             return load_file(path)
         path = path.parent
-    _refuse_missing(source)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise InputError(f"{path}: no config.json there; give a folder that Transformers or skill-speech wrote")
-    if path.is_dir() and is_native(path):
-        return Checkpoint(load_native(path, dtype).eval(), "skill-speech")
-    return load_hugging_face(str(path) if path.exists() else os.fspath(source), revision, dtype)
+    if not os.path.isdir(path):
+        return load_hugging_face(os.fspath(source), revision, dtype)
+    refuse_adapter(ModelFiles(str(path)))
+    if is_native(path):
+        encoder = load_native(path, dtype).eval()
+        return Checkpoint(encoder, "skill-speech", direction_norm_K=read_direction_norm(path, encoder.config))
+    return load_hugging_face(str(path), revision, dtype)
 
 
 def resolve_revision(source: str | os.PathLike[str], revision: str | None) -> str | None:
@@ -97,13 +106,11 @@ def resolve_revision(source: str | os.PathLike[str], revision: str | None) -> st
     Raises:
         InputError: nothing there, no such revision, or the hub cannot be reached.
     """
-    path = Path(source)
-    _refuse_missing(source)
-    return None if path.exists() else commit_of(os.fspath(source), revision)
+    return None if os.path.exists(source) else commit_of(os.fspath(source), revision)
 
 
-def _refuse_missing(source: str | os.PathLike[str]) -> None:
-    """Raise InputError for what can only be a path, and is not there."""
-    path = Path(source)
-    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or os.fspath(source).startswith((".", "~"))):
-        raise InputError(f"{source}: no such file or folder")
+@lru_cache
+def warn_of_assumptions(source: str, assumed: tuple[str, ...]) -> None:
+    """Say, once for each source, what it does not."""
+    if assumed:
+        logger.warning("warning: %s does not state everything; assumed: %s", source, "; ".join(assumed))

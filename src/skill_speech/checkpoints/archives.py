@@ -6,6 +6,7 @@ Tensors are views of the file mapped into memory, so that nothing larger than th
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import zipfile
@@ -19,7 +20,14 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .pickles import Constructors, DamagedError, Name, read_pickle
+from .pickles import Constructors, DamagedError, Name, UnsupportedError, read_pickle
+
+# What tensors are built of. Quantised ones are not: a file that lies about them crashes the process.
+DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
+MAX_AXES = 16
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 ZIP_MAGIC = b"PK\x03\x04"
@@ -28,8 +36,6 @@ STORAGES = {
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
     "CharStorage": torch.int8,
-    "ComplexDoubleStorage": torch.complex128,
-    "ComplexFloatStorage": torch.complex64,
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -63,6 +69,8 @@ def read_archive(path: Path) -> Any:
             if content[:4] == ZIP_MAGIC:
                 return _read_zip(file, content, str(path))
             return _read_legacy(content, str(path))
+    except UnsupportedError as error:
+        raise InputError(f"{path}: {error}; save the model in float32 first") from None
     # What a damaged directory is to zipfile depends on where it is damaged.
     except (
         ValueError,
@@ -84,6 +92,8 @@ def _reason(error: Exception) -> str:
 def _read_zip(file: Any, content: mmap, source: str) -> Any:
     archive = zipfile.ZipFile(file)
     members = {info.filename: info for info in archive.infolist()}
+    if sum(info.compress_size for info in members.values()) > len(content):
+        raise DamagedError("its members overlap")
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise DamagedError("it holds no data.pkl")
@@ -154,7 +164,7 @@ def _read_legacy(content: mmap, source: str) -> Any:
     # The storages come last, and how long an element is stands in the pickle before: read it once for the types alone.
     read_pickle(content, dict.fromkeys(_REBUILDERS, lambda *arguments: None), persistent, source)
     keys = read_pickle(content, {}, nothing, source)
-    if not isinstance(keys, list):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise DamagedError("its list of storages is missing")
     for key in keys:
         if key not in storages:
@@ -177,7 +187,7 @@ def _storage_reference(reference: Any) -> tuple[torch.dtype, str, int]:
         raise DamagedError("its pickle refers to something that is no storage")
     _, kind, key, _, count = reference[:5]
     if not isinstance(kind, Name) or kind.name not in STORAGES:
-        raise DamagedError("it has a storage of an unknown type")
+        raise UnsupportedError(f"tensors of {getattr(kind, 'name', None)} are not supported")
     if not isinstance(key, str) or not isinstance(count, int) or count < 0:
         raise DamagedError("its pickle refers to a storage without key or length")
     return STORAGES[kind.name], key, count
@@ -194,19 +204,22 @@ def _rebuild_typed(
     storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, kind: Any, *rest: Any
 ) -> Tensor:
     """As `_rebuild`, of bytes whose type is named beside."""
-    dtype = getattr(torch, kind.name, None) if isinstance(kind, Name) and kind.module == "torch" else None
-    if not isinstance(storage, Storage) or storage.data is None or not isinstance(dtype, torch.dtype):
+    if not isinstance(storage, Storage) or storage.data is None or not isinstance(kind, Name):
         raise DamagedError("its pickle makes a tensor of something that is no storage")
+    dtype = next((dtype for dtype in DTYPES if str(dtype) == kind.full), None)
+    if dtype is None:
+        raise UnsupportedError(f"tensors of {kind.full} are not supported")
     return _view(storage.data, dtype, offset, size, stride)
 
 
 def _view(data: memoryview, dtype: torch.dtype, offset: Any, size: Any, stride: Any) -> Tensor:
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(isinstance(number, int) and number >= 0 for number in numbers):
+    if len(size) != len(stride) or len(size) > MAX_AXES:
+        raise DamagedError("it has a tensor without proper sizes and strides")
+    if not all(isinstance(number, int) and number >= 0 for number in (offset, *size, *stride)):
         raise DamagedError("it has a tensor without proper sizes and strides")
     if 0 in size:
-        # Bounded like the rest: what is empty by one size must not be huge by another.
-        if any(length > 2**32 for length in size):
+        # Bounded like the rest: what is empty by one size must not be huge by the others.
+        if math.prod(length for length in size if length) > 2**32:
             raise DamagedError("it has a tensor of an impossible size")
         return torch.empty(size, dtype=dtype)
     held = len(data) // dtype.itemsize

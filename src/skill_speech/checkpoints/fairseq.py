@@ -16,10 +16,10 @@ from ..encoder import ConvConfig, EncoderConfig, full_layers
 from ..encoder.config import BASE_CONVS
 from ..errors import InputError
 from .checkpoint import Checkpoint
-from .hugging_face import convert_weights
+from .hugging_face import convert_weights, direction_norm
 from .settings import Settings, plain
 from .torchaudio import INPUT_NORM_EPS
-from .weights import StateDict, build
+from .weights import StateDict, as_state_dict, build
 
 # fairseq's names of models ("_name", or "arch" in older files), with what was fine-tuned of them.
 FAMILIES = {
@@ -32,6 +32,7 @@ TELLTALES = {"average_top_k_layers": "data2vec_audio", "label_rate": "hubert", "
 ACTIVATIONS = {"gelu": "gelu", "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "relu": "relu", "swish": "silu"}
 NORMS = {"default": "group", "layer_norm": "layer"}
 MAX_CONVS = 64
+QUERY = "encoder.layers.0.self_attn.q_proj.weight"
 
 # Transformers' names to fairseq's, first match wins. Index 2 of a convolution is its norm, behind the dropout.
 RENAMES = [
@@ -62,20 +63,24 @@ def load_fairseq(values: dict[Any, Any], source: str) -> Checkpoint:
     weights = values.get("model_weight", values.get("model"))
     if not isinstance(weights, dict):
         raise InputError(f"{source}: there are no weights in it")
-    tensors = _of_encoder(weights, source)
+    tensors = _of_encoder(as_state_dict(weights, source), source)
     family = "wavlm" if written == "WavLM" else _family(model)
     config = encoder_config(model, task, family, tensors)
-    if "post_extract_proj.weight" not in tensors and _width(tensors.get("layer_norm.weight")) == config.hidden_size:
+    width = config.hidden_size
+    # Not before a weight of that size is seen: its size is the square of the width.
+    square = isinstance(query := tensors.get(QUERY), torch.Tensor) and query.shape == (width, width)
+    if square and "post_extract_proj.weight" not in tensors and _width(tensors.get("layer_norm.weight")) == width:
         # Where the widths are equal there is no projection, and the identity is the same.
-        tensors["post_extract_proj.weight"] = torch.eye(config.hidden_size)
-        tensors["post_extract_proj.bias"] = torch.zeros(config.hidden_size)
+        tensors["post_extract_proj.weight"] = torch.eye(width)
+        tensors["post_extract_proj.bias"] = torch.zeros(width)
     theirs = StateDict(tensors, source, Renaming(config))
     converted = dict(convert_weights(theirs, config))
     left = [name for name in theirs.left() if name.startswith(("feature_extractor.", "encoder."))]
     left = [name for name in left if not name.endswith("num_batches_tracked")]
     if left:
         raise InputError(f"{source}: its configuration has no place for the weight {left[0]}")
-    return Checkpoint(build(config, converted, source).eval(), written)
+    norm_K = direction_norm(theirs, config)
+    return Checkpoint(build(config, converted, source).eval(), written, direction_norm_K=norm_K)
 
 
 def _configurations(values: dict[Any, Any], source: str) -> tuple[Settings, Settings, str]:
@@ -148,7 +153,7 @@ def encoder_config(model: Settings, task: Settings, family: str, tensors: dict[s
     relative = model.take("relative_position_embedding", bool, False)
     if relative and not model.take("gru_rel_pos", bool, False):
         raise InputError(f"{source}: a position bias without its gate (gru_rel_pos) is not supported")
-    depth, heads = model.take("encoder_layers", int, 12), model.take("encoder_attention_heads", int, 12)
+    depth, heads = model.bounded("encoder_layers", "depth", 12), model.take("encoder_attention_heads", int, 12)
     if f"encoder.layers.{depth - 1}.fc1.weight" not in tensors or f"encoder.layers.{depth}.fc1.weight" in tensors:
         raise InputError(f"{source}: its configuration has {depth} layers, and its weights another number")
     stacked = model.take("pos_conv_depth", int, 1)

@@ -28,12 +28,12 @@ SUBLAYERS = {
 
 def apply_layer_gates(values: dict[str, Any], tensors: dict[str, Any], gates: dict[str, Any]) -> None:
     """Fold the gates on whole sublayers into their outputs, in place; a closed one is marked absent in `values`."""
-    depth = values.get("encoder_num_layers")
+    depth = values["encoder_num_layers"]
     for name in [name for name in gates if name.endswith(".hard_concrete_for_layer.log_alpha")]:
         place, sublayer = name.removesuffix(".hard_concrete_for_layer.log_alpha").rsplit(".", 1)
         output, flag = SUBLAYERS.get(sublayer, (None, None))
         number = place.removeprefix(f"{LAYER}.")
-        if output is None or flag is None or not number.isdecimal() or not isinstance(depth, int):
+        if output is None or flag is None or number not in map(str, range(depth)):
             continue
         factor = _gate(gates.pop(name), 1).gates()
         for kind in ("weight", "bias"):
@@ -42,7 +42,7 @@ def apply_layer_gates(values: dict[str, Any], tensors: dict[str, Any], gates: di
                 tensors[f"{place}.{sublayer}.{output}.{kind}"] = tensor * factor
         if not factor:
             flags = values.get(flag)
-            values[flag] = list(flags) if isinstance(flags, list) else [True] * depth
+            values[flag] = list(flags) if isinstance(flags, list) and len(flags) == depth else [True] * depth
             values[flag][int(number)] = False
             for named in (tensors, gates):
                 for left in [left for left in named if left.startswith(f"{place}.{sublayer}.")]:

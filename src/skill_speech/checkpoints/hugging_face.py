@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..encoder import ConvConfig, EncoderConfig, full_layers
+from ..encoder.config import check_value
 from ..errors import InputError
 from .checkpoint import Checkpoint
+from .model_files import ModelFiles
 from .native import MODEL_TYPE, load_native
-from .weights import StateDict, build, read_weights
-
-logger = logging.getLogger(__name__)
+from .weights import MERGE, StateDict, build, read_weights
 
 # Transformers' model_type and the prefix under which a model with a head keeps its encoder.
 PREFIXES = {
@@ -30,7 +29,39 @@ PREFIXES = {
 }
 
 
-COMMIT = re.compile("[0-9a-f]{40}")
+SHARD = re.compile(r"[\w-][\w.-]*")
+# Our name of a value and theirs, for all that are the same in both.
+NAMES = {
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "conv_norm": "feat_extract_norm",
+    "conv_bias": "conv_bias",
+    "conv_activation": "feat_extract_activation",
+    "activation": "hidden_act",
+    "feature_norm": "feat_proj_layer_norm",
+    "pre_norm": "do_stable_layer_norm",
+    "positional_kernel": "num_conv_pos_embeddings",
+    "positional_groups": "num_conv_pos_embedding_groups",
+    "positional_affine": "conv_pos_batch_norm",
+    "norm_eps": "layer_norm_eps",
+    "hidden_dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "feature_dropout": "feat_proj_dropout",
+    "layer_dropout": "layerdrop",
+}
+# What a family calls otherwise, or has in place of a setting.
+OF_FAMILY = {
+    "wavlm": {"relative_buckets": "num_buckets", "relative_distance": "max_bucket_distance"},
+    "data2vec-audio": {"positional_kernel": "conv_pos_kernel_size", "positional_depth": "num_conv_pos_embeddings"},
+}
+# What a weight of an encoder is called; what stands beside it belongs to heads and pre-training.
+PARTS = ("encoder.", "feature_extractor.", "feature_projection.", "adapter.")
+CONVS = ("conv_dim", "conv_kernel", "conv_stride")
+# Settings that change what comes out and that the encoder does not have: with the value at which they do nothing.
+UNSUPPORTED = {"adapter_attn_dim": None, "add_adapter": False}
+# Where Transformers keeps the settings of a feature extractor, in the order in which it looks.
+EXTRACTORS = (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None))
 
 
 def load_hugging_face(source: str, revision: str | None, dtype: torch.dtype = torch.float32) -> Checkpoint:
@@ -39,26 +70,36 @@ def load_hugging_face(source: str, revision: str | None, dtype: torch.dtype = to
     Raises:
         InputError: nothing there, unknown architecture, weights that do not fit.
     """
-    values = _config_values(source, revision)
+    files = ModelFiles(source, revision)
+    refuse_adapter(files)
+    values = files.config()
     if values.get("model_type") == MODEL_TYPE:
-        return Checkpoint(load_native(_folder_of_ours(source, revision), dtype).eval(), "skill-speech")
-    config = encoder_config(values, _preprocessor(source, revision, values), source)
-    theirs, prefix = _weights(source, revision), PREFIXES[config.family]
+        return Checkpoint(load_native(_folder_of_ours(files), dtype).eval(), "skill-speech")
+    config, assumed = encoder_config(values, _extractor(files), source)
+    theirs, prefix = _weights(files), PREFIXES[config.family]
     if any(name.startswith(prefix) for name in theirs):
         theirs = {name.removeprefix(prefix): tensor for name, tensor in theirs.items() if name.startswith(prefix)}
-    encoder = build(config, dict(convert_weights(StateDict(theirs, source), config)), source)
-    return Checkpoint(encoder.eval(), "Transformers")
+    weights = StateDict(theirs, source)
+    converted = dict(convert_weights(weights, config))
+    left = [name for name in weights.left() if name.startswith(PARTS) and not name.endswith("num_batches_tracked")]
+    if left:
+        raise InputError(f"{source}: its configuration has no place for the weight {left[0]}")
+    norm_K = direction_norm(weights, config)
+    return Checkpoint(build(config, converted, source).eval(), "Transformers", assumed, norm_K)
 
 
-def _folder_of_ours(source: str, revision: str | None) -> Path:
-    """Where the files of a skill-speech model on the hub are, once they are here."""
-    from transformers.utils import cached_file
+def refuse_adapter(files: ModelFiles) -> None:
+    """Raise InputError for a folder of PEFT, which holds an adapter and at most names its model."""
+    if files.find("adapter_config.json"):
+        raise InputError(f"{files.source}: an adapter (adapter_config.json), not a whole model; {MERGE}")
 
-    try:
-        paths = [cached_file(source, name, revision=revision) for name in ("config.json", "model.safetensors")]
-    except OSError as error:
-        raise InputError(f"{source}: cannot be had ({_first_line(error)})") from None
-    return Path(paths[0]).parent
+
+def _folder_of_ours(files: ModelFiles) -> Path:
+    """Where the files of a skill-speech model are, once they are here."""
+    config, weights = files.find("config.json"), files.find("model.safetensors")
+    if config is None or weights is None:
+        raise InputError(f"{files.source}: config.json is there, model.safetensors is not")
+    return config.parent
 
 
 def commit_of(source: str, revision: str | None) -> str | None:
@@ -67,72 +108,81 @@ def commit_of(source: str, revision: str | None) -> str | None:
     Raises:
         InputError: there is no such model or revision, or the hub cannot be reached.
     """
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = Path(hf_hub_download(source, "config.json", revision=revision))
-    except (OSError, ValueError) as error:  # all of the hub's own errors are one of them
-        raise InputError(f"{source}: no model there, neither on disk nor on the hub ({_first_line(error)})") from None
-    return path.parent.name if COMMIT.fullmatch(path.parent.name) else revision
+    files = ModelFiles(source, revision)
+    files.config()
+    return files.revision
 
 
-def encoder_config(values: dict[str, Any], preprocessor: dict[str, Any] | None, source: str) -> EncoderConfig:
-    """Our configuration from the contents of Transformers' config.json and preprocessor_config.json.
+def encoder_config(
+    values: dict[str, Any], extractor: dict[str, Any] | None, source: str
+) -> tuple[EncoderConfig, tuple[str, ...]]:
+    """Our configuration from Transformers' config.json and its feature extractor's, and what had to be assumed for it.
 
     Raises:
-        InputError: an architecture, or an option of a known one, that the encoder does not have.
+        InputError: an architecture, or an option of a known one, that the encoder does not have; a value of the wrong
+            type or out of range.
     """
     from transformers import CONFIG_MAPPING
 
     family = values.get("model_type")
-    if family not in PREFIXES:
+    if not isinstance(family, str) or family not in PREFIXES:
         raise InputError(f"{source}: unknown architecture {family!r}; known are {', '.join(sorted(PREFIXES))}")
-    theirs = CONFIG_MAPPING[family].from_dict(values)
-    if getattr(theirs, "adapter_attn_dim", None) is not None:
-        raise InputError(f"{source}: attention adapters (adapter_attn_dim) are not supported; use the model without")
-    data2vec = family == "data2vec-audio"
-    # data2vec's front end has layer norms only, and Transformers does not say so in the configuration.
-    conv_norm = "layer" if data2vec else theirs.feat_extract_norm
-    if preprocessor is None:
-        normalize = conv_norm == "layer"
-        logger.warning("%s has no preprocessor_config.json: input normalisation taken as %s", source, normalize)
-    else:
-        normalize = preprocessor.get("do_normalize", True)
-        if preprocessor.get("sampling_rate", 16_000) != 16_000:
-            raise InputError(f"{source}: expects {preprocessor['sampling_rate']} Hz; only 16,000 Hz encoders are known")
-    wavlm = family == "wavlm"
+    for name, off in UNSUPPORTED.items():
+        if values.get(name, off) != off:
+            raise InputError(f"{source}: {name} in its config.json is not supported; use the model without adapters")
+    defaults = CONFIG_MAPPING[family]()  # of nothing that the file says
+
+    def take(theirs: str) -> Any:
+        return values.get(theirs, getattr(defaults, theirs))
+
+    def taken(ours: str, theirs: str) -> Any:
+        check_value(ours, take(theirs), theirs)
+        return take(theirs)
+
+    names = {ours: theirs for ours, theirs in NAMES.items() if hasattr(defaults, theirs)} | OF_FAMILY.get(family, {})
     try:
-        return EncoderConfig(
+        common = {ours: taken(ours, theirs) for ours, theirs in names.items()}
+        if family == "data2vec-audio":  # its front end has layer norms only, and its configuration does not say so
+            common["conv_norm"] = "layer"
+        normalize, assumed = _normalization(extractor, common["conv_norm"], source)
+        depth, units = taken("depth", "num_hidden_layers"), taken("units", "intermediate_size")
+        config = EncoderConfig(
+            **common,
             family=family,
-            hidden_size=theirs.hidden_size,
-            num_heads=theirs.num_attention_heads,
-            convs=tuple(
-                ConvConfig(*shape)
-                for shape in zip(theirs.conv_dim, theirs.conv_kernel, theirs.conv_stride, strict=True)
-            ),
-            layers=full_layers(theirs.num_hidden_layers, theirs.num_attention_heads, theirs.intermediate_size),
-            conv_norm=conv_norm,
-            conv_bias=theirs.conv_bias,
-            conv_activation=theirs.feat_extract_activation,
-            activation=theirs.hidden_act,
-            feature_norm=getattr(theirs, "feat_proj_layer_norm", True),
-            pre_norm=getattr(theirs, "do_stable_layer_norm", False),
-            positional_kernel=theirs.conv_pos_kernel_size if data2vec else theirs.num_conv_pos_embeddings,
-            positional_groups=theirs.num_conv_pos_embedding_groups,
-            positional_depth=theirs.num_conv_pos_embeddings if data2vec else 0,
-            positional_affine=getattr(theirs, "conv_pos_batch_norm", False),
-            relative_buckets=theirs.num_buckets if wavlm else 0,
-            relative_distance=theirs.max_bucket_distance if wavlm else 0,
-            norm_eps=theirs.layer_norm_eps,
+            convs=_convs(*map(take, CONVS)),
+            layers=full_layers(depth, common["num_heads"], units),
             input_normalization=normalize,
-            hidden_dropout=theirs.hidden_dropout,
-            attention_dropout=theirs.attention_dropout,
-            activation_dropout=theirs.activation_dropout,
-            feature_dropout=theirs.feat_proj_dropout,
-            layer_dropout=theirs.layerdrop,
         )
-    except ValueError as error:
-        raise InputError(f"{source}: {error}") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{source}: config.json makes no encoder ({error})") from None
+    return config, assumed
+
+
+def _convs(*values: Any) -> tuple[ConvConfig, ...]:
+    """The front end's convolutions, of the lists of channels, kernels and strides."""
+    for name, value in zip(CONVS, values, strict=True):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} is {value!r:.60}; it must be a list of numbers")
+    if len({len(value) for value in values}) > 1:
+        raise ValueError(f"{', '.join(CONVS)} are not equally long")
+    return tuple(ConvConfig(*shape) for shape in zip(*values, strict=True))
+
+
+def _normalization(extractor: dict[str, Any] | None, conv_norm: str, source: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether waveforms are normalised first, and what to say where no file states it."""
+    extractor = extractor or {}
+    rate = extractor.get("sampling_rate", 16_000)
+    if rate != 16_000:
+        raise InputError(f"{source}: expects {rate!r} Hz; only 16,000 Hz encoders are known")
+    if "do_normalize" in extractor:
+        check_value("input_normalization", extractor["do_normalize"], "do_normalize")
+        return extractor["do_normalize"], ()
+    usual = conv_norm == "layer"
+    files = " nor ".join(name for name, _ in reversed(EXTRACTORS))
+    return usual, (
+        f"waveforms {'to be' if usual else 'not'} normalised, as is usual with {conv_norm} norms in the front end: "
+        f"neither {files} states do_normalize, and every output depends on it",
+    )
 
 
 def convert_weights(theirs: StateDict, config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:
@@ -191,20 +241,36 @@ def _positional_conv(theirs: StateDict, config: EncoderConfig) -> Iterator[tuple
     yield "positional_conv.convs.0.bias", theirs[f"{root}.conv.bias"]
     if config.positional_affine:
         # A batch norm in evaluation is one scale and one shift per channel.
-        variance, mean = theirs[f"{root}.batch_norm.running_var"], theirs[f"{root}.batch_norm.running_mean"]
-        scale = theirs[f"{root}.batch_norm.weight"] * torch.rsqrt(variance + 1e-5)
+        parts = ("weight", "bias", "running_mean", "running_var")
+        weight, bias, mean, variance = (theirs[f"{root}.batch_norm.{part}"] for part in parts)
+        if any(tensor.shape != (config.hidden_size,) for tensor in (weight, bias, mean, variance)):
+            raise InputError(f"{theirs.source}: the batch norm of the positional convolution has another width")
+        scale = weight * torch.rsqrt(variance + 1e-5)
         yield "positional_conv.input_scale", scale
-        yield "positional_conv.input_shift", theirs[f"{root}.batch_norm.bias"] - mean * scale
+        yield "positional_conv.input_shift", bias - mean * scale
         yield "positional_conv.convs.0.weight", theirs[f"{root}.conv.weight"]
         return
-    names = "weight_g", "weight_v"  # written by torch < 2.0 and by most checkpoints on the hub
-    if f"{root}.conv.weight_g" not in theirs:
-        names = "parametrizations.weight.original0", "parametrizations.weight.original1"
-    magnitude_11K, direction_DCK = (theirs[f"{root}.conv.{name}"].float() for name in names)
+    magnitude_11K, direction_DCK = _magnitude_and_direction(theirs)
     if direction_DCK.ndim != 3 or magnitude_11K.shape != (1, 1, direction_DCK.shape[2]):
         shapes = f"{tuple(magnitude_11K.shape)} and {tuple(direction_DCK.shape)}"
         raise InputError(f"{theirs.source}: the weights of the positional convolution have the shapes {shapes}")
     yield "positional_conv.convs.0.weight", fold_weight_norm(magnitude_11K, direction_DCK)
+
+
+def direction_norm(theirs: StateDict, config: EncoderConfig) -> Tensor | None:
+    """‖v‖ (K,) of an encoder's positional convolution, where it is kept under weight normalisation."""
+    if not config.positional_weight_norm:
+        return None
+    return torch.norm_except_dim(_magnitude_and_direction(theirs)[1], 2, 2).flatten()
+
+
+def _magnitude_and_direction(theirs: StateDict) -> tuple[Tensor, Tensor]:
+    conv = "encoder.pos_conv_embed.conv"
+    names = "weight_g", "weight_v"  # written by torch < 2.0 and by most checkpoints on the hub
+    if f"{conv}.weight_g" not in theirs:
+        names = "parametrizations.weight.original0", "parametrizations.weight.original1"
+    magnitude_11K, direction_DCK = (theirs[f"{conv}.{name}"].float() for name in names)
+    return magnitude_11K, direction_DCK
 
 
 def fold_weight_norm(magnitude_11K: Tensor, direction_DCK: Tensor) -> Tensor:
@@ -216,66 +282,40 @@ def fold_weight_norm(magnitude_11K: Tensor, direction_DCK: Tensor) -> Tensor:
     return torch._weight_norm(direction_DCK, magnitude_11K, 2)
 
 
-def _config_values(source: str, revision: str | None) -> dict[str, Any]:
-    from transformers import PretrainedConfig
-
-    try:
-        values, _ = PretrainedConfig.get_config_dict(source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source}: no model there, neither on disk nor on the hub ({_first_line(error)})") from None
-    if not values:
-        raise InputError(f"{source}: no config.json found there")
-    return values
-
-
-def _preprocessor(source: str, revision: str | None, values: dict[str, Any]) -> dict[str, Any] | None:
-    from transformers import AutoFeatureExtractor
-    from transformers.utils import cached_file
-
-    if values.get("model_type") not in PREFIXES:
-        return None
-    path = cached_file(
-        source, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
-    )
-    if path is None:
-        return None
-    try:
-        return dict(AutoFeatureExtractor.from_pretrained(source, revision=revision).to_dict())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source}: preprocessor_config.json cannot be read ({_first_line(error)})") from None
+def _extractor(files: ModelFiles) -> dict[str, Any] | None:
+    """The settings of the feature extractor, as data: Transformers' own reading may run code that they name."""
+    for name, key in EXTRACTORS:
+        values = files.read(name)
+        if values is not None and key is not None:
+            values = values.get(key)
+        if values is None:
+            continue
+        if not isinstance(values, dict):
+            raise InputError(f"{files.source}: {key} in {name} is no JSON object")
+        return values
+    return None
 
 
-def _weights(source: str, revision: str | None) -> dict[str, Tensor]:
+def _weights(files: ModelFiles) -> dict[str, Tensor]:
     """The whole state dict, from the first file found of the names that Transformers writes."""
-    import json
-
-    from transformers.utils import cached_file
-
-    def find(name: str) -> Path | None:
-        try:
-            path = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-        except OSError as error:
-            raise InputError(f"{source}: {name} cannot be had ({_first_line(error)})") from None
-        return None if path is None else Path(path)
-
     for name in ("model.safetensors", "pytorch_model.bin"):
-        if path := find(name):
+        if path := files.find(name):
             return read_weights(path)
-        if index := find(f"{name}.index.json"):
-            try:
-                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError):
-                raise InputError(f"{index}: not an index of sharded weights") from None
-            weights: dict[str, Tensor] = {}
-            for shard in shards:
-                path = find(shard)
-                if path is None:
-                    raise InputError(f"{source}: the shard {shard} named in {index.name} is missing")
-                weights |= read_weights(path)
-            return weights
-    raise InputError(f"{source}: no model.safetensors and no pytorch_model.bin there")
+        index = files.read(f"{name}.index.json")
+        if index is not None:
+            return _shards(files, index, f"{name}.index.json")
+    raise InputError(f"{files.source}: no model.safetensors and no pytorch_model.bin there")
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _shards(files: ModelFiles, index: dict[str, Any], name: str) -> dict[str, Tensor]:
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise InputError(f"{files.source}: {name} is not an index of sharded weights; get it again")
+    weights: dict[str, Tensor] = {}
+    for shard in sorted(set(places.values())):
+        # A file beside the index, and nothing else: a path could lead anywhere.
+        path = files.find(shard) if SHARD.fullmatch(shard) else None
+        if path is None:
+            raise InputError(f"{files.source}: the shard {shard} named in {name} is missing")
+        weights |= read_weights(path)
+    return weights

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from ..encoder import EncoderConfig
 from ..errors import InputError
+from ..files import refuse_full_disk
+from ..limits import check_options
+from .native import save_direction_norm
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,14 @@ def import_encoder(source: str, output: str, *, revision: str | None = None) -> 
     """
     from . import read_checkpoint
 
+    check_options(import_encoder, dict(locals()))
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: there is something already; give a new folder")
     checkpoint = read_checkpoint(source, revision=revision)
-    checkpoint.encoder.save_pretrained(folder)
+    with refuse_full_disk(folder):
+        checkpoint.encoder.save_pretrained(folder)
+        save_direction_norm(folder, checkpoint.direction_norm_K)
     return ImportResult(
         folder, checkpoint.format, checkpoint.encoder.config, checkpoint.encoder.num_parameters(), checkpoint.assumed
     )

@@ -17,13 +17,21 @@ from typing import IO, Any, cast
 
 from ..errors import InputError
 
-MAX_BYTES = 64 * 2**20  # of one pickle; those of checkpoints hold names and shapes and have well below one million
+# Of one pickle. Those of checkpoints hold names and shapes: well below a million bytes and two hundred thousand steps.
+MAX_BYTES = 16 * 2**20
+MAX_STEPS = 600_000
+# Beyond what any class is called, any key consists of, and any number counts.
+MAX_NAME, MAX_KEY_PARTS, MAX_BITS = 500, 8, 1024
 
 Constructors = Mapping[str, Callable[..., Any]]
 
 
 class DamagedError(ValueError):
     """A pickle or an archive that does not follow its own rules; the reason is for a person."""
+
+
+class UnsupportedError(Exception):
+    """What a file holds is in order and not supported; the reason is for a person."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +114,21 @@ def read_pickle(
     machine = _Machine(constructors, persistent, source)
     start = file.tell()
     try:
-        for opcode, argument, position in pickletools.genops(cast(IO[bytes], file)):
-            if (position or 0) - start > MAX_BYTES:
-                raise DamagedError(f"its pickle is larger than {MAX_BYTES >> 20} MiB")
+        for number, (opcode, argument, position) in enumerate(pickletools.genops(cast(IO[bytes], file))):
+            read = (position or 0) - start
+            if read > MAX_BYTES or number > MAX_STEPS:
+                raise DamagedError(
+                    f"its pickle is larger than {MAX_BYTES >> 20} MiB or has more than {MAX_STEPS:,} steps"
+                )
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.step(opcode.name, argument)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error) as error:
+            if machine.copied > read:
+                raise DamagedError("its pickle copies more than it holds")
+    except (
+        *(ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, AttributeError, struct.error),
+        RuntimeError,  # of torch, and of what is nested too deeply
+    ) as error:
         raise DamagedError(
             str(error) if isinstance(error, DamagedError) else "its pickle breaks off or makes no sense"
         ) from None
@@ -127,10 +143,13 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0  # items of what was handed to constructors, which may be handed over again and again
 
     def step(self, name: str, argument: Any) -> None:
         """One instruction."""
         if name in _VALUES:
+            if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
+                raise DamagedError("its pickle has a number that counts nothing")
             self.stack.append(argument)
         elif name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name]())
@@ -237,6 +256,8 @@ class _Machine:
     def _name(self, module: Any, name: Any) -> Name:
         if not isinstance(module, str) or not isinstance(name, str):
             raise DamagedError("its pickle names something that is no name")
+        if len(module) + len(name) > MAX_NAME:
+            raise DamagedError("its pickle has a name that is too long for one")
         # A dotted name walks from attribute to attribute, and modules have the modules they import for attributes.
         parts = [module.split(".")[0], *(name.split(".")[:-1])]
         known = HOLDERS.get(module, ())
@@ -270,6 +291,7 @@ class _Machine:
         if not isinstance(callee, Name) or not isinstance(arguments, tuple):
             raise DamagedError("its pickle calls something that is no class")
         if callee.full in self.constructors:
+            self.copied += sum(len(each) for each in arguments if isinstance(each, list | tuple | dict | str | bytes))
             return self.constructors[callee.full](*arguments)
         is_class = callee.name.split(".")[-1].lstrip("_")[:1].isupper()
         if not is_class and callee.module not in HOLDERS and not callee.full.startswith(MAKERS):
@@ -293,8 +315,10 @@ class _Machine:
 
 
 def _key(value: Any) -> Any:
-    """A dictionary key that is cheap to hash: nested tuples can be made to take for ever."""
+    """A dictionary key that is cheap to hash: nested tuples, or numbers with one hash, can be made to take for ever."""
     parts = value if isinstance(value, tuple) else (value,)
+    if len(parts) > MAX_KEY_PARTS or any(isinstance(part, int) and part.bit_length() > 60 for part in parts):
+        raise DamagedError("its pickle has a dictionary key that is too large for one")
     if not all(part is None or isinstance(part, str | int | float | bytes | Name | Record) for part in parts):
         raise DamagedError("its pickle has a dictionary key that is neither a number nor a string")
     return value

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any, TypeVar
 
+from ..encoder.config import check_value
 from ..errors import InputError
 from .pickles import Record
 
@@ -47,6 +48,19 @@ class Settings:
         unfit = isinstance(value, bool) and kind is not bool
         if unfit or not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
             raise InputError(f"{self.source}: {name} in its configuration is no {kind.__name__}")
+        return value
+
+    def bounded(self, name: str, field: str, default: Any = _REQUIRED) -> int:
+        """The whole number of that name, in the range of the encoder configuration's `field`.
+
+        Raises:
+            InputError: it is missing, of another type or out of range.
+        """
+        value = self.take(name, int, default)
+        try:
+            check_value(field, value, name)
+        except ValueError as error:
+            raise InputError(f"{self.source}: its configuration makes no encoder ({error})") from None
         return value
 
     def within(self, name: str) -> Settings:

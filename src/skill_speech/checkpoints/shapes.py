@@ -111,6 +111,8 @@ def _heads(shapes: Shapes, values: dict[str, Any], is_hubert: bool) -> tuple[dic
         shapes.of(f"{LAYERS}{number}.attention.q_proj.weight", 2, 0)[0] // head_size if used else 0
         for number, used in enumerate(values["encoder_use_attention"])
     ]
+    if max(counts, default=0) > num_heads:
+        raise InputError(f"{shapes.source}: a layer has {max(counts)} heads of {num_heads}; {_WAY_OUT}")
     if not wavlm:
         assumed = [
             *([] if gates in shapes else [f"heads of {head_size}"]),

@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint
 from .fairseq import load_fairseq
 from .pickles import Record
 from .torchaudio import find_encoder, load_torchaudio
-from .weights import read_file
+from .weights import as_state_dict, read_file
 
 KNOWN = "files of DPHuBERT, DiariZen, TorchAudio, fairseq, WavLM and s3prl"
 
@@ -31,8 +31,10 @@ def load_file(path: Path) -> Checkpoint:
     if "model_weight" in content or ("model" in content and ("cfg" in content or "args" in content)):
         return load_fairseq(content, source)
     weights = content.get("state_dict", content)
+    config = content.get("config") if weights is not content else None
+    if isinstance(weights, dict):
+        weights = as_state_dict(weights, source)
     if isinstance(weights, dict) and find_encoder(weights) is not None:
-        config = content.get("config") if weights is not content else None
         return load_torchaudio(weights, config, content.get("skill_speech"), source)
     raise InputError(f"{path}: {_what_it_is(weights)}")
 

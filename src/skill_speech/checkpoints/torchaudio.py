@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..files import atomic_write
 from .checkpoint import Checkpoint
 from .gated import apply_gates, apply_layer_gates
-from .hugging_face import convert_weights, weight_names
+from .hugging_face import convert_weights, direction_norm, weight_names
 from .settings import Settings, plain
 from .shapes import config_from_shapes
 from .weights import StateDict, build
@@ -69,10 +69,13 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
     if config is None:
         config, assumed = config_from_shapes(tensors | gates, _is_hubert(weights), source)
     settings = Settings(plain(config, source), source)
+    settings.bounded("encoder_num_layers", "depth")
     apply_layer_gates(settings.values, tensors, gates)
     theirs = StateDict(tensors, source, torchaudio_name)
     ours = encoder_config(settings, Settings(beside, source), theirs)
     for number, layer in enumerate(ours.layers):
+        if theirs[f"encoder.layers.{number}.layer_norm.weight"].shape != (ours.hidden_size,):
+            raise InputError(f"{source}: the layer norms of layer {number} have another width than {ours.hidden_size}")
         for flag, inputs, output in SUBLAYERS:
             flags = settings.values.get(flag)
             if isinstance(flags, list) and not flags[number] and f"{LAYER}{number}.{output}.bias" not in tensors:
@@ -88,7 +91,8 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
     encoder = build(ours, converted, source)
     if gates:
         encoder, written = apply_gates(encoder, settings, gates), "DPHuBERT (stage 1, pruned while reading)"
-    return Checkpoint(encoder.eval(), "DiariZen" if prefix == "wavlm_model." else written, tuple(assumed))
+    written = "DiariZen" if prefix == "wavlm_model." else written
+    return Checkpoint(encoder.eval(), written, tuple(assumed), direction_norm(theirs, ours))
 
 
 def _of_encoder(weights: dict[Any, Any], prefix: str, source: str) -> dict[str, Tensor]:
@@ -112,7 +116,7 @@ def encoder_config(settings: Settings, beside: Settings, theirs: StateDict) -> E
     Raises:
         InputError: a setting is missing or out of range.
     """
-    source, depth = settings.source, settings.take("encoder_num_layers", int)
+    source, depth = settings.source, settings.bounded("encoder_num_layers", "depth")
     if f"encoder.layers.{depth - 1}.layer_norm.weight" not in theirs:
         raise InputError(f"{source}: its configuration has {depth} layers, and there are no weights for the last one")
 
@@ -124,7 +128,7 @@ def encoder_config(settings: Settings, beside: Settings, theirs: StateDict) -> E
             raise InputError(f"{source}: {name} in its configuration is not one {kind.__name__} for each layer")
         return values
 
-    width = settings.take("encoder_embed_dim", int)
+    width = settings.bounded("encoder_embed_dim", "hidden_size")
     wavlm = "encoder_num_buckets" in settings
     attends = per_layer("encoder_use_attention", bool, True)
     feeds = per_layer("encoder_use_feed_forward", bool, True)
@@ -135,7 +139,9 @@ def encoder_config(settings: Settings, beside: Settings, theirs: StateDict) -> E
     else:
         counts = per_layer("encoder_num_heads", int)
         num_heads = width // max(1, settings.take("encoder_head_dim", int, width // max(1, *counts)))
-        kept = _kept_heads(beside, [min(count, width) for count in counts])
+        if not 1 <= num_heads <= width or max(counts) > num_heads:
+            raise InputError(f"{source}: its configuration keeps {max(counts)} heads of {num_heads} in a layer")
+        kept = _kept_heads(beside, counts)
     mode = settings.take("extractor_mode", str)
     shapes = settings.take("extractor_conv_layer_config", list, [[c.channels, c.kernel, c.stride] for c in BASE_CONVS])
     if not all(isinstance(shape, list) and [type(number) for number in shape] == [int] * 3 for shape in shapes):
@@ -202,8 +208,6 @@ def _split_projections(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _empty(place: str, inputs: tuple[str, ...], output: str, width: int) -> Iterator[tuple[str, Tensor]]:
     """The weights of a sublayer that the file leaves out, since what is left of ours is an output bias."""
-    if width > 2**20:  # nothing is allocated by a number alone
-        return
     for name in inputs:
         yield f"{place}{name}.weight", torch.zeros(0, width)
         yield f"{place}{name}.bias", torch.zeros(0)

@@ -7,13 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..encoder import Encoder, EncoderConfig
-from ..encoder.layer import TransformerLayer
+from ..encoder.layers import TransformerLayer
 from ..errors import InputError
 from .archives import read_archive
 from .pickles import Record
+
+# Float, boolean and whole numbers; no quantised, complex or 8-bit floating-point ones.
+SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "BOOL", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
+MAPPED_BYTES = 16 * 2**20
+MAX_TENSORS = 2**15  # the deepest encoders have a thousand
+# Parts of names that torch.compile, DDP, FSDP and activation checkpointing add, in front and in between.
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+ADAPTER_MARKS = (".lora_", ".base_layer.", "base_model.model.")
+MERGE = (
+    "merge the adapter into its model first: "
+    "peft.PeftModel.from_pretrained(MODEL, FOLDER).merge_and_unload().save_pretrained(NEW), and give NEW"
+)
+MAX_SHARING = 8
+"""How many weights may stand on the same numbers, on average: layers that share theirs are a thing."""
 
 
 def read_file(path: Path, dtype: torch.dtype | None = None) -> Any:
@@ -24,38 +39,91 @@ def read_file(path: Path, dtype: torch.dtype | None = None) -> Any:
         dtype: of a .safetensors file's floating-point tensors, instead of the file's own; never all of them in both.
 
     Raises:
-        InputError: damaged, truncated, or with code in it.
+        InputError: damaged, truncated, with code in it, or with tensors of a type that is not supported.
     """
     if path.suffix != ".safetensors":
         return read_archive(path)
-    from safetensors import SafetensorError, safe_open
-
     try:
+        return _read_safetensors(path, dtype)
+    # The header is checked by the library; what it lets pass is torch's to complain of.
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: damaged or not a safetensors file ({reason}); get it again") from None
+
+
+def _read_safetensors(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    names: list[str] | None = None
+    while names is None or names:
+        # Opened again now and then: what was read through a mapping counts as this process's memory until it ends.
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-        tensors = {}
-        for name in names:
-            # A mapping of its own for each: what was read through one counts as this process's memory until it ends.
-            with safe_open(path, framework="pt") as file:
+            names, mapped = list(file.keys())[::-1] if names is None else names, 0
+            if len(names) > MAX_TENSORS:
+                raise InputError(f"{path}: holds {len(names):,} tensors, which no speech encoder has")
+            while names and mapped < MAPPED_BYTES:
+                name = names.pop()
+                kind = file.get_slice(name).get_dtype()
+                if kind not in SAFETENSORS_DTYPES:
+                    raise InputError(
+                        f"{path}: the weight {name} is of the type {kind}; save the model in float32 first"
+                    )
                 tensor = file.get_tensor(name)
+                mapped += tensor.nbytes
                 tensors[name] = tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
-        return tensors
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or not a safetensors file ({error}); get it again") from None
+    return tensors
 
 
 def read_weights(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The state dict in a .safetensors file or in a torch archive; `dtype` as in `read_file`.
 
     Raises:
-        InputError: damaged, truncated, or not a flat dictionary of tensors.
+        InputError: damaged, truncated, or not a flat dictionary of tensors by name.
     """
     weights = read_file(path, dtype)
     if isinstance(weights, Record):
         raise InputError(f"{path}: holds an object of {weights.name}, not a state dict; save its state_dict() instead")
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise InputError(f"{path}: not a state dict (a flat dictionary of tensors)")
-    return weights
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
+        raise InputError(f"{path}: not a state dict (a flat dictionary of tensors by name)")
+    return as_state_dict(weights, str(path))
+
+
+def as_state_dict(weights: Mapping[Any, Any], source: str) -> dict[Any, Any]:
+    """Weights under the names that their model gives them, whatever it was wrapped in when it was saved.
+
+    Every format's state dict comes through here.
+
+    Raises:
+        InputError: unmerged adapters, two weights of one name, or weights that claim far more memory than the file has.
+    """
+    plain: dict[Any, Any] = {}
+    for name, tensor in weights.items():
+        inner = name
+        if isinstance(name, str):
+            if any(mark in name for mark in ADAPTER_MARKS):
+                raise InputError(f"{source}: {name} is of an adapter; {MERGE}")
+            if any(part in name for part in WRAPPERS):
+                inner = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if inner in plain:
+            raise InputError(f"{source}: the weight {inner} is in it twice, also as {name}; keep one of them")
+        plain[inner] = tensor
+    _refuse_shared(plain, source)
+    return plain
+
+
+def _refuse_shared(weights: Mapping[Any, Any], source: str) -> None:
+    """Weights may lie in the same memory, but what they take once each has its own is bounded by what there is."""
+    tensors = [tensor for tensor in weights.values() if isinstance(tensor, Tensor)]
+    claimed, stored, end = sum(tensor.nbytes for tensor in tensors), 0, 0
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    for start, size in sorted({(storage.data_ptr(), storage.nbytes()) for storage in storages}):
+        stored += max(0, start + size - max(start, end))
+        end = max(end, start + size)
+    if claimed > MAX_SHARING * stored + 2**20:
+        raise InputError(
+            f"{source}: weights of {claimed:,} bytes share {stored:,} bytes; save each with its own numbers"
+        )
 
 
 class StateDict:
@@ -98,6 +166,8 @@ def build(
     Raises:
         InputError: a weight is missing, unknown, of another shape, or not a finite number.
     """
+    if config.num_layers > len(weights) // 4:  # each has four times as many and more
+        raise InputError(f"{source}: its configuration has {config.num_layers} layers for {len(weights)} weights")
     # Without memory first: a configuration may claim any size.
     try:
         with torch.device("meta"):

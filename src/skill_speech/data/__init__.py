@@ -7,6 +7,7 @@ which batch, `audio_loader` reads them.
 from .audio import SAMPLE_RATE, BadAudio, load_waveform
 from .batches import Position, TrainingBatches, evaluation_batches
 from .dataset import AudioBatch, WaveformDataset, audio_loader
+from .fingerprint import Fingerprint, check_same_data, fingerprint
 from .manifests import Part, open_cuts, prepare
 from .split import split_cuts
 from .tally import AudioTally, Note, tallied
@@ -16,13 +17,16 @@ __all__ = [
     "AudioBatch",
     "AudioTally",
     "BadAudio",
+    "Fingerprint",
     "Note",
     "Part",
     "Position",
     "TrainingBatches",
     "WaveformDataset",
     "audio_loader",
+    "check_same_data",
     "evaluation_batches",
+    "fingerprint",
     "load_waveform",
     "open_cuts",
     "prepare",

@@ -9,6 +9,9 @@ import io
 import math
 import os
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,25 +19,32 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
-from lhotse.cut import Cut
+from lhotse.audio.backend import get_current_audio_backend, set_current_audio_backend
+from lhotse.cut import Cut, MixedCut
 from lhotse.cut.data import DataCut
 from lhotse.utils import compute_num_samples
 
 from ..errors import InputError
+from .decoding import (
+    SLACK_SAMPLES,
+    NotAFileError,
+    check_regular,
+    decoded_samples,
+    ends_within_a_frame,
+    is_stream,
+    mp3_start,
+    opened,
+    read_mono,
+)
+from .fields import HIGHEST_RATE, LOWEST_RATE, MEMBER
 from .remote import read_bytes
 
 SAMPLE_RATE = 16_000
 """Hz; what every encoder of this family was trained on and the only rate that leaves this package."""
 
-MEMBER = "shard_member"
-"""Custom field of a cut from shards: (path or address of a tar file, first byte of the audio in it, byte behind it)."""
-
 RESAMPLING_MARGIN_SECONDS = 0.05
 """Audio read on both sides of a resampled crop, so that the filter sees what it would see in the whole file."""
 
-
-LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
-"""Hz; a header that says anything else is damaged."""
 
 FORMATS = {
     ".wav": ("WAV", "WAVEX", "RF64"),
@@ -50,6 +60,14 @@ FORMATS = {
     ".sph": ("NIST",),
 }
 """What soundfile calls the contents of files with these suffixes."""
+
+UNREAD_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        "3gp aac ac3 amr ape awb dff dsf dts eac3 m4a m4b m4p m4r mka mov mp4 mpc ra shn spx tak tta webm wma wv"
+    ).split()
+)
+"""Audio that soundfile does not read: such files count as bad audio, under their suffix."""
 
 CLIPPED_SHARE = 0.001
 """Of samples at full scale, from which audio counts as clipped."""
@@ -99,22 +117,30 @@ def read_header(path: str | Path) -> AudioHeader:
     Raises BadAudio, whose message starts with the path.
     """
     try:
-        with soundfile.SoundFile(str(path)) as file:
-            stated = STATED_LENGTH.search(file.extra_info)
-            cut_short = stated is not None and int(stated[1]) not in UNKNOWN_LENGTHS and int(stated[1]) > int(stated[2])
-            header = AudioHeader(file.samplerate, file.channels, file.frames, file.format, cut_short)
-            if header.samples <= 0:
+        with opened(path) as file:
+            _check_rate(path, file.samplerate)
+            samples = decoded_samples(file) if is_stream(file) else file.frames
+            cut_short = _cut_short(path, file, samples)
+            header = AudioHeader(file.samplerate, file.channels, samples, file.format, cut_short)
+            if samples <= 0:
                 raise BadAudio(f"{path}: empty, it has no samples", "no samples")
-            _check_rate(path, header.sample_rate)
-            file.seek(header.samples - 1)
-            if len(file.read(1)) != 1:
-                raise BadAudio(
-                    f"{path}: truncated, it ends before the {header.samples} samples its header promises", TRUNCATED
-                )
+            if not is_stream(file):
+                file.seek(samples - 1)
+                if len(file.read(1)) != 1:
+                    raise BadAudio(
+                        f"{path}: truncated, it ends before the {samples} samples its header promises", TRUNCATED
+                    )
     # A ValueError is a name that cannot be one.
     except (OSError, ValueError, soundfile.SoundFileError) as error:
         raise _undecodable(path, error) from error
     return header
+
+
+def _cut_short(path: str | Path, file: soundfile.SoundFile, samples: int) -> bool:
+    if file.format == "MP3" and is_stream(file):
+        return ends_within_a_frame(file) or samples < mp3_start(path).samples - SLACK_SAMPLES
+    stated = STATED_LENGTH.search(file.extra_info)
+    return stated is not None and int(stated[1]) not in UNKNOWN_LENGTHS and int(stated[1]) > int(stated[2])
 
 
 def _check_rate(path: str | Path, rate: int) -> None:
@@ -224,18 +250,30 @@ def _read_part(path: str, cut: DataCut, length: int) -> npt.NDArray[np.float32]:
     file_channels = cut.recording.sources[0].channels
     wanted = [cut.channel] if isinstance(cut.channel, int) else cut.channel
     channels = [file_channels.index(channel) for channel in wanted]
-    with soundfile.SoundFile(path if _member(cut) is None else _read_member(cut)) as file:
+    with opened(path if _member(cut) is None else _read_member(cut)) as file:
         if max(channels) >= file.channels:
             raise BadAudio(
                 f"{path}: has {file.channels} channels, the manifest asks for channel {max(channels)}", "other channels"
             )
         _check_rate(path, file.samplerate)
         if file.samplerate == SAMPLE_RATE:
-            waveform_T = _read_mono(file, start, start + length, channels)
+            waveform_T = read_mono(file, start, start + length, channels)
             if len(waveform_T) < length:
                 raise _truncated(path, (start + len(waveform_T)) / SAMPLE_RATE, (start + length) / SAMPLE_RATE)
             return waveform_T
         return _read_resampled(file, path, start, length, channels)
+
+
+def ends_early(cut: Cut, header: AudioHeader) -> BadAudio | None:
+    """What is wrong with a cut that goes on after the end of its file."""
+    if not isinstance(cut, DataCut) or not _is_part_of_a_file(cut):
+        return None
+    stop = compute_num_samples(cut.start, SAMPLE_RATE) + num_samples(cut)
+    # The last sample of another rate may be rounded away.
+    needed = stop if header.sample_rate == SAMPLE_RATE else stop - 1
+    if header.samples * SAMPLE_RATE >= needed * header.sample_rate:
+        return None
+    return _truncated(audio_path(cut), header.samples / header.sample_rate, stop / SAMPLE_RATE)
 
 
 def _read_member(cut: Cut) -> io.BytesIO:
@@ -261,7 +299,7 @@ def _read_resampled(
     margin = math.ceil(RESAMPLING_MARGIN_SECONDS * rate / block_in)
     first = max(0, start // block_out - margin)
     last = math.ceil((start + length) / block_out) + margin
-    source_T = _read_mono(file, first * block_in, last * block_in, channels)
+    source_T = read_mono(file, first * block_in, last * block_in, channels)
     if first * block_in + len(source_T) < (start + length - 1) * rate / SAMPLE_RATE:
         raise _truncated(path, first * block_in / rate + len(source_T) / rate, (start + length) / SAMPLE_RATE)
     skip = start - first * block_out
@@ -270,24 +308,39 @@ def _read_resampled(
     return np.pad(waveform_T, (0, length - len(waveform_T)), mode="edge")
 
 
-def _read_mono(file: soundfile.SoundFile, start: int, stop: int, channels: list[int]) -> npt.NDArray[np.float32]:
-    if start >= file.frames:
-        return np.zeros(0, dtype=np.float32)
-    file.seek(start)
-    audio_TC = file.read(stop - start, dtype="float32", always_2d=True)
-    if audio_TC.shape[1] == 1:
-        return audio_TC[:, 0]
-    return audio_TC[:, channels].mean(axis=1, dtype=np.float32)
-
-
 def _read_by_lhotse(cut: Cut, length: int) -> npt.NDArray[np.float32]:
     try:
-        audio_CT = np.atleast_2d(cut.load_audio())
+        for path in local_files(cut):
+            check_regular(path)
+        with _only_libsndfile():
+            audio_CT = np.atleast_2d(cut.load_audio())
     # What goes wrong inside depends on the kind of source; to us it is one thing: this cut cannot be read.
     except Exception as error:
         raise BadAudio(f"{audio_path(cut)}: cannot be read: {_one_line(error)}") from error
     waveform_T = soxr.resample(audio_CT.mean(axis=0, dtype=np.float32), cut.sampling_rate, SAMPLE_RATE)[:length]
     return np.pad(waveform_T, (0, length - len(waveform_T)), mode="edge")
+
+
+_LHOTSE_BACKEND = threading.Lock()
+
+
+@contextmanager
+def _only_libsndfile() -> Iterator[None]:
+    """Keep lhotse from its other ways of reading, some of which run programs, by a shell that gets the file's name."""
+    with _LHOTSE_BACKEND:
+        before = get_current_audio_backend()
+        set_current_audio_backend("LibsndfileBackend")
+        try:
+            yield
+        finally:
+            set_current_audio_backend(before)
+
+
+def local_files(cut: Cut) -> list[str]:
+    """The files that a cut's audio is read from, of all its tracks."""
+    cuts = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
+    recordings = [one.recording for one in cuts if isinstance(one, DataCut) and one.has_recording]
+    return [str(source.source) for one in recordings for source in one.sources if source.type == "file"]
 
 
 def _truncated(path: str, found_seconds: float, expected_seconds: float) -> BadAudio:
@@ -308,6 +361,12 @@ def _undecodable(path: str | Path, error: Exception) -> BadAudio:
         return BadAudio(f"{path}: may not be read: permission denied", "no permission")
     if os.path.isfile(path) and not os.path.getsize(path):
         return BadAudio(f"{path}: empty, it has no bytes", "empty")
+    if isinstance(error, NotAFileError):
+        return BadAudio(f"{path}: not a file but a pipe, a device or a folder", "not a file")
+    if (suffix := Path(path).suffix.lower()) in UNREAD_SUFFIXES:
+        return BadAudio(
+            f"{path}: {suffix} is not read: convert it to FLAC or WAV", f"format that is not read, {suffix}"
+        )
     return BadAudio(f"{path}: cannot be decoded ({_one_line(error)})")
 
 

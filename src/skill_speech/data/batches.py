@@ -9,25 +9,34 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import accumulate, count, islice
 
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lhotse.dataset.sampling import DynamicBucketingSampler, DynamicCutSampler
-from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
+from lhotse.dataset.sampling import DynamicCutSampler
 from torch.utils.data import Sampler
 
 from ..errors import InputError
 from .audio import SAMPLE_RATE, at_16khz, num_samples
+from .fields import LONGEST_SECONDS
 from .streams import first_cuts, in_order, shuffled
 
 logger = logging.getLogger("skill_speech.data")
 
-MOST_BUCKETS = 30
-BATCHES_PER_BUCKET = 8
-"""At least so many batches of an epoch come from one bucket, since each bucket may leave one incomplete batch."""
+MOST_WINDOWS = 40_000
+"""Held of the cuts that are looked at: recordings of many hours have more."""
+
+MOST_IN_A_PASS = 200_000
+"""Windows of an evaluation, which are all held: 36 days of audio at 15.6 s."""
+
+SORTED_AT_ONCE = 10_000
+"""Windows that are divided into batches together: of more data, a batch takes its windows from so many."""
+
+MIXED_BATCHES = 2
+"""Of so many batches' audio of about the same length, any window may be in any batch."""
 
 SHORTEST_EVALUATED_SECONDS = 0.025
 """One frame of the convolutional front end (400 samples); it has no output for anything shorter."""
@@ -45,10 +54,12 @@ class TrainingBatches(Sampler[CutSet]):
     """An endless sequence of training batches, epoch after epoch, each batch a CutSet of equally long crops.
 
     Cuts longer than `max_seconds` are divided into equal windows, so that nothing is lost; shorter ones than
-    `min_seconds` are dropped. An epoch shuffles them (`shuffled`: data beyond 20,000 cuts approximately) and lhotse's
-    DynamicBucketingSampler collects cuts of similar duration. Every cut of a batch is then cropped at random to the
-    shortest of the batch, on the cut, so that reading it is a pure function of the cut (DPHuBERT, arXiv 2305.17651,
-    crops so too instead of padding).
+    `min_seconds` are dropped. An epoch shuffles them (`shuffled`: data beyond 20,000 cuts approximately), and of every
+    10,000 the ones of about the same length make a batch: they are sorted, neighbours are mixed, and the row is divided
+    into batches, which come in random order. (lhotse's buckets, 30 of them, leave batches less full and crop six times
+    as much; more of them hold too many cuts.) Every cut of a batch is then cropped at random to the shortest of the
+    batch, on the cut, so that reading it is a pure function of the cut (DPHuBERT, arXiv 2305.17651, crops so too
+    instead of padding).
 
     The cuts are streamed: no more than about 30,000 are held at a time. To be used as a DataLoader's `sampler` with
     `batch_size=None`; see `audio_loader`.
@@ -64,13 +75,11 @@ class TrainingBatches(Sampler[CutSet]):
 
     Args:
         cuts: what `prepare` or `open_cuts` returned.
-        batch_seconds: seconds of audio per batch before cropping, as lhotse's `max_duration`: about the number of cuts
-            times the longest one. Windows are at most this long.
+        batch_seconds: the most seconds of audio in a batch, as cropped. Windows are at most this long.
         min_seconds: shortest cut that is used.
         max_seconds: longest cut; at least twice `min_seconds`, so that windows are not too short themselves.
         seed: of the order, the batches and the crops.
         start: of the sequence; nothing is decoded for what lies before it.
-        num_buckets: number of duration buckets; by default up to 30, fewer for small data.
         rank: this process among world_size.
         world_size: number of training processes.
 
@@ -87,28 +96,25 @@ class TrainingBatches(Sampler[CutSet]):
         max_seconds: float = 15.6,
         seed: int = 0,
         start: Position = Position(),
-        num_buckets: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         longest = min(max_seconds, batch_seconds)
-        if not 0 < 2 * min_seconds <= longest:
+        if not (0 < 2 * min_seconds <= longest and batch_seconds <= LONGEST_SECONDS):
             raise InputError(
                 f"min_seconds={min_seconds:g} must be positive and at most half of max_seconds={max_seconds:g} and of "
-                f"batch_seconds={batch_seconds:g}"
+                f"batch_seconds={batch_seconds:g}, and that at most {LONGEST_SECONDS:g}"
             )
+        if min_seconds < SHORTEST_EVALUATED_SECONDS:
+            raise InputError(f"min_seconds is {min_seconds:g}; it must be at least {SHORTEST_EVALUATED_SECONDS:g}")
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank is {rank}; it must be from 0 to world_size - 1, {world_size - 1}")
         self.batch_seconds, self.min_seconds, self.longest, self.seed = batch_seconds, min_seconds, longest, seed
         self.start, self.rank, self.world_size = start, rank, world_size
         self._all_cuts = cuts
         self._began: dict[int, int] = {}
-        looked_at = _long_enough(_windows(first_cuts(cuts, f"{seed}/look"), longest), min_seconds)
-        if num_buckets is None:
-            # More data than was looked at has more batches than that, and so as many buckets as are of use.
-            batches = sum(cut.duration for cut in looked_at) / batch_seconds
-            num_buckets = max(1, min(MOST_BUCKETS, int(batches / BATCHES_PER_BUCKET)))
-        num_buckets = min(num_buckets, len(looked_at))
-        # lhotse wants at least one border: one beyond all durations makes a single bucket.
-        self._borders = estimate_duration_buckets(looked_at, num_buckets) if num_buckets > 1 else [longest + 1.0]
+        windows = _windows(first_cuts(cuts, f"{seed}/look"), longest)
+        _long_enough(islice(windows, MOST_WINDOWS), min_seconds)  # refuses data that is all too short
 
     def __iter__(self) -> Iterator[CutSet]:
         began = -self.start.batch
@@ -128,25 +134,16 @@ class TrainingBatches(Sampler[CutSet]):
         epoch = max((epoch for epoch, began in self._began.items() if began <= used), default=self.start.epoch)
         return Position(epoch, used - self._began.get(epoch, -self.start.batch))
 
-    def _epoch(self, epoch: int) -> Iterable[CutSet]:
+    def _epoch(self, epoch: int) -> Iterator[list[Cut]]:
         # Seeding with a string hashes it: unlike seed + epoch, no two runs share an epoch.
         generator = random.Random(f"{self.seed}/{epoch}")
         windows = _windows(in_order(self._all_cuts, f"{self.seed}/{epoch}"), self.longest)
         long_enough = (cut for cut in windows if cut.duration >= self.min_seconds)
-        seed = generator.getrandbits(32)
-        return DynamicBucketingSampler(
-            CutSet(shuffled(long_enough, generator)),
-            max_duration=self.batch_seconds,
-            duration_bins=self._borders,
-            # Enough that some bucket always holds a full batch, and no more: lhotse walks it each time.
-            buffer_size=2 * (len(self._borders) + 1) * math.ceil(self.batch_seconds / self.min_seconds),
-            # Without it, lhotse 1.33 may end an epoch at the first empty bucket (a Queue is always true) and lose cuts.
-            sync_buckets=True,
-            # The ranks take turns at the batches of one process.
-            world_size=1,
-            rank=0,
-            seed=seed,
-        )
+        stream = shuffled(long_enough, generator)
+        while pool := list(islice(stream, SORTED_AT_ONCE)):
+            batches = list(_of_similar_length(pool, round(self.batch_seconds * SAMPLE_RATE), generator))
+            generator.shuffle(batches)
+            yield from batches
 
 
 def evaluation_batches(
@@ -170,14 +167,25 @@ def evaluation_batches(
     Returns:
         CutSets of similarly long cuts, in random order.
 
-    Raises InputError when no audio is left.
+    Raises InputError when no audio is left, or there are too many windows for one pass.
     """
-    if batch_seconds <= 0 or max_seconds < SHORTEST_EVALUATED_SECONDS:
-        raise InputError(f"batch_seconds={batch_seconds:g} and max_seconds={max_seconds:g} must be positive")
+    longest = min(max_seconds, batch_seconds)
+    if not longest >= SHORTEST_EVALUATED_SECONDS or not batch_seconds <= LONGEST_SECONDS:
+        raise InputError(
+            f"batch_seconds={batch_seconds:g} and max_seconds={max_seconds:g} must be at least "
+            f"{SHORTEST_EVALUATED_SECONDS:g}, and batch_seconds at most {LONGEST_SECONDS:g}"
+        )
+    if limit_seconds is not None and not limit_seconds > 0:
+        raise InputError(f"limit_seconds is {limit_seconds:g}; it must be positive")
     generator = random.Random(seed)
-    looked_at: Iterable[Cut] = cuts if limit_seconds is None else first_cuts(cuts, f"{seed}/sample")
-    chosen = _long_enough(_windows(looked_at, min(max_seconds, batch_seconds)), SHORTEST_EVALUATED_SECONDS)
-    if limit_seconds is not None:
+    if limit_seconds is None:
+        whole = list(cuts)
+        if sum(_parts(cut, longest) for cut in whole) > MOST_IN_A_PASS:
+            raise InputError(f"more than {MOST_IN_A_PASS:,} windows of audio to go through in one pass: give less")
+        chosen = _long_enough(_windows(whole, longest), SHORTEST_EVALUATED_SECONDS)
+    else:
+        windows = _sampled(first_cuts(cuts, f"{seed}/sample"), longest, generator)
+        chosen = _long_enough(windows, SHORTEST_EVALUATED_SECONDS)
         generator.shuffle(chosen)
         chosen = _until(chosen, limit_seconds)
     # From long to short: lhotse closes a batch before one more cut as long as its longest would exceed the limit.
@@ -193,17 +201,36 @@ def _windows(cuts: Iterable[Cut], longest_seconds: float) -> Iterator[Cut]:
     lhotse's own windows leave a tail that may be too short to use and would be lost: 16 s at 15.6 s gives it
     15.6 + 0.4, here it gives 8 + 8.
     """
-    longest = round(longest_seconds * SAMPLE_RATE)
     for cut in map(at_16khz, cuts):
         cut = cut.drop_supervisions()
-        total = num_samples(cut)
-        parts = math.ceil(total / longest)
-        if parts <= 1:
-            yield cut
-            continue
-        borders = [total * index // parts for index in range(parts + 1)]
-        for index, (start, stop) in enumerate(pairwise(borders)):
-            yield _part(cut, start, stop - start).with_id(f"{cut.id}-{index}")
+        parts = _parts(cut, longest_seconds)
+        for index in range(parts):
+            yield _window(cut, index, parts)
+
+
+def _parts(cut: Cut, longest_seconds: float) -> int:
+    return max(1, math.ceil(num_samples(cut) / round(longest_seconds * SAMPLE_RATE)))
+
+
+def _window(cut: Cut, index: int, parts: int) -> Cut:
+    if parts == 1:
+        return cut
+    total = num_samples(cut)
+    start, stop = total * index // parts, total * (index + 1) // parts
+    return _part(cut, start, stop - start).with_id(f"{cut.id}-{index}")
+
+
+def _sampled(cuts: list[Cut], longest_seconds: float, generator: random.Random) -> Iterator[Cut]:
+    """The windows of cuts, or so many of them that they can be held, drawn at random."""
+    cuts = [at_16khz(cut).drop_supervisions() for cut in cuts]
+    parts = [_parts(cut, longest_seconds) for cut in cuts]
+    first = [0, *accumulate(parts)]
+    chosen: Sequence[int] = range(first[-1])
+    if first[-1] > MOST_WINDOWS:
+        chosen = sorted(generator.sample(chosen, MOST_WINDOWS))
+    for number in chosen:
+        which = bisect_right(first, number) - 1
+        yield _window(cuts[which], number - first[which], parts[which])
 
 
 def _part(cut: Cut, start: int, length: int) -> Cut:
@@ -236,7 +263,31 @@ def _until(cuts: list[Cut], limit_seconds: float) -> list[Cut]:
     return cuts
 
 
-def _crop_to_shortest(batch: CutSet, key: str) -> CutSet:
+def _of_similar_length(cuts: list[Cut], most: int, generator: random.Random) -> Iterator[list[Cut]]:
+    """All of the cuts in batches that, each cropped to its shortest, have at most so many samples; few have much fewer.
+
+    Example with five cuts to a batch and `MIXED_BATCHES` = 2, from short to long: the first ten are mixed, the next
+    ten, and so on. The first batch is then five of the ten shortest ones.
+    """
+    cuts = sorted(cuts, key=num_samples)
+    row: list[Cut] = []
+    while len(row) < len(cuts):
+        neighbours = max(1, most // num_samples(cuts[len(row)])) * MIXED_BATCHES
+        group = cuts[len(row) : len(row) + neighbours]
+        row += generator.sample(group, len(group))
+    batch: list[Cut] = []
+    shortest = 0
+    for cut in row:
+        if batch and (len(batch) + 1) * min(shortest, num_samples(cut)) > most:
+            yield batch
+            batch = []
+        shortest = min(shortest, num_samples(cut)) if batch else num_samples(cut)
+        batch.append(cut)
+    if batch:
+        yield batch
+
+
+def _crop_to_shortest(batch: list[Cut], key: str) -> CutSet:
     shortest = min(num_samples(cut) for cut in batch)
     cropped = []
     for cut in batch:

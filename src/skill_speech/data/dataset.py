@@ -13,6 +13,7 @@ from lhotse import CutSet
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import InputError
 from .audio import BadAudio, audio_path, doubts, load_waveform
 from .tally import Note
 
@@ -54,7 +55,11 @@ def audio_loader(batches: Iterable[CutSet], *, workers: int = 0) -> DataLoader[A
     """A DataLoader of AudioBatch over `TrainingBatches` or `evaluation_batches`.
 
     The number of worker processes changes nothing but the speed. Its length is that of `batches`, where it has one.
+
+    Raises InputError for a negative number of workers.
     """
+    if workers < 0:
+        raise InputError(f"workers is {workers}; it must be 0 or more processes")
     return DataLoader(
         WaveformDataset(),
         sampler=batches,

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
 
 from ..errors import InputError
+from .audio import UNREAD_SUFFIXES, shown
+from .corpus import Corpus
+from .lines import is_regular
 
 logger = logging.getLogger("skill_speech.data")
 
 AUDIO_SUFFIXES = frozenset(
     {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
-    | {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph", ".wave"}
+    | {".aif", ".aifc", ".mp2", ".mpga", ".oga", ".opus", ".snd", ".sph", ".wave"}
+    | UNREAD_SUFFIXES
 )
-FOREIGN_AUDIO_SUFFIXES = frozenset({".aac", ".amr", ".m4a", ".m4b", ".mp4", ".webm", ".wma"})
-"""Audio that soundfile does not read: such files are counted aloud, not passed over."""
+"""What is tried: files that cannot be read are named and counted, not passed over."""
+
+
+SAMPLES = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,7 @@ def list_folder(root: Path) -> list[AudioFile]:
 
     Raises InputError for a folder without audio.
     """
-    files = sorted(
-        Path(folder, name)
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if not name.startswith(".")
-    )
+    files = sorted(_walk(root))
     audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
     suffixes = Counter(path.suffix.lower() or "(none)" for path in files if path.suffix.lower() not in AUDIO_SUFFIXES)
     if not audio:
@@ -55,12 +58,7 @@ def list_folder(root: Path) -> list[AudioFile]:
         raise InputError(
             f"{root}: no audio in this folder (found {found}): give a folder with .wav, .flac, .ogg or .mp3"
         )
-    foreign = {suffix: count for suffix, count in suffixes.items() if suffix in FOREIGN_AUDIO_SUFFIXES}
-    if foreign:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(foreign.items()))
-        logger.warning("%s: left out %s: soundfile does not read them, convert them to FLAC or WAV", root, counts)
-
-    transcripts = _read_transcripts([path for path in files if path.name.endswith(".trans.txt")])
+    transcripts = _read_transcripts([path for path in files if path.name.endswith(".trans.txt") and is_regular(path)])
     ids = _unique_ids(audio, root, by_name=bool(transcripts))
     listed = []
     for path, file_id in zip(audio, ids, strict=True):
@@ -73,10 +71,23 @@ def list_folder(root: Path) -> list[AudioFile]:
     return listed
 
 
+def _walk(root: Path) -> Iterator[Path]:
+    """The files below a folder, hidden ones aside; each folder once, wherever links lead in circles."""
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
 def _read_transcripts(paths: list[Path]) -> dict[tuple[Path, str], str]:
     transcripts = {}
     for path in paths:
-        for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             utterance, _, text = line.strip().partition(" ")
             if utterance:
                 transcripts[path.parent, utterance] = text.strip()
@@ -95,8 +106,8 @@ def _unique_ids(paths: list[Path], root: Path, *, by_name: bool) -> list[str]:
 def list_tsv(path: Path, absolute_paths: bool = False) -> list[AudioFile]:
     """The files of a fairseq (and DPHuBERT) tsv: the root folder, then `relative path <tab> number of samples`.
 
-    Raises InputError for a line of another form, a root that does not exist, a path that leaves the root (unless
-    `absolute_paths`), or a tsv without files.
+    Raises InputError for a line of another form, a root that does not exist, a root outside of the tsv's folder or a
+    path that leaves the root (unless `absolute_paths`), or a tsv without files.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -112,18 +123,19 @@ def list_tsv(path: Path, absolute_paths: bool = False) -> list[AudioFile]:
         raise InputError(
             f"{path}: line 1 names the folder {root}, which does not exist: write the audio's folder there"
         )
+    corpus = Corpus(path.parent, absolute_paths)
+    if not corpus.holds(os.path.join(root, "")):
+        raise InputError(f"{path}: line 1 names {shown(root)}, {corpus.outside}")
+    corpus = Corpus(root, absolute_paths)
     listed = []
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        name, tab, samples = line.partition("\t")
-        if not tab or not samples.strip().isdigit():
+        name, _, samples = line.partition("\t")
+        if "\0" in name or not SAMPLES.fullmatch(samples.strip()):
             raise InputError(f"{path}: line {number} is not `path <tab> number of samples`: {line[:80]!r}")
-        if not absolute_paths and (os.path.isabs(name) or os.path.normpath(name).startswith("..")):
-            raise InputError(
-                f"{path}: line {number} names {name}, which is outside of {root}: set absolute_paths to true if that "
-                "is meant"
-            )
+        if not corpus.holds(os.path.join(root, name)):
+            raise InputError(f"{path}: line {number} names {shown(name)}, {corpus.outside}")
         file_id = Path(name).with_suffix("").as_posix()
         listed.append(AudioFile(str(root / name), file_id, samples=int(samples)))
     if not listed:

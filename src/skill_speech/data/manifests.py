@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -11,35 +12,38 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lhotse import AudioSource, CutSet, MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.cut import Cut, MixedCut
 from lhotse.cut.data import DataCut
-from lhotse.serialization import deserialize_item, load_jsonl
+from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
-from rich.console import Console
 from rich.progress import track
 
 from ..errors import InputError
 from ..files import atomic_write, write_json
+from ..limits import check_options
+from ..run.progress import terminal
 from .audio import (
-    HIGHEST_RATE,
-    LOWEST_RATE,
-    MEMBER,
     SAMPLE_RATE,
     AudioHeader,
     BadAudio,
     at_16khz,
     audio_path,
     doubts,
+    ends_early,
     is_resampled,
     load_waveform,
+    local_files,
     other_format,
     read_header,
     shown,
 )
+from .corpus import Corpus
+from .fields import BAD_AUDIO, MEMBER, FieldError, check_line
 from .layouts import AudioFile, list_folder, list_tsv
+from .lines import blocks, is_regular, lines
 from .remote import is_remote
 from .shards import INDEX, is_sharded, open_shards, write_shards
 from .streams import Mixture, transformed
@@ -58,9 +62,6 @@ SHORTEST_SECONDS = 0.025
 
 LIST = "bad_audio.json"
 """The file in a folder of shards, or the end of the name of one beside a manifest, that lists unusable audio."""
-
-ROOT = "corpus_root"
-"""The custom field of a cut in which `prepare` notes the folder that it was given."""
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
 KNOWN_SOURCES = (
@@ -111,7 +112,7 @@ def prepare(
         decode: decode all audio, which takes long, and find what headers do not show: NaN, damage in the middle; files
             that are silent, clipped or have a DC offset are named, and kept. Shards are always made of what could be
             decoded.
-        absolute_paths: a manifest may name files outside of its corpus, by absolute paths or `..`.
+        absolute_paths: a manifest or tsv may name files outside of its own folder.
 
     Returns:
         The cuts, in memory, or opened lazily from `output` where it is given.
@@ -120,6 +121,7 @@ def prepare(
         InputError: a source that does not exist or is of no known kind, a folder without audio, more unusable files
             than `max_bad`, or an output that cannot be written.
     """
+    check_options(prepare, dict(locals()))
     return _prepare(source, output, shards, jobs, max_bad, decode, absolute_paths)[0]
 
 
@@ -135,6 +137,8 @@ def _prepare(
     path = _existing(source)
     if shards and output is None:
         raise InputError("shards need an output folder: give --output")
+    if jobs < 1:
+        raise InputError(f"jobs is {jobs}; it must be at least 1")
     if output is not None and not shards and not str(output).endswith(MANIFEST_SUFFIXES):
         raise InputError(f"{output}: a manifest's name must end in .jsonl or .jsonl.gz")
     tally = _Tally(path, AudioTally(max_bad))
@@ -154,7 +158,10 @@ def _prepare(
         return open_shards(output), tally.audio
     _write_whole(cuts, output, tally)
     logger.info("%s: %d cuts, %.2f h", output, tally.usable, tally.seconds / 3600)
-    return CutSet(_ManifestReader(output)), tally.audio
+    outside = Corpus(output.parent, anywhere=False)
+    if any(not outside.holds(name) for cut in islice(_ManifestReader(output, True), 1) for name in local_files(cut)):
+        logger.info("%s: its audio lies outside of its folder: open it with absolute_paths set to true", output)
+    return CutSet(_ManifestReader(output, True)), tally.audio
 
 
 def open_cuts(
@@ -172,7 +179,7 @@ def open_cuts(
 
     Args:
         data: what to open.
-        absolute_paths: a manifest that `prepare` did not write may name files outside of its corpus.
+        absolute_paths: a manifest or tsv may name files outside of its own folder.
         max_bad: as in `prepare`, for what is prepared here.
         found: gets what was wrong with audio that was prepared, here or before.
 
@@ -185,7 +192,7 @@ def open_cuts(
     if is_sharded(data):
         if not is_remote(str(data)):
             _read_list(Path(data).expanduser() / LIST, found)
-        return open_shards(data)
+        return open_shards(data, absolute_paths)
     path = _existing(data)
     if not path.name.endswith(MANIFEST_SUFFIXES):
         cuts, audio = _prepare(path, None, False, 2, max_bad, False, absolute_paths)
@@ -193,7 +200,7 @@ def open_cuts(
             found.include(audio.state_dict())
         return cuts
     _read_list(_list_of(path), found)
-    cuts = transformed(CutSet(_ManifestReader(path, absolute_paths)), _To16kHz(str(path)))
+    cuts = transformed(CutSet(_ManifestReader(path, absolute_paths, bare=True)), _To16kHz(str(path)))
     # The wrong kind of file should fail here, not in the middle of a run.
     if next(iter(cuts), None) is None:
         raise InputError(f"{path}: the manifest is empty")
@@ -234,21 +241,31 @@ class _To16kHz:
 class _ManifestReader:
     """Iterates over the cuts of a jsonl manifest of cuts or recordings, one line at a time, with absolute paths.
 
-    Files have to lie below the manifest's folder, or below the folder that `prepare` says it was given; with
-    `absolute_paths` they may be anywhere. Relative paths are relative to the working folder, as in lhotse, else to the
-    manifest's own. Sources that are commands, which lhotse would run, are refused.
+    Files have to lie below the manifest's folder, links followed; with `absolute_paths` they may be anywhere. Relative
+    paths are relative to the working folder, as in lhotse, else to the manifest's own. Sources that are commands, which
+    lhotse would run, or addresses are refused.
+
+    `bare`: without what training does not need and what may be large: custom fields, features, alignments.
     """
 
     path: Path
     absolute_paths: bool = False
+    bare: bool = False
 
     def __iter__(self) -> Iterator[Cut]:
+        corpus = Corpus(self.path.parent, self.absolute_paths)
         number = 1
         try:
-            for number, line in enumerate(load_jsonl(self.path), start=1):
-                yield self._to_cut(deserialize_item(line), number)
+            for number, line in enumerate(lines(self._blocks(), str(self.path)), start=1):
+                item = json.loads(line.decode())
+                check_line(item)
+                if self.bare:
+                    _strip(item)
+                yield self._to_cut(deserialize_item(item), number, corpus)
         except InputError:
             raise
+        except FieldError as error:
+            raise InputError(f"{self.path}: line {number}: {error}: correct it, or prepare the data again") from None
         # What damaged JSON, a truncated gzip stream and a foreign object make of themselves inside lhotse.
         except Exception as error:
             raise InputError(
@@ -256,7 +273,20 @@ class _ManifestReader:
                 f"({type(error).__name__}): prepare the data again"
             ) from error
 
-    def _to_cut(self, item: object, number: int) -> Cut:
+    def fingerprint(self) -> tuple[int, str]:
+        """The number of lines, and their hash."""
+        digest, count, last = hashlib.sha256(), 0, b"\n"
+        for block in self._blocks():
+            digest.update(block)
+            count += block.count(b"\n")
+            last = block
+        return count + (not last.endswith(b"\n")), digest.hexdigest()
+
+    def _blocks(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            yield from blocks(file, str(self.path))
+
+    def _to_cut(self, item: object, number: int, corpus: Corpus) -> Cut:
         if isinstance(item, Recording):
             item = item.to_cut()
         if not isinstance(item, Cut):
@@ -265,65 +295,51 @@ class _ManifestReader:
             )
         if isinstance(item, MixedCut):
             for track in item.tracks:
-                track.cut = self._checked(track.cut, number)
+                track.cut = self._checked(track.cut, number, corpus)
             return item
-        return self._checked(item, number)
+        return self._checked(item, number, corpus)
 
-    def _checked(self, cut: Cut, number: int) -> Cut:
-        """The cut with absolute paths, and without what `prepare` noted for us."""
+    def _checked(self, cut: Cut, number: int, corpus: Corpus) -> Cut:
+        """The cut with absolute paths."""
         if not isinstance(cut, DataCut):
             return cut
-        root = (cut.custom or {}).pop(ROOT, None)
         # Only shards may say that audio lies in another file than the recording's.
         (cut.custom or {}).pop(MEMBER, None)
         cut.custom = cut.custom or None
-        names = [cut.id, cut.recording_id] if cut.has_recording else [cut.id]
-        names += [one.speaker for one in cut.supervisions if one.speaker is not None]
-        if not all(isinstance(name, str) for name in names):
-            raise InputError(f"{self.path}: line {number}: an id or a speaker is no text: {names}")
-        # What lhotse accepts may still make no sense: a length that is none would be found in the middle of a run.
-        if not (0 < cut.duration < math.inf and 0 <= cut.start < math.inf):
-            raise InputError(f"{self.path}: line {number}: cut {cut.id} lasts {cut.duration} s from {cut.start} s on")
         if not cut.has_recording:
             return cut
-        if cut.recording.sampling_rate < LOWEST_RATE or cut.recording.sampling_rate > HIGHEST_RATE:
-            raise InputError(f"{self.path}: line {number}: {cut.id} has {cut.recording.sampling_rate} samples a second")
-        sources = [
-            fastcopy(source, source=self._absolute(source.source, root, number)) if source.type == "file" else source
-            for source in cut.recording.sources
-        ]
-        for source in sources:
+        for source in cut.recording.sources:
             if source.type == "command":
                 raise InputError(f"{self.path}: line {number} would run a command, which is never done: {cut.id}")
+            if source.type != "file":
+                raise InputError(
+                    f"{self.path}: line {number} has audio of the type {source.type!r}: only files are read; download "
+                    "it, and give their paths"
+                )
+        sources = [
+            fastcopy(source, source=self._absolute(source.source, number, corpus)) for source in cut.recording.sources
+        ]
         known = [channel for source in sources for channel in source.channels]
         wanted = cut.channel if isinstance(cut.channel, list) else [cut.channel]
-        if not wanted or not all(isinstance(channel, int) and channel in known for channel in wanted):
+        if not all(channel in known for channel in wanted):
             raise InputError(f"{self.path}: line {number}: {cut.id} has no channel {cut.channel}")
         return fastcopy(cut, recording=fastcopy(cut.recording, sources=sources))
 
-    def _absolute(self, name: str, root: object, number: int) -> str:
+    def _absolute(self, name: str, number: int, corpus: Corpus) -> str:
+        here = found = os.path.abspath(name)
         if not os.path.isabs(name):
-            inside = not os.path.normpath(name).startswith("..")
-            found = os.path.abspath(name if os.path.exists(name) else self.path.parent / name)
-        else:
-            found = os.path.normpath(name)
-            folders = [str(self.path.parent), *([root] if isinstance(root, str) and os.path.isabs(root) else [])]
-            inside = any(Path(found).is_relative_to(folder) for folder in folders)
-        if not inside and not self.absolute_paths:
-            raise InputError(
-                f"{self.path}: line {number} names {name}, which is outside of its corpus: set absolute_paths to true "
-                "if that is meant"
-            )
+            own = os.path.abspath(self.path.parent / name)
+            found = here if os.path.exists(here) and (corpus.holds(here) or not os.path.exists(own)) else own
+        if not corpus.holds(found):
+            raise InputError(f"{self.path}: line {number} names {shown(name)}, {corpus.outside}")
         return found
 
 
-def _with_root(cut: Cut, source: Path) -> Cut:
-    """The cut with a note of the folder that its audio may be read from: the one that was asked for, or its own."""
-    if not isinstance(cut, DataCut) or not cut.has_recording or cut.recording.sources[0].type != "file":
-        return cut
-    path = Path(cut.recording.sources[0].source)
-    root = source if source.is_dir() and path.is_relative_to(source) else path.parent
-    return fastcopy(cut, custom={**(cut.custom or {}), ROOT: str(root)})
+def _strip(item: dict[str, Any]) -> None:
+    for name in ("custom", "features", "alignment"):
+        item.pop(name, None)
+    for inside in (*(item.get("supervisions") or ()), *(mixed["cut"] for mixed in item.get("tracks") or ())):
+        _strip(inside)
 
 
 @dataclass
@@ -381,6 +397,8 @@ def _existing(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
         raise InputError(f"{source}: no such file or folder: give {KNOWN_SOURCES}")
+    if not path.is_dir() and not is_regular(path):
+        raise InputError(f"{source}: neither a file nor a folder: give {KNOWN_SOURCES}")
     if path.is_file() and not path.name.endswith((*MANIFEST_SUFFIXES, ".tsv")):
         raise InputError(f"{source}: not a known kind of data: give {KNOWN_SOURCES}")
     return Path(os.path.abspath(path))
@@ -462,15 +480,17 @@ def _decode(path: str) -> Checked:
 def _check_manifest(reader: _ManifestReader, tally: _Tally, check: Check, jobs: int) -> Iterator[Cut]:
     def checked(cut: Cut) -> tuple[Cut, Checked | None]:
         found: Checked | None = None
-        if isinstance(cut, DataCut) and cut.has_recording:
-            for source in cut.recording.sources:
-                if source.type == "file":
-                    found = check(source.source)
-                    if isinstance(found[0], BadAudio):
-                        break
+        for path in local_files(cut):
+            found = check(path)
+            if isinstance(found[0], BadAudio):
+                break
+            early = ends_early(cut, found[0])
+            if early is not None:
+                return cut, (early, [])
         return cut, found
 
-    for cut, found in in_threads(checked, map(at_16khz, reader), jobs):
+    # A line may be long, and so a thousand cuts large.
+    for cut, found in in_threads(checked, map(at_16khz, reader), jobs, at_once=8 * jobs):
         header, kinds = found or (None, [])
         if isinstance(header, BadAudio):
             tally.leave_out(audio_path(cut), header)
@@ -489,10 +509,9 @@ def in_threads(function: Callable[[In], Out], items: Iterable[In], jobs: int, at
 
 def with_progress(items: Iterable[In], total: int) -> Iterable[In]:
     """A bar with the remaining time, on a terminal only."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not terminal().is_terminal:
         return items
-    return track(items, total=total, description="reading headers", console=console, transient=True)
+    return track(items, total=total, description="reading headers", console=terminal(), transient=True)
 
 
 def _write_shards(cuts: Iterable[Cut], output: Path, tally: _Tally, jobs: int) -> None:
@@ -527,7 +546,7 @@ def _write_whole(cuts: Iterable[Cut], output: Path, tally: _Tally) -> None:
         with atomic_write(output) as partial:
             with CutSet.open_writer(partial) as writer:
                 for cut in cuts:
-                    writer.write(_with_root(cut, tally.source))
+                    writer.write(cut)
             tally.report()
         _list_of(output).unlink(missing_ok=True)
         if tally.audio.kinds:
@@ -548,6 +567,8 @@ def _read_list(path: Path, found: AudioTally | None) -> None:
     if found is None or not path.is_file():
         return
     try:
-        found.include(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        BAD_AUDIO.check(listed)
+        found.include(listed)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete it, or prepare the data again") from None

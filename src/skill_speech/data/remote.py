@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from pathlib import Path
 
 import fsspec
 
 from ..errors import InputError
+from .lines import is_regular
+
+MOST_BYTES = 1 << 30
+"""Read at once: the audio of a day and a half, as shards have it."""
 
 logger = logging.getLogger("skill_speech.data")
 
@@ -27,6 +33,14 @@ def read_bytes(location: str, start: int | None = None, stop: int | None = None)
         InputError: there is no package for this kind of address.
         OSError: it cannot be read, or the server does not send parts of files.
     """
+    if start is not None and stop is not None and not 0 <= start < stop <= start + MOST_BYTES:
+        raise OSError(f"bytes {start} to {stop} are no part of a file, or more than {MOST_BYTES:,}")
+    if not is_remote(location) and os.path.exists(location):
+        if not is_regular(Path(location)):
+            raise OSError("a pipe, a device or a folder")
+        # A part that is too long would be made room for before it is found missing.
+        if (stop or os.path.getsize(location)) > min(os.path.getsize(location), (start or 0) + MOST_BYTES):
+            raise OSError("it is cut off, or too large")
     for wait in (*WAITS_SECONDS, None):
         try:
             filesystem, path = fsspec.core.url_to_fs(location)

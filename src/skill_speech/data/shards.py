@@ -12,11 +12,13 @@ and shards may lie on any server that knows range requests. lhotse's own `CutSet
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import logging
 import random
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
@@ -32,7 +34,10 @@ from lhotse.utils import fastcopy
 
 from ..errors import InputError
 from ..files import atomic_write, write_json
-from .audio import MEMBER, SAMPLE_RATE, BadAudio, load_waveform, num_samples
+from .audio import SAMPLE_RATE, BadAudio, load_waveform, num_samples
+from .corpus import Corpus
+from .fields import MEMBER, SHARD_CUT, SHARD_INDEX
+from .lines import blocks, lines
 from .remote import is_remote, read_bytes
 
 logger = logging.getLogger("skill_speech.data")
@@ -65,6 +70,11 @@ class ShardReader:
         for shard in self.shards:
             yield from self._read(shard)
 
+    def fingerprint(self) -> tuple[int, str]:
+        """The number of cuts, and a hash of what the index says."""
+        index = json.dumps([asdict(shard) for shard in self.shards])
+        return sum(shard.number for shard in self.shards), hashlib.sha256(index.encode()).hexdigest()
+
     def in_order(self, key: str) -> Iterator[Cut]:
         """The shards in an order that is a function of the key."""
         order = list(self.shards)
@@ -76,16 +86,28 @@ class ShardReader:
         where, tar = f"{self.location}/{shard.cuts}", f"{self.location}/{shard.recording}"
         number = 1
         try:
-            for line in gzip.decompress(read_bytes(where)).splitlines():
-                cut = deserialize_item(json.loads(line))
-                first, stop = cut.custom[MEMBER]
-                cut.custom = {**cut.custom, MEMBER: (tar, int(first), int(stop))}
+            packed = read_bytes(where)
+            for number, line in enumerate(lines(blocks(io.BytesIO(packed), where), where), 1):  # noqa: B007
+                item = json.loads(line.decode())
+                SHARD_CUT.check(item)
+                cut = deserialize_item(item)
+                cut.custom = {**cut.custom, MEMBER: (tar, *cut.custom[MEMBER])}
                 yield cut
-                number += 1
+        except InputError:
+            raise
         except FileNotFoundError:
             raise InputError(f"{where}: no such file: the shards are not complete") from None
         # What damaged JSON, a truncated gzip stream and a foreign object make of themselves.
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            EOFError,
+            OSError,
+            zlib.error,
+            RecursionError,
+        ) as error:
             raise InputError(
                 f"{where}: cannot be read, at or after line {number} ({type(error).__name__}: {error}): copy or write "
                 "the shards again"
@@ -97,32 +119,41 @@ def is_sharded(location: str | Path) -> bool:
     return is_remote(str(location)) or (Path(location).expanduser() / INDEX).is_file()
 
 
-def open_shards(location: str | Path) -> CutSet:
+def open_shards(location: str | Path, absolute_paths: bool = False) -> CutSet:
     """The cuts of a folder of shards, lazily; a folder on this machine or any address that fsspec knows.
 
     Raises:
-        InputError: there is no index, or it is damaged.
+        InputError: there is no index, or it is damaged, or it names files that are links out of the folder, which
+            `absolute_paths` allows.
     """
     where = str(location).rstrip("/")
     if not is_remote(where):
         where = str(Path(where).expanduser().resolve())
     try:
         values = json.loads(read_bytes(f"{where}/{INDEX}"))
+        SHARD_INDEX.check(values)
         shards = tuple(Shard(**shard) for shard in values["shards"])
-        if not shards or not all(_is_name(name) for shard in shards for name in (shard.cuts, shard.recording)):
+        if not all(_is_name(name) for shard in shards for name in (shard.cuts, shard.recording)):
             raise ValueError("it names no shards, or files elsewhere")
     except FileNotFoundError:
         raise InputError(
             f"{where}/{INDEX}: no such file: an address has to lead to shards, as skill-speech prepare --shards writes "
             "them"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}/{INDEX}: cannot be read ({error})") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{where}/{INDEX}: cannot be read ({error}): copy or write the shards again") from None
+    if not is_remote(where):
+        corpus = Corpus(Path(where), absolute_paths)
+        for name in (name for shard in shards for name in (shard.cuts, shard.recording)):
+            if not corpus.holds(f"{where}/{name}"):
+                raise InputError(
+                    f"{where}/{INDEX}: names {name}, a link to what {corpus.outside.removeprefix('which ')}"
+                )
     return CutSet(ShardReader(where, shards))
 
 
-def _is_name(name: object) -> bool:
-    return isinstance(name, str) and "/" not in name and "\\" not in name and not name.startswith(".")
+def _is_name(name: str) -> bool:
+    return not name.startswith(".") and {"/", "\\", ":"}.isdisjoint(name)
 
 
 def write_shards(

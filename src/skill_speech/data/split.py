@@ -10,6 +10,7 @@ from functools import partial
 from lhotse import CutSet
 from lhotse.cut import Cut, MixedCut
 
+from ..errors import InputError
 from .streams import first_cuts, transformed
 
 logger = logging.getLogger("skill_speech.data")
@@ -30,7 +31,11 @@ def split_cuts(cuts: CutSet, *, validation_seconds: float, seed: int) -> tuple[C
 
     Returns:
         (training cuts, read anew each time; validation cuts, in memory); a function of the cuts and the seed alone.
+
+    Raises InputError for a negative number of seconds.
     """
+    if not validation_seconds >= 0:
+        raise InputError(f"validation_seconds is {validation_seconds:g}; it must be 0 or more")
     speaker_of: dict[str, set[str | None]] = defaultdict(set)
     seconds: dict[str, float] = defaultdict(float)
     looked_at = first_cuts(cuts, f"{seed}/split")

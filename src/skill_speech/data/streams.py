@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -13,6 +15,7 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
 from ..errors import InputError
+from .fingerprint import fingerprint
 
 Item = TypeVar("Item")
 
@@ -21,6 +24,10 @@ LOOKED_AT = 20_000
 
 Of smaller data these are all cuts. Of larger data it bounds memory and the time to the first step.
 """
+
+MOST_HELD = 256 << 20
+SEGMENT_BYTES = 600
+"""What the supervisions of the cuts that are looked at may take, in bytes, and what one takes beside its text."""
 
 SHUFFLED_AT_ONCE = 20_000
 """Cuts among which the next one is drawn: smaller data is shuffled as a whole, larger data approximately."""
@@ -35,7 +42,11 @@ def in_order(cuts: CutSet, key: str) -> Iterator[Cut]:
 def first_cuts(cuts: CutSet, key: str) -> list[Cut]:
     """The cuts that are looked at: all of small data, each once."""
     found: dict[tuple[object, ...], Cut] = {}
+    held = 0
     for cut in islice(in_order(cuts, key), LOOKED_AT):
+        held += sum(SEGMENT_BYTES + len(said.id) + len(said.text or "") for said in cut.supervisions)
+        if held > MOST_HELD and found:
+            break
         # A mixture repeats cuts, and its corpora may use the same ids.
         source = cut.recording.sources[0].source if cut.has_recording and isinstance(cut, DataCut) else None
         found.setdefault((cut.id, cut.start, cut.duration, source), cut)
@@ -51,6 +62,10 @@ class Transformed:
 
     def __iter__(self) -> Iterator[Cut]:
         return self._made(self.cuts)
+
+    def fingerprint(self) -> tuple[int, str]:
+        """That of the cuts before the function."""
+        return astuple(fingerprint(self.cuts))
 
     def in_order(self, key: str) -> Iterator[Cut]:
         """As `in_order` has them."""
@@ -81,6 +96,12 @@ class Mixture:
 
     def __iter__(self) -> Iterator[Cut]:
         return self.in_order("as stored")
+
+    def fingerprint(self) -> tuple[int, str]:
+        """The number of all cuts, and a hash of the parts."""
+        parts = [fingerprint(part) for part in self.sets]
+        text = json.dumps([[part.hash for part in parts], self.weights])
+        return sum(part.cuts for part in parts), hashlib.sha256(text.encode()).hexdigest()
 
     def in_order(self, key: str) -> Iterator[Cut]:
         """The draws are a function of the key."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import ranks
 from ..errors import InputError
+from ..run import ranks
 from .audio import BadAudio
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Targets, loss and the training module."""
 
 from .loss import DistillationLoss, LossConfig
-from .module import Distillation, StageConfig
+from .module import Distillation, Stage1Config, Stage2Config, StageConfig
 from .targets import METHODS, Method, Target, groups_layers, make_targets, needs_clusters
 
 __all__ = [
@@ -10,6 +10,8 @@ __all__ = [
     "DistillationLoss",
     "LossConfig",
     "Method",
+    "Stage1Config",
+    "Stage2Config",
     "StageConfig",
     "Target",
     "groups_layers",

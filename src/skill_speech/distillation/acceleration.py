@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.weights import build
 from ..encoder import Encoder, EncoderOutput
-from ..inference import OptimizedEncoder, optimize
+from ..kernels import OptimizedEncoder, optimize
 
 logger = logging.getLogger(__name__)
 

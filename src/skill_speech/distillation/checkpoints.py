@@ -3,54 +3,111 @@
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
 
-from .. import ranks
 from ..errors import InputError
 from ..files import atomic_write, require_space, sha256
-from ..stopping import StopSignals
-from .logs import CsvLogger
+from ..run import ranks
+from .parallel import sharded_like, whole
 
 logger = logging.getLogger(__name__)
 
 
-class HashedCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint as Lightning hands it over, with its SHA-256 beside it in the form of `sha256sum`.
+@dataclass
+class StageState:
+    """How far a stage is: all that a checkpoint holds.
 
-    First the hash takes its place and then the checkpoint, so that a killed process leaves both, or a hash of nothing.
+    Attributes:
+        step: updates made, those that were left out among them.
+        epoch, batch: position in the data; the same for any number of ranks.
+        batches: seen by all ranks together.
+        skipped: updates that were left out because the loss or a gradient was not finite.
+        skipped_in_a_row: the last so many.
+        returns: how often an earlier state was restored because many updates in a row were left out.
+        audio: what was wrong with the audio so far, as `AudioTally.state_dict`.
+        weights: of student, projections and control, by name; only in a checkpoint.
+        optimizer: its state dict; only in a checkpoint.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write it, synced and renamed.
-
-        Raises:
-            InputError: the disk has no room for it.
-        """
-        path = Path(path)
-        require_space(path.parent, _bytes_of(checkpoint), "a checkpoint")
-        with atomic_write(path) as temporary:
-            # A file of Python's says that the disk is full; torch's own says that a write failed.
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-            with atomic_write(hash_of(path)) as beside:
-                beside.write_text(f"{sha256(temporary)}  {path.name}\n", encoding="ascii")
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read it as data."""
-        return read_state(Path(path))
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    batches: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    returns: int = 0
+    audio: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def saved(state: StageState, module: nn.Module, optimizer: torch.optim.Optimizer) -> StageState:
+    """A state to be written, with weights and moments as they are now; every rank calls it, the first one has them."""
+    moments = optimizer.state_dict()
+    moments["state"] = {
+        number: {name: whole(value) for name, value in values.items()} for number, values in moments["state"].items()
+    }
+    weights = {name: whole(tensor) for name, tensor in module.state_dict().items()}
+    return replace(state, weights=weights, optimizer=moments)
+
+
+def loaded(state: StageState, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights and moments of a checkpoint where they belong; every rank calls it.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    now = module.state_dict()
+    if state.weights.keys() != now.keys() or any(now[name].shape != x.shape for name, x in state.weights.items()):
+        raise InputError(_OTHER_VERSION)
+    module.load_state_dict({name: sharded_like(now[name], tensor) for name, tensor in state.weights.items()})
+    moments = dict(state.optimizer)
+    parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
+    moments["state"] = {
+        number: {
+            name: sharded_like(parameters[number], value) if value.shape == parameters[number].shape else value
+            for name, value in values.items()
+        }
+        for number, values in moments["state"].items()
+    }
+    optimizer.load_state_dict(moments)
+
+
+_OTHER_VERSION = (
+    "the checkpoints of this stage were written by another version of skill-speech: delete the folder `checkpoints` to "
+    "start the stage again, or use that version"
+)
+
+
+def write_state(path: Path, state: StageState) -> None:
+    """Write a checkpoint, synced and renamed, with its SHA-256 beside it in the form of `sha256sum`.
+
+    First the hash takes its place and then the checkpoint, so that a killed process leaves both, or a hash of nothing.
+
+    Raises:
+        InputError: the disk has no room for it.
+    """
+    values = vars(state)
+    require_space(path.parent, _bytes_of(values), "a checkpoint")
+    with atomic_write(path) as temporary:
+        # A file of Python's says that the disk is full; torch's own says that a write failed.
+        with temporary.open("wb") as file:
+            torch.save(values, file)
+        with atomic_write(hash_of(path)) as beside:
+            beside.write_text(f"{sha256(temporary)}  {path.name}\n", encoding="ascii")
+
+
+def read_state(path: Path) -> StageState:
     """What is in a checkpoint whose hash has been looked at: containers, numbers and tensors, on the CPU.
 
     Raises:
-        InputError: something else is in it, or it is damaged in spite of its hash.
+        InputError: something else is in it, it is damaged in spite of its hash, or another version has written it.
     """
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
@@ -58,11 +115,14 @@ def read_state(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise InputError(
             f"{path}: not a checkpoint of this program ({type(error).__name__}); delete it and its hash, and the run "
-            "goes on from the one before"
+            "continues from the one before"
         ) from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a checkpoint of this program; delete it and its hash")
-    return values
+    kinds = {field.name: type(getattr(StageState(), field.name)) for field in fields(StageState)}
+    if values.keys() != kinds.keys() or any(not isinstance(values[name], kind) for name, kind in kinds.items()):
+        raise InputError(_OTHER_VERSION)
+    return StageState(**values)
 
 
 def hash_of(path: Path) -> Path:
@@ -75,21 +135,56 @@ class CheckpointFolder:
 
     Args:
         path: the folder.
-        every: updates between the regular ones; others were written because the run was told to stop.
-        keep: how many of the newest regular ones are kept.
-        milestone_every: regular ones at multiples of this are kept for good; 0 for none.
+        every: updates between the regular ones; others were written because of the time, or because the run was told to
+            stop. When depends on the machine: only regular ones are returned to by a run that diverges.
+        keep: how many of the newest regular ones are kept, and of the others since then.
+        milestone_every: regular ones at multiples of this are kept permanently; 0 for none.
+        minutes: between checkpoints, at most; 0 for no such limit. They are counted from `saved_now`.
     """
 
-    def __init__(self, path: Path, *, every: int, keep: int = 2, milestone_every: int = 0) -> None:
+    def __init__(
+        self, path: Path, *, every: int, keep: int = 2, milestone_every: int = 0, minutes: float = 0.0
+    ) -> None:
         self.path, self.every, self.keep, self.milestone_every = path, every, keep, milestone_every
+        self.minutes, self._saved_at = minutes, time.monotonic()
+
+    def saved_now(self) -> None:
+        """Count the minutes from here on."""
+        self._saved_at = time.monotonic()
+
+    def save(self, state: StageState) -> None:
+        """Write a checkpoint on the first rank, and remove what need not be kept any more.
+
+        Raises:
+            InputError: the disk has no room for it.
+        """
+        if ranks.is_first():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_state(self.at(state.step), state)
+        self.saved_now()
+        ranks.on_first(self.prune)
+
+    def load(self, step: int) -> StageState:
+        """The checkpoint of a step, whose hash has been looked at.
+
+        Raises:
+            InputError: it is none of ours, or of another version.
+        """
+        return read_state(self.at(step))
 
     def at(self, step: int) -> Path:
         """Where the checkpoint of that step is."""
         return self.path / f"step={step}.ckpt"
 
     def is_regular(self, step: int) -> bool:
-        """Whether a checkpoint is due at that step."""
+        """Whether a checkpoint is due at that step, however long ago the last one was."""
         return step % self.every == 0
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due: at that step, or because the last one is too long ago for any rank."""
+        if self.is_regular(step) or not self.minutes:
+            return self.is_regular(step)
+        return bool(ranks.largest(int(time.monotonic() - self._saved_at >= 60 * self.minutes)))
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, ascending."""
@@ -126,15 +221,17 @@ class CheckpointFolder:
     def prune(self) -> None:
         """Remove what need not be kept."""
         regular = [step for step in self.steps() if self.is_regular(step)]
-        newest = regular[-self.keep :]
+        last = regular[-1] if regular else -1
+        keep = regular[-self.keep :] + [step for step in self.steps() if step > last][-self.keep :]
         for step in self.steps():
             milestone = self.milestone_every and step and step % self.milestone_every == 0 and step in regular
-            if step not in newest and not milestone and newest and step < newest[-1]:
+            if step not in keep and not milestone:
                 self._remove(step)
 
     def _remove(self, step: int) -> None:
-        self.at(step).unlink(missing_ok=True)
+        # In this order: what is left of a removal that was killed is a checkpoint, which the next one sees.
         hash_of(self.at(step)).unlink(missing_ok=True)
+        self.at(step).unlink(missing_ok=True)
 
 
 def _damage(path: Path) -> str | None:
@@ -144,80 +241,6 @@ def _damage(path: Path) -> str | None:
         return None if sha256(path) == stated else "its SHA-256 is another"
     except (OSError, ValueError, IndexError):
         return "its SHA-256 cannot be read"
-
-
-class Checkpoints(Callback):
-    """Saves a stage when a checkpoint is due, at its end, and when the run is told to stop.
-
-    Where a step is validated, its checkpoint is written behind that: everything that belongs to a step is in it, or
-    has been logged before.
-    """
-
-    def __init__(self, folder: CheckpointFolder, validate_every: int, stop: StopSignals) -> None:
-        self.folder, self.validate_every, self.stop = folder, validate_every, stop
-        self._seen = 0
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take the signals back from Lightning, which would end the loop without a checkpoint."""
-        self.stop.install()
-        self._seen = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save behind an update."""
-        if trainer.global_step == self._seen:  # the update has more batches
-            return
-        self._seen = trainer.global_step
-        validated = bool(trainer.num_val_batches) and self._seen % self.validate_every == 0
-        if not validated:
-            self._log(trainer)
-            self._after_update(trainer, pl_module)
-
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save behind the validation of an update."""
-        if trainer.state.fn == "fit":
-            self._after_update(trainer, pl_module)
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the end."""
-        if not ranks.on_first(self.folder.at(trainer.global_step).exists):
-            self._save(trainer)
-
-    def _after_update(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        stop = told_to_stop(self.stop)
-        # In a row of updates that were skipped, the weights are those of before: not worth going back to.
-        due = self.folder.is_regular(trainer.global_step) and not getattr(pl_module, "skipped_in_a_row", 0)
-        if due or stop:
-            self._save(trainer)
-        if stop:
-            self.stop.raise_if_requested()
-
-    def _log(self, trainer: lightning.Trainer) -> None:
-        """What Lightning is going to log of this update right behind its checkpoint, and what could be lost between."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            values = {
-                name: float(value)
-                for name, value in trainer.logged_metrics.items()
-                if name.startswith("train/") and name != "train/audio_seconds_per_second"  # that is of a moment
-            }
-            for log in trainer.loggers:
-                if isinstance(log, CsvLogger):
-                    log.log_metrics(values, trainer.global_step - 1)
-
-    def _save(self, trainer: lightning.Trainer) -> None:
-        for log in trainer.loggers:
-            log.save()
-        trainer.save_checkpoint(self.folder.at(trainer.global_step))
-        ranks.on_first(self.folder.prune)
-
-
-def told_to_stop(stop: StopSignals) -> bool:
-    """Whether any rank has been told to stop, which may be one of them alone; from then on all of them have."""
-    signum = ranks.largest(stop.requested or 0)
-    if signum:
-        stop.requested = signum
-    return bool(signum)
 
 
 def _bytes_of(checkpoint: Any) -> int:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..encoder import EncoderOutput
 from .targets import Target
 
 
@@ -28,6 +29,10 @@ class LossConfig:
     l2: float = 0.0
     cosine: float = 1.0
     cosine_form: Literal["raw", "log-sigmoid"] = "raw"
+
+    def weights(self) -> dict[str, float]:
+        """The weights by name, without the other settings."""
+        return {name: value for name, value in vars(self).items() if not isinstance(value, str)}
 
 
 class DistillationLoss(nn.Module):
@@ -82,6 +87,10 @@ class DistillationLoss(nn.Module):
         means = {name: torch.stack(values).mean() for name, values in terms.items() if values}
         weighted = [getattr(self.config, name) * value for name, value in means.items()]
         return {"distillation": torch.stack(weighted).sum(), **means}
+
+    def targets_of(self, output: EncoderOutput) -> list[Tensor]:
+        """What a teacher's output gives to match (B, T, D), one for each target."""
+        return [mean_of(output.layers, target.teacher, self.scales) for target in self.targets]
 
 
 def _identity(width: int) -> nn.Linear:

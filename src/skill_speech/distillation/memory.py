@@ -14,15 +14,15 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .. import ranks
 from ..errors import InputError
 from ..files import size
-from .module import Distillation, StageConfig
+from ..run import ranks
+from .module import Config, Distillation
+from .parallel import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ NEGLIGIBLE = 2**28
 """Bytes of activations, generously bounded, below which nobody needs an estimate."""
 
 
-def needed_bytes(module: Distillation, batch_seconds: float, precision: Literal["bf16", "float32"]) -> int:
+def needed_bytes(module: Distillation, batch_seconds: float, precision: Precision) -> int:
     """The memory that a stage with batches of so many seconds takes, beyond what the process holds now."""
     student = _parameters(module)
     onto = 4 * (student + _parameters(module.teacher)) if torch.cuda.is_available() else 0
@@ -46,7 +46,7 @@ def needed_bytes(module: Distillation, batch_seconds: float, precision: Literal[
     return 16 * student + onto + computing + round(WORKING_SHARE * saved_bytes(module, batch_seconds, precision))
 
 
-def saved_bytes(module: Distillation, batch_seconds: float, precision: Literal["bf16", "float32"]) -> int:
+def saved_bytes(module: Distillation, batch_seconds: float, precision: Precision) -> int:
     """What autograd keeps between forward and backward of one batch, the weights themselves not counted.
 
     In bf16 the converted weights are among it.
@@ -118,9 +118,7 @@ def available_to_each() -> int | None:
     return min(known) // sharing if len(known) == len(found) else None
 
 
-def fit_batch(
-    module: Distillation, stage: StageConfig, precision: Literal["bf16", "float32"], name: str, available: int | None
-) -> StageConfig:
+def fit_batch(module: Distillation, stage: Config, precision: Precision, name: str, available: int | None) -> Config:
     """The stage, with smaller batches and more of them in an update where they would not fit into memory.
 
     Raises:

@@ -1,53 +1,65 @@
-"""How several ranks train one student: what Lightning is told about them, and sharded students."""
+"""How several ranks train one student: what Fabric is told about them, and sharded students."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
+from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from .. import ranks
 from ..encoder import Encoder
 from ..pruning import find_gates
+from ..run import ranks
 from .loss import DistillationLoss
 
+Precision = Literal["bf16", "float32"]
 Strategy = Literal["ddp", "fsdp"]
 
 
-def placement(strategy: Strategy) -> dict[str, Any]:
-    """Arguments of Lightning's Trainer: devices, nodes, strategy and who started the processes.
+class Autocast(MixedPrecision):
+    """Autocast in bfloat16 that leaves waveforms in float32: Fabric's own gives the module samples of 8 bits."""
+
+    def convert_input(self, data: Any) -> Any:
+        """As they are."""
+        return data
+
+
+def make_fabric(strategy: Strategy, precision: Precision, shard: Callable[[Any, Any], None]) -> Fabric:
+    """Lightning's Fabric for these ranks: it knows devices, precision, and how gradients are exchanged.
 
     `ranks.join` has made the process group before, for the analysis needs it too.
+
+    Args:
+        strategy: "fsdp" shards the module by `shard`.
+        precision: "bf16" is autocast with float32 weights.
+        shard: shards a module over a mesh of devices, in place.
     """
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    plugins: list[Any] = [Autocast("bf16-mixed", kind)] if precision == "bf16" else []
     environment = ranks.environment()
     if environment is None:
-        return {"devices": 1}
+        return Fabric(accelerator=kind, devices=1, plugins=plugins)
+    plugins.append(environment)
     local = ranks.local_count()
     how: DDPStrategy | ModelParallelStrategy
     if strategy == "fsdp":
-        # One file per checkpoint, which any number of ranks reads, and one rank, and DDP.
-        how = ModelParallelStrategy(ranks.count(), 1, save_distributed_checkpoint=False)
+
+        def in_place(module: nn.Module, mesh: Any) -> nn.Module:
+            shard(module, mesh["data_parallel"])
+            return module
+
+        how = ModelParallelStrategy(in_place, ranks.count(), 1)
     else:
         # Buffers: there are none that training changes, and ranks validate at their own pace.
         # Unused: the last norm of a pre-norm student takes no part, nor does what a sublayer without units leaves.
         how = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True)
-    return {"devices": local, "num_nodes": ranks.count() // local, "plugins": [environment], "strategy": how}
-
-
-def count_batches_anew(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Tell Lightning's loop how many batches this rank would have seen at a checkpoint of another number of ranks.
-
-    It counts them to know where an update ends: `accumulate` of this rank's batches each.
-    """
-    loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    for counts in loop.get("epoch_loop.batch_progress", {}).values():
-        if isinstance(counts, dict):
-            # "ready" is the batch at hand; "completed" may lag behind by one, which tells Lightning where it was saved.
-            more = checkpoint["global_step"] * accumulate - counts["ready"]
-            counts.update({name: number + more for name, number in counts.items()})
+    fabric = Fabric(accelerator=kind, devices=local, num_nodes=ranks.count() // local, plugins=plugins, strategy=how)
+    fabric.launch()
+    return fabric
 
 
 def shard(student: Encoder, loss: DistillationLoss, mesh: Any) -> None:
@@ -72,17 +84,17 @@ def shard(student: Encoder, loss: DistillationLoss, mesh: Any) -> None:
 def average_whole_gradients(module: nn.Module) -> None:
     """Make the gradients of weights that are not sharded the mean over ranks; the sharded ones are already."""
     for weight in module.parameters():
-        if weight.grad is not None and not _is_sharded(weight.grad):
+        if weight.grad is not None and not is_sharded(weight.grad):
             ranks.sum_in_place(weight.grad)
             weight.grad /= ranks.count()
 
 
 def clip_gradients(weights: Sequence[Tensor], limit: float) -> Tensor:
     """Scale gradients to a norm of at most `limit`, sharded ones and others together; returns the norm there was."""
-    sharded = [weight.grad for weight in weights if weight.grad is not None and _is_sharded(weight.grad)]
+    sharded = [weight.grad for weight in weights if weight.grad is not None and is_sharded(weight.grad)]
     if not sharded:
         return torch.nn.utils.clip_grad_norm_(weights, limit)
-    whole = [weight.grad for weight in weights if weight.grad is not None and not _is_sharded(weight.grad)]
+    whole = [weight.grad for weight in weights if weight.grad is not None and not is_sharded(weight.grad)]
     norm = torch.nn.utils.get_total_norm(sharded).full_tensor()  # type: ignore[attr-defined]
     if whole:
         norm = torch.linalg.vector_norm(torch.stack([norm, torch.nn.utils.get_total_norm(whole)]))
@@ -96,9 +108,27 @@ def gather(sharded: nn.Module, whole: nn.Module) -> None:
     weights = dict(whole.named_parameters())
     with torch.no_grad():
         for name, weight in sharded.named_parameters():
-            full = weight.full_tensor() if _is_sharded(weight) else weight  # type: ignore[attr-defined]
+            full = weight.full_tensor() if is_sharded(weight) else weight  # type: ignore[attr-defined]
             weights[name].copy_(full)
 
 
-def _is_sharded(tensor: Tensor) -> bool:
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded, on the first rank; every rank has to ask, and the others get nothing."""
+    if not is_sharded(tensor):
+        return tensor
+    full: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return full.cpu() if ranks.is_first() else torch.empty(0)
+
+
+def sharded_like(like: Tensor, full: Tensor) -> Tensor:
+    """A tensor that every rank has whole, sharded as another one of its shape is."""
+    if not is_sharded(like):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a rank has a part of it."""
     return hasattr(tensor, "full_tensor")

@@ -1,11 +1,11 @@
-"""What a speech encoder is: one implementation of the whole family, every width per layer.
+"""What a speech encoder is, in plain torch: one implementation of the whole family, every width per layer.
 
 These files need torch and nothing else, so that they can travel inside an exported model.
 """
 
 from .config import ConvConfig, EncoderConfig, LayerConfig, full_layers, hubert_config, wavlm_config
 from .encoder import Encoder, EncoderOutput
-from .scale import LearnedScale, UnitScale
+from .layers import LearnedScale, UnitScale
 
 __all__ = [
     "ConvConfig",

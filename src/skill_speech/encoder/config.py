@@ -3,11 +3,72 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 FAMILIES = ("hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio")
-ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
+DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feature_dropout", "layer_dropout")
+
+
+class Range(NamedTuple):
+    """Numbers from `low` to `high`; where `kind` is float, whole ones too."""
+
+    kind: type
+    low: float
+    high: float
+
+
+# What a value of a configuration can be: one of some words, true or false, or a number in a range. The upper ends are
+# far beyond any encoder there is; they bound what is done with a number before it is compared with the weights.
+ALLOWED: dict[str, Any] = {
+    "family": FAMILIES,
+    "depth": Range(int, 1, 256),
+    "hidden_size": Range(int, 1, 2**16),
+    "num_heads": Range(int, 1, 2**12),
+    "units": Range(int, 0, 2**20),
+    "num_convs": Range(int, 1, 64),
+    "channels": Range(int, 1, 2**16),
+    "kernel": Range(int, 1, 2**16),
+    "stride": Range(int, 1, 2**16),
+    "receptive_field": Range(int, 1, 2**20),
+    "conv_norm": ("group", "layer"),
+    "positional_kernel": Range(int, 1, 2**16),
+    "positional_groups": Range(int, 1, 2**16),
+    "positional_depth": Range(int, 0, 64),
+    "relative_buckets": Range(int, 0, 2**16),
+    "relative_distance": Range(int, 0, 2**20),
+    "sampling_rate": Range(int, 1_000, 384_000),
+    **dict.fromkeys(("activation", "conv_activation"), ("gelu", "gelu_new", "relu", "silu")),
+    **dict.fromkeys(("conv_bias", "feature_norm", "feature_scale", "pre_norm", "positional_affine"), bool),
+    **dict.fromkeys(("input_normalization", "length_aware"), bool),
+    **dict.fromkeys(("norm_eps", "input_norm_eps"), Range(float, 1e-20, 1.0)),
+    **dict.fromkeys(DROPOUTS, Range(float, 0.0, 1.0)),
+}
+
+
+def check_value(name: str, value: Any, called: str | None = None) -> None:
+    """See that a value of a configuration is of the type and in the range that `ALLOWED` gives for it.
+
+    Args:
+        name: in `ALLOWED`.
+        value: from anywhere.
+        called: its name where it comes from, for the message.
+
+    Raises:
+        ValueError: it is not.
+    """
+    allowed = ALLOWED[name]
+    if allowed is bool:
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(allowed, Range):
+        number = isinstance(value, (int, allowed.kind)) and not isinstance(value, bool)
+        fits = number and allowed.low <= value <= allowed.high
+        wanted = f"a {'whole ' * (allowed.kind is int)}number from {allowed.low:.7g} to {allowed.high:.7g}"
+    else:
+        fits, wanted = isinstance(value, str) and value in allowed, f"one of {', '.join(allowed)}"
+    if not fits:
+        raise ValueError(f"{called or name} is {reprlib.repr(value)}; it must be {wanted}")
 
 
 @dataclass(frozen=True)
@@ -17,6 +78,10 @@ class ConvConfig:
     channels: int
     kernel: int
     stride: int
+
+    def num_frames(self, samples: Any) -> Any:
+        """Steps that come out when so many go in: a number, or a tensor of numbers."""
+        return (samples - self.kernel) // self.stride + 1
 
 
 @dataclass(frozen=True)
@@ -100,33 +165,29 @@ class EncoderConfig:
     layer_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ValueError(f"unknown encoder family {self.family!r}; known: {', '.join(FAMILIES)}")
-        if self.conv_norm not in ("group", "layer"):
-            raise ValueError(f"conv_norm is {self.conv_norm!r}; it can be 'group' or 'layer'")
-        for name in ("activation", "conv_activation"):
-            if getattr(self, name) not in ACTIVATIONS:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(ACTIVATIONS)}")
+        for field in dataclasses.fields(self):
+            if field.name in ALLOWED:
+                check_value(field.name, getattr(self, field.name))
         if not self.convs or not self.layers:
             raise ValueError("an encoder needs at least one convolution and one transformer layer")
-        for name in ("hidden_size", "num_heads", "positional_kernel", "positional_groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_value("num_convs", len(self.convs), "the number of convolutions")
+        check_value("depth", len(self.layers), "the number of layers")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.relative_buckets and not self.relative_distance > self.relative_buckets // 4 > 0:
             buckets, distance = self.relative_buckets, self.relative_distance
             raise ValueError(f"{buckets} buckets of a position bias do not reach to a distance of {distance}")
         for number, conv in enumerate(self.convs):
-            if conv.channels < 1:
-                raise ValueError(f"convolution {number} has no channel left")
-            if min(conv.kernel, conv.stride) < 1:
-                raise ValueError(f"convolution {number} has a kernel of {conv.kernel} and a stride of {conv.stride}")
+            for field in dataclasses.fields(conv):
+                check_value(field.name, getattr(conv, field.name), f"{field.name} of convolution {number}")
+        check_value("receptive_field", self.receptive_field, "the number of samples that one frame sees")
         for number, layer in enumerate(self.layers, start=1):
-            if layer.units < 0 or any(not 0 <= head < self.num_heads for head in layer.heads):
-                raise ValueError(f"layer {number} keeps {layer.units} units and heads {layer.heads}: out of range")
-            if list(layer.heads) != sorted(set(layer.heads)):
-                raise ValueError(f"layer {number} keeps heads {layer.heads}: they must be distinct and ascending")
+            check_value("units", layer.units, f"units of layer {number}")
+            if not _are_heads(layer.heads, self.num_heads):
+                raise ValueError(
+                    f"layer {number} keeps the heads {reprlib.repr(layer.heads)}: they must be distinct, ascending "
+                    f"whole numbers from 0 to {self.num_heads - 1}"
+                )
 
     @property
     def head_size(self) -> int:
@@ -137,6 +198,11 @@ class EncoderConfig:
     def num_layers(self) -> int:
         """Depth L of the transformer."""
         return len(self.layers)
+
+    @property
+    def positional_weight_norm(self) -> bool:
+        """Whether such models train their positional convolution under weight normalisation (all but data2vec do)."""
+        return not self.positional_depth and not self.positional_affine
 
     @property
     def receptive_field(self) -> int:
@@ -154,10 +220,10 @@ class EncoderConfig:
             hop *= conv.stride
         return hop
 
-    def num_frames(self, samples: int) -> int:
-        """Frames that the front end makes of so many samples."""
+    def num_frames(self, samples: Any) -> Any:
+        """Frames that the front end makes of so many samples: a number, or a tensor of numbers."""
         for conv in self.convs:
-            samples = (samples - conv.kernel) // conv.stride + 1
+            samples = conv.num_frames(samples)
         return samples
 
     def replace(self, **changes: Any) -> EncoderConfig:
@@ -166,9 +232,7 @@ class EncoderConfig:
 
     def without_dropout(self) -> EncoderConfig:
         """A copy in which nothing is dropped while training."""
-        return self.replace(
-            hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feature_dropout=0.0, layer_dropout=0.0
-        )
+        return self.replace(**dict.fromkeys(DROPOUTS, 0.0))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
@@ -181,30 +245,34 @@ class EncoderConfig:
         Raises:
             ValueError: a key is missing or unknown, or a value is out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown keys in the encoder configuration: {', '.join(unknown)}")
         try:
-            return cls(
-                **{
-                    **values,
-                    "convs": tuple(ConvConfig(**conv) for conv in values["convs"]),
-                    "layers": tuple(LayerConfig(tuple(layer["heads"]), layer["units"]) for layer in values["layers"]),
-                }
-            )
+            convs = tuple(ConvConfig(**conv) for conv in values["convs"])
+            layers = tuple(LayerConfig(tuple(layer["heads"]), layer["units"]) for layer in values["layers"])
+            return cls(**{**values, "convs": convs, "layers": layers})
         except (KeyError, TypeError) as error:
             raise ValueError(f"incomplete encoder configuration: {error}") from None
 
 
+def _are_heads(heads: tuple[Any, ...], num_heads: int) -> bool:
+    return all(type(head) is int and before < head < num_heads for before, head in zip((-1, *heads), heads))
+
+
 BASE_CONVS = tuple(
-    ConvConfig(512, kernel, stride)
-    for kernel, stride in zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), strict=True)
+    ConvConfig(512, kernel, stride) for kernel, stride in zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))
 )
 
 
 def full_layers(depth: int, num_heads: int, units: int) -> tuple[LayerConfig, ...]:
-    """`depth` unpruned layers."""
+    """`depth` unpruned layers.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    for name, value in (("depth", depth), ("num_heads", num_heads), ("units", units)):
+        check_value(name, value)
     return tuple(LayerConfig(tuple(range(num_heads)), units) for _ in range(depth))
 
 
@@ -218,18 +286,16 @@ def hubert_config(
     **changes: Any,
 ) -> EncoderConfig:
     """HuBERT Base, or the same architecture in another size."""
-    convs = tuple(dataclasses.replace(conv, channels=channels) for conv in BASE_CONVS)
     values: dict[str, Any] = {
         "family": "hubert",
         "hidden_size": hidden_size,
         "num_heads": num_heads,
-        "convs": convs,
+        "convs": tuple(dataclasses.replace(conv, channels=channels) for conv in BASE_CONVS),
         "layers": full_layers(depth, num_heads, units),
     }
-    return EncoderConfig(**(values | changes))
+    return EncoderConfig(**{**values, **changes})
 
 
 def wavlm_config(**changes: Any) -> EncoderConfig:
     """WavLM Base (and Base+), or the same architecture in another size; takes what `hubert_config` takes."""
-    wavlm: dict[str, Any] = {"family": "wavlm", "relative_buckets": 320, "relative_distance": 800}
-    return hubert_config(**(wavlm | changes))
+    return hubert_config(**{"family": "wavlm", "relative_buckets": 320, "relative_distance": 800, **changes})

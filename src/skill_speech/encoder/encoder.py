@@ -1,29 +1,32 @@
 """The encoder: one implementation of the wav2vec 2.0 family, pruned or not.
 
-Shapes: B utterances, T samples or frames, C channels, D hidden size, H heads, E head size, U feed-forward units,
-L layers.
+Shapes: B utterances, T samples or frames, C channels, D hidden size, H heads, L layers.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import EncoderConfig
-from .dropout import Dropout
-from .frontend import ConvLayer, FeatureProjection
-from .layer import Attention, TransformerLayer
-from .normalization import normalize_waveforms
-from .position import PositionalConv, RelativePositionBias
-from .scale import scaled
+from .inputs import as_batch
+from .layers import (
+    Attention,
+    ConvLayer,
+    FeatureProjection,
+    PositionalConv,
+    RelativePositionBias,
+    TransformerLayer,
+    standardized,
+)
 
 
 class EncoderOutput(NamedTuple):
@@ -80,21 +83,28 @@ class Encoder(nn.Module):
         self.position_bias = RelativePositionBias(config) if config.relative_buckets else None
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.layers = nn.ModuleList(TransformerLayer(config, layer) for layer in config.layers)
-        self.dropout = Dropout(config.hidden_dropout)
+        self.dropout = nn.Dropout(config.hidden_dropout)
         self.apply(initialize)
 
-    def forward(self, waveforms_BT: Tensor, lengths_B: Tensor | None = None) -> EncoderOutput:
+    def forward(self, waveforms_BT: Any, lengths_B: Any = None) -> EncoderOutput:
         """Encode waveforms.
 
         Args:
-            waveforms_BT: samples at `config.sampling_rate`, padded with zeros at the end.
+            waveforms_BT: floating-point samples at `config.sampling_rate`, padded with zeros at the end. Also the
+                samples of one utterance, an array, or a list of utterances of any lengths, which are padded here.
             lengths_B: true number of samples of each utterance; None when none is padded.
 
         Raises:
-            ValueError: an utterance is shorter than the receptive field (25 ms).
+            ValueError: an utterance is shorter than the receptive field (25 ms), or what is given is no batch: see
+                `as_batch`.
         """
+        waveforms_BT, lengths_B = self.as_batch(waveforms_BT, lengths_B)
         features_BTD, frames_B = self.features(waveforms_BT, lengths_B)
         return self.context(features_BTD, None if lengths_B is None else frames_B)
+
+    def as_batch(self, waveforms: Any, lengths: Any = None) -> tuple[Tensor, Tensor | None]:
+        """Waveforms (B, T) and lengths (B,) of what `forward` takes, which refuses what is refused here."""
+        return as_batch(waveforms, lengths, self.config.receptive_field, self.norm.weight)
 
     def frontend(self, waveforms_BT: Tensor, lengths_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The convolutions alone: frames (B, T, C) and how many of them are valid (B,)."""
@@ -119,7 +129,7 @@ class Encoder(nn.Module):
         B, T, _ = features_BTD.shape
         x_BTD, valid_BT1, padding_B11T = features_BTD, None, None
         if frames_B is not None:
-            valid_BT = torch.arange(T, device=features_BTD.device) < frames_B[:, None]
+            valid_BT = first_steps(frames_B, T)
             valid_BT1 = valid_BT[..., None]
             x_BTD = x_BTD.masked_fill(~valid_BT1, 0)
             padding_B11T = torch.zeros_like(valid_BT, dtype=features_BTD.dtype).masked_fill(~valid_BT, -torch.inf)
@@ -144,13 +154,18 @@ class Encoder(nn.Module):
 
     def num_frames(self, lengths_B: Tensor) -> Tensor:
         """Frames that the front end makes of so many samples."""
-        for conv in self.config.convs:
-            lengths_B = (lengths_B - conv.kernel).div(conv.stride, rounding_mode="floor") + 1
-        return lengths_B
+        return self.config.num_frames(lengths_B)
 
     def num_parameters(self) -> int:
         """Number of parameters."""
         return sum(weight.numel() for weight in self.parameters())
+
+    @classmethod
+    def of(cls, config: EncoderConfig, weights: Mapping[str, Tensor]) -> Encoder:
+        """A new encoder with weights by name, of which there may be more than it has."""
+        encoder = cls(config)
+        encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
+        return encoder
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, each of them whole or not at all."""
@@ -159,51 +174,40 @@ class Encoder(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        values = {"model_type": "skill-speech", **self.config.to_dict()}
-        for name, content in (
-            # Not `save_file`, whose files only their owner can read.
-            ("model.safetensors", save(weights, metadata={"format": "pt"})),
-            ("config.json", (json.dumps(values, indent=1) + "\n").encode()),
-        ):
+        config = json.dumps({"model_type": "skill-speech", **self.config.to_dict()}, indent=1) + "\n"
+        # Not `save_file`, whose files only their owner can read.
+        contents = {"model.safetensors": save(weights, metadata={"format": "pt"}), "config.json": config.encode()}
+        for name, content in contents.items():
             temporary = folder / f".{os.getpid()}.{name}"
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / name)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def _convolve(self, waveforms_BT: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        B, T = waveforms_BT.shape
-        # A compiled or exported program cannot look at its values.
-        if not torch.compiler.is_compiling():
-            self.refuse_short(T, lengths_B)
-        if self.config.input_normalization:
-            valid_BT = None if lengths_B is None else torch.arange(T, device=lengths_B.device) < lengths_B[:, None]
-            waveforms_BT = normalize_waveforms(waveforms_BT, valid_BT, self.config.input_norm_eps)
-        x_BTC, factors_C = waveforms_BT[..., None], None
-        for number, layer in enumerate(self.convs):
-            valid_BT = None
-            if number == 0 and lengths_B is not None and self.config.length_aware:
-                first = self.config.convs[0]
-                frames_B = (lengths_B - first.kernel).div(first.stride, rounding_mode="floor") + 1
-                steps = (T - first.kernel) // first.stride + 1
-                valid_BT = torch.arange(steps, device=lengths_B.device) < frames_B[:, None]
+        """The last convolution's output, valid frames, and gates if there are any that may close."""
+        config = self.config
+        waveforms_BT, lengths_B = self.as_batch(waveforms_BT, lengths_B)
+        if config.input_normalization:
+            valid_BT = None if lengths_B is None else first_steps(lengths_B, waveforms_BT.shape[1])
+            waveforms_BT = normalize_waveforms(waveforms_BT, valid_BT, config.input_norm_eps)
+        x_BTC, factors_C, valid_BT = waveforms_BT[..., None], None, None
+        if lengths_B is not None and config.length_aware:
+            frames_B, frames = (config.convs[0].num_frames(samples) for samples in (lengths_B, waveforms_BT.shape[1]))
+            valid_BT = first_steps(frames_B, frames)
+        for layer in self.convs:
             x_BTC, factors_C = layer(x_BTC, valid_BT, factors_C)
-        if lengths_B is None:
-            frames_B = torch.full((B,), x_BTC.shape[1], device=waveforms_BT.device)
-        else:
-            frames_B = self.num_frames(lengths_B)
+            valid_BT = None  # only the first convolution's norm is one over time
+        B, T, _ = x_BTC.shape
+        frames_B = torch.full((B,), T, device=x_BTC.device) if lengths_B is None else self.num_frames(lengths_B)
+        x_BTC = x_BTC if factors_C is None else x_BTC * factors_C.to(x_BTC.dtype)
         last = self.convs[-1]
         assert isinstance(last, ConvLayer)
-        return scaled(x_BTC, factors_C), frames_B, factors_C if last.channel_scale.can_close else None
-
-    def refuse_short(self, samples: int, lengths_B: Tensor | None) -> None:
-        """Raise ValueError for an utterance that is shorter than the receptive field."""
-        # Lengths on a GPU are not looked at: that would stop the CPU until the GPU is done.
-        seen = lengths_B is not None and lengths_B.device.type == "cpu"
-        shortest = int(lengths_B.min()) if lengths_B is not None and seen else samples
-        if shortest < self.config.receptive_field:
-            raise ValueError(f"an utterance has {shortest} samples; the encoder needs {self.config.receptive_field}")
+        return x_BTC, frames_B, factors_C if last.channel_scale.can_close else None
 
     def _run_layer(self, layer: nn.Module, x_BTD: Tensor, *bias: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and self.training:
@@ -213,6 +217,24 @@ class Encoder(nn.Module):
     def _skips_layer(self) -> bool:
         probability = self.config.layer_dropout
         return self.training and probability > 0 and bool(torch.rand(()) < probability)
+
+
+def first_steps(lengths_B: Tensor, steps: int) -> Tensor:
+    """Which steps of padded sequences are valid (B, T)."""
+    return torch.arange(steps, device=lengths_B.device) < lengths_B[:, None]
+
+
+def normalize_waveforms(waveforms_BT: Tensor, valid_BT: Tensor | None = None, eps: float = 1e-7) -> Tensor:
+    """Zero mean and unit variance per utterance, zeros in the padding, as Transformers' feature extractor does it."""
+    given = waveforms_BT.dtype
+    # The sums of seconds of samples do not fit half precision.
+    waveforms_BT = waveforms_BT.to(torch.promote_types(given, torch.float32))
+    if valid_BT is None:
+        mean_B1 = waveforms_BT.mean(-1, keepdim=True)
+        variance_B1 = waveforms_BT.var(-1, keepdim=True, correction=0)
+        return ((waveforms_BT - mean_B1) * torch.rsqrt(variance_B1 + eps)).to(given)
+    valid_BT = valid_BT.to(waveforms_BT.dtype)
+    return (standardized(waveforms_BT, valid_BT, -1, eps) * valid_BT).to(given)
 
 
 def initialize(module: nn.Module) -> None:
@@ -228,5 +250,5 @@ def initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=2 * (module.kernel_size[0] * module.in_channels) ** -0.5)
     elif isinstance(module, nn.Conv1d):
         nn.init.kaiming_normal_(module.weight)
-    if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
+    if isinstance(module, (nn.Linear, nn.Conv1d)) and module.bias is not None:
         nn.init.zeros_(module.bias)

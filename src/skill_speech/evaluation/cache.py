@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 import uuid
@@ -19,22 +18,20 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import ranks
 from ..errors import InputError
-from ..files import atomic_write, write_json
+from ..files import atomic_write, not_written, read_json, remove_leftovers, write_json
+from ..run import ranks
 
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 512 * 2**20
 RESERVE_BYTES = 2**30
 """Of the disk that is left free."""
-
-ORPHAN_SECONDS = 60
-"""A shard without an index for so long belongs to nobody."""
 
 DAMAGED = "%s: damaged (%s); what was in it is encoded and written again"
 
@@ -94,8 +91,7 @@ class StateCache:
         try:
             self.own.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
-        # A rank on another machine cannot tell whose processes are alive.
+            raise not_written(folder, error) from None
         ranks.on_first(self._remove_leftovers)
         self.look_again()
 
@@ -169,7 +165,8 @@ class StateCache:
                 pass
         except OSError as error:
             raise InputError(
-                f"{self.own}: cannot be written ({error.strerror}); free space or lower --cache-gb"
+                f"{self.own}: cannot be written ({error.strerror}); make room or lower --cache_gb, and rerun the same "
+                "command to resume"
             ) from None
 
     def _write_shard(self, items: Iterator[tuple[str, Tensor]]) -> bool:
@@ -189,21 +186,23 @@ class StateCache:
         if not places:
             path.unlink()
             return False
-        index = {"bytes": offset, "places": {key: asdict(place) for key, place in places.items()}}
-        write_json(path.with_suffix(".json"), index)
+        named = {key: asdict(place) | {"shape": list(place.shape)} for key, place in places.items()}
+        write_json(path.with_suffix(".json"), {"bytes": offset, "checksum": _checksum_of_index(named), "places": named})
         self._open(path.with_suffix(".json"))
         return offset >= SHARD_BYTES
 
     def _open(self, index: Path) -> None:
         path = index.with_suffix(".states")
         try:
-            values = json.loads(index.read_text(encoding="utf-8"))
-            places = {
-                key: Place(**(place | {"shape": tuple(place["shape"])})) for key, place in values["places"].items()
-            }
-            if path.stat().st_size != values["bytes"]:
+            values = read_json(index)
+            # Whatever else is wrong with an index, its checksum is too.
+            if values.get("checksum") != _checksum_of_index(values.get("places")):
+                raise ValueError("its index is not what was written")
+            if path.stat().st_size != values.get("bytes"):
                 raise ValueError("not as long as its index says")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            named = values["places"].items()
+            places = {key: Place(**(place | {"shape": tuple(place["shape"])})) for key, place in named}
+        except (OSError, ValueError, InputError) as error:
             logger.warning(DAMAGED, path, error)
             _remove(path)
             return
@@ -221,12 +220,10 @@ class StateCache:
             self._checked.discard(key)
 
     def _remove_leftovers(self) -> None:
-        """What a process left behind that died while it was writing."""
-        for path in self.own.glob(".*"):
-            if not _alive(path.name.split(".")[1]):
-                path.unlink(missing_ok=True)
+        """What a killed process left behind. Nobody else writes there: an evaluation has its folder for itself."""
+        remove_leftovers(self.own)
         for path in self.own.glob("*.states"):
-            if not path.with_suffix(".json").exists() and time.time() - path.stat().st_mtime > ORPHAN_SECONDS:
+            if not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
 
     def _remove_foreign(self, wanted: int) -> None:
@@ -251,17 +248,11 @@ def _checksum(tensor: Tensor) -> int:
     return zlib.crc32(_bytes(tensor))
 
 
+def _checksum_of_index(places: Any) -> int:
+    return zlib.crc32(json.dumps(places, sort_keys=True).encode())
+
+
 def _remove(path: Path) -> None:
     """A shard: the index first, so that it never names what is gone."""
     for part in (path.with_suffix(".json"), path):
         part.unlink(missing_ok=True)
-
-
-def _alive(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        pass
-    return True

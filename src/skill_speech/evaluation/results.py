@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.native import read_json
 from ..encoder import Encoder
-from ..files import atomic_write, write_json
+from ..errors import InputError
+from ..files import atomic_write, read_json, write_json
 from ..markdown import escaped
 from ..pruning import human
+from ..run.records import read_record
 from .corpora import TASKS
 from .published import COLUMNS, Column, published_rows, superb_s
 from .upstream import fingerprint
@@ -132,10 +133,23 @@ def read_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """All results in an output folder: model → task → contents of its JSON."""
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for path in sorted(folder.glob("*/*.json")):
-        values = read_json(path)
-        if values.get("kind") == RESULT:
+        if read_json(path).get("kind") == RESULT:
+            values = read_record(path, "result")
+            _refuse_missing_measures(path, values)
             results.setdefault(values["model"], {})[values["task"]] = values
     return results
+
+
+def _refuse_missing_measures(path: Path, values: Mapping[str, Any]) -> None:
+    """See that a result has the measures that its task is shown with.
+
+    Raises:
+        InputError: it has not.
+    """
+    wanted = [column.measure for column in COLUMNS if column.task == values["task"]]
+    missing = [measure for measure in wanted if measure not in values["metrics"]]
+    if missing:
+        raise InputError(f"{path}: damaged ({', '.join(missing)} is missing); delete it and run evaluate again")
 
 
 RESULT = "skill-speech evaluation"

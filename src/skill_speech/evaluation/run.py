@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import ranks
-from ..checkpoints.native import read_json
 from ..files import write_json
-from ..progress import Meter
+from ..run import ranks
+from ..run.progress import Meter
+from ..run.records import read_record
+from ..run.signals import StopSignals
 from .cache import StateCache
 from .corpora import TaskData
 from .protocol import QueryConfig, TaskConfig, TrainingConfig
@@ -40,6 +41,7 @@ def run_task(
     cache: StateCache | None,
     scratch: Path,
     seed: int,
+    stop: StopSignals | None = None,
 ) -> dict[str, Any]:
     """Train and score a task; over the folds of a cross-validation, measures and layer weights are averaged.
 
@@ -50,6 +52,7 @@ def run_task(
         cache: of hidden states, or None to encode whenever they are needed.
         scratch: prefix of the files that let an interrupted run go on.
         seed: of everything random.
+        stop: who is told to stop; then a head in training is written down first.
 
     Returns:
         "metrics" on the test split, "dev", "layer_weights", "seconds" and what else is worth keeping, ready for JSON.
@@ -59,10 +62,10 @@ def run_task(
     for data in folds:
         done = scratch.with_name(f"{scratch.name}{data.fold}.json")
         if ranks.on_first(done.exists):
-            outcomes[data.fold] = ranks.on_first(partial(read_json, done))
+            outcomes[data.fold] = ranks.on_first(partial(read_record, done, "fold"))
             continue
         outcomes[data.fold] = _run_fold(
-            upstream, data, config, cache, scratch.with_name(f"{scratch.name}{data.fold}.ckpt"), seed
+            upstream, data, config, cache, scratch.with_name(f"{scratch.name}{data.fold}.ckpt"), seed, stop
         )
         if len(folds) > 1:
             ranks.on_first(partial(write_json, done, outcomes[data.fold]))
@@ -91,12 +94,18 @@ def fingerprint_of(folds: Sequence[TaskData]) -> str:
 
 
 def _run_fold(
-    upstream: Upstream, data: TaskData, config: TaskConfig, cache: StateCache | None, checkpoint: Path, seed: int
+    upstream: Upstream,
+    data: TaskData,
+    config: TaskConfig,
+    cache: StateCache | None,
+    checkpoint: Path,
+    seed: int,
+    stop: StopSignals | None,
 ) -> dict[str, Any]:
     name = f"{data.task} {data.fold}".strip()
     if isinstance(config, QueryConfig):
         return _search(upstream, data, config, cache, name)
-    return _train(upstream, data, config, cache, checkpoint, seed, name)
+    return _train(upstream, data, config, cache, checkpoint, seed, stop, name)
 
 
 def _search(
@@ -130,6 +139,7 @@ def _train(
     cache: StateCache | None,
     checkpoint: Path,
     seed: int,
+    stop: StopSignals | None,
     name: str,
 ) -> dict[str, Any]:
     started = time.perf_counter()
@@ -138,7 +148,7 @@ def _train(
     # The test split is read once: it is encoded when it is its turn.
     _fill(states, ("train", task.chosen_on[0]), name)
     encoded = time.perf_counter()
-    trials = train(task, states, seed=seed, checkpoint=checkpoint, name=name)
+    trials = train(task, states, seed=seed, checkpoint=checkpoint, stop=stop, name=name)
     best = choose(task, trials)
     with Meter(f"{name} test", len(task.cuts["test"])) as meter:
         (predictions,) = predict(task, [best.model], states["test"], "test", meter.advance)

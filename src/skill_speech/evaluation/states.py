@@ -20,10 +20,10 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from .. import ranks
 from ..data import SAMPLE_RATE, load_waveform
 from ..data.audio import audio_path, num_samples
-from ..progress import Meter
+from ..run import ranks
+from ..run.progress import Meter
 from .cache import StateCache
 from .protocol import AudioConfig
 from .silence import trim_silence
@@ -63,7 +63,7 @@ class HiddenStates:
         cache: StateCache | None,
     ) -> None:
         self.upstream, self.cuts, self.audio, self.reduction, self.cache = upstream, cuts, audio, reduction, cache
-        self.block = max(1, round(SAMPLE_RATE / upstream.hop))  # frames per second
+        self.block = block_frames(upstream.hop)
         stamp = _stamp()
         self._keys = [self._key(cut, stamp) for cut in cuts] if cache is not None else []
 
@@ -205,6 +205,11 @@ def read_waveform(cut: Cut, audio: AudioConfig) -> Tensor:
     """
     waveform_T = load_waveform(cut) * np.float32(10 ** (audio.gain_db / 20))
     return torch.from_numpy(trim_silence(waveform_T) if audio.trim_silence else waveform_T)
+
+
+def block_frames(hop: int) -> int:
+    """How many frames are kept as one mean where seconds are kept: a second of them."""
+    return max(1, round(SAMPLE_RATE / hop))
 
 
 def readable_bytes(number: float) -> str:

@@ -16,16 +16,19 @@ from typing import Any, Literal
 
 import torch
 
-from .. import ranks
-from ..checkpoints.native import read_json
 from ..environment import environment
 from ..errors import InputError
-from ..files import write_json
-from ..reporting.figures import layer_weight_map, save_figure
-from ..run_folder import differences
+from ..figures.output import save_figure
+from ..figures.plots import layer_weight_map
+from ..files import atomic_write, remove_leftovers, write_json
+from ..limits import check_options
+from ..run import ranks
+from ..run.folder import differences, is_fresh
+from ..run.hold import held
+from ..run.records import read_record
 from .cache import StateCache
 from .corpora import TASKS, TaskData, find_corpora, missing_reason, read_task, synthetic_mark
-from .protocol import TaskConfig, changes_of, known_tasks, task_config
+from .protocol import REVISIONS, TaskConfig, changes_of, known_tasks, task_config
 from .results import RESULT, Table, make_table, read_results, write_table
 from .run import fingerprint_of, measures_of, run_task
 from .upstream import Upstream, open_upstream, split_name
@@ -33,6 +36,9 @@ from .upstream import Upstream, open_upstream, split_name
 logger = logging.getLogger(__name__)
 
 CACHE_FOLDER = "hidden_states"
+
+MARK = "evaluation.json"
+"""Says that a folder is of an evaluation, and on what kind of corpora."""
 
 NEEDED = {"pr": "jiwer", "asr": "jiwer", "sf": "jiwer", "sd": "pyannote.metrics"}
 """Packages that only the metrics of some tasks need."""
@@ -89,9 +95,11 @@ def evaluate(
         seed: of everything random.
 
     Raises:
-        InputError: bad models, data or settings; results of other settings in the output folder; published rows
-            asked for beside synthetic data.
+        InputError: bad models, data or settings; results of other settings in the output folder, or another evaluation
+            that is going on there; published rows asked for beside synthetic data; the disk is full.
+        Stopped: by SIGTERM or SIGUSR1; the same call resumes.
     """
+    check_options(evaluate, dict(locals()))
     ranks.join()
     asked, sources = known_tasks(tasks), _sources(models)
     _refuse_unknown(settings or {})
@@ -109,32 +117,37 @@ def evaluate(
         )
         for task in folds
     }
-    folder = ranks.on_first(lambda: _open_folder(Path(output), synthetic))
+    folder = Path(output)
+    ranks.on_first(lambda: _refuse_other_folder(folder, synthetic))
     prints = {task: fingerprint_of(part) for task, part in folds.items()}
 
     def plan(upstream: Upstream) -> dict[str, dict[str, Any]]:
         """The tasks that are still to be done, each with what makes its result the same result."""
-        wanted = {task: _settings(upstream, config, prints[task], seed) for task, config in configs.items()}
+        wanted = {task: _settings(upstream, task, config, prints[task], seed) for task, config in configs.items()}
         return ranks.on_first(
             lambda: {task: one for task, one in wanted.items() if not _is_done(folder, upstream.name, task, one)}
         )
 
-    # What is wrong with the last model should be said before hours are spent on the first one.
-    for model in sources.values():
-        plan(open_upstream(model, torch.device("cpu")))
-    for name, model in sources.items():
-        upstream = open_upstream(model, _device(device))
-        states = StateCache(folder / CACHE_FOLDER, upstream.fingerprint, cache_gb * 1e9) if cache else None
-        todo = plan(upstream)
-        logger.info("%s: %s", name, ", ".join(todo) or "all is done already")
-        for task, wanted in todo.items():
-            started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            scratch = folder / name / f".{task}-{_digest(wanted)}-"
-            outcome = run_task(upstream, folds[task], configs[task], cache=states, scratch=scratch, seed=seed)
-            header = _header(upstream, task, folds[task], configs[task], synthetic)
-            result = header | {"settings": wanted, "started": started} | outcome
-            ranks.on_first(partial(write_json, folder / name / f"{task}.json", result))
-    return ranks.on_first(lambda: _finish(folder, list(sources), compare))
+    with held(folder) as stop:
+        ranks.on_first(lambda: _begin(folder, synthetic))
+        # What is wrong with the last model should be said before hours are spent on the first one.
+        for model in sources.values():
+            plan(open_upstream(model, torch.device("cpu")))
+        for name, model in sources.items():
+            upstream = open_upstream(model, _device(device))
+            states = StateCache(folder / CACHE_FOLDER, upstream.fingerprint, cache_gb * 1e9) if cache else None
+            todo = plan(upstream)
+            logger.info("%s: %s", name, ", ".join(todo) or "already done")
+            for task, wanted in todo.items():
+                started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+                scratch = folder / name / f".{task}-{_digest(wanted)}-"
+                outcome = run_task(
+                    upstream, folds[task], configs[task], cache=states, scratch=scratch, seed=seed, stop=stop
+                )
+                header = _header(upstream, task, folds[task], configs[task], synthetic)
+                result = header | {"settings": wanted, "started": started} | outcome
+                ranks.on_first(partial(write_json, folder / name / f"{task}.json", result))
+        return ranks.on_first(lambda: _finish(folder, list(sources), compare))
 
 
 def _sources(models: Sequence[str]) -> dict[str, str]:
@@ -178,26 +191,32 @@ def _require_packages(tasks: Sequence[str]) -> None:
             raise InputError(f"{task} is scored by {package}: pip install 'skill-speech[evaluation]'")
 
 
-def _open_folder(folder: Path, synthetic: str) -> Path:
-    """The output folder, of results on real corpora or on synthetic ones."""
-    mark = folder / "evaluation.json"
-    mine = {"kind": RESULT, "synthetic": synthetic}
+def _refuse_other_folder(folder: Path, synthetic: str) -> None:
+    """See that the output folder is of results on the same kind of corpora, or new."""
+    mark = folder / MARK
     if mark.exists():
-        changed = differences(read_json(mark), mine)
+        changed = differences(read_record(mark, "evaluation"), _mark(synthetic))
         if changed:
             raise InputError(f"{folder}: holds results of other data: {'; '.join(changed)}. Choose another --output")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or not is_fresh(folder)):
         raise InputError(f"{folder}: not empty and not an evaluation; choose another --output")
-    try:
-        write_json(mark, mine)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
-    return folder
 
 
-def _settings(upstream: Upstream, config: TaskConfig, data: str, seed: int) -> dict[str, Any]:
+def _begin(folder: Path, synthetic: str) -> None:
+    """Make the folder an evaluation's, without what a killed one was writing."""
+    _refuse_other_folder(folder, synthetic)  # another one may have begun there while this one waited
+    remove_leftovers(folder)
+    write_json(folder / MARK, _mark(synthetic))
+
+
+def _mark(synthetic: str) -> dict[str, Any]:
+    return {"kind": RESULT, "synthetic": synthetic}
+
+
+def _settings(upstream: Upstream, task: str, config: TaskConfig, data: str, seed: int) -> dict[str, Any]:
     """What makes a result the same result, as JSON gives it back."""
-    values = {"model": upstream.fingerprint, "data": data, "seed": seed} | dataclasses.asdict(config)
+    values = {"model": upstream.fingerprint, "data": data, "seed": seed, "revision": REVISIONS.get(task, 1)}
+    values |= dataclasses.asdict(config)
     return dict(json.loads(json.dumps(values)))
 
 
@@ -209,7 +228,8 @@ def _is_done(folder: Path, name: str, task: str, wanted: dict[str, Any]) -> bool
     """
     for path in sorted(folder.glob(f"*/{task}.json")):
         own = path.parent.name == name
-        changed = differences(read_json(path).get("settings", {}), wanted, free=() if own else ("model",))
+        before = {"revision": 1} | read_record(path, "result").get("settings", {})
+        changed = differences(before, wanted, free=() if own else ("model",))
         if changed:
             raise InputError(
                 f"{path}: made with other settings: {'; '.join(changed)}. Give the same settings, or choose another "
@@ -257,9 +277,10 @@ def _finish(folder: Path, names: Sequence[str], compare: str | None) -> Evaluati
         if states > 1:
             weights = {task: tasks[task]["layer_weights"] for task in known_tasks("all") if task in tasks}
             title = f"Hidden states that each task reads: {name}"
-            figure = layer_weight_map(weights, title, table.title, single=("qbe",))
+            figure = layer_weight_map(name, weights, title, table.title)
             for suffix in ("svg", "png"):
-                save_figure(figure, folder / name / f"layer_weights.{suffix}")
+                with atomic_write(folder / name / f"layer_weights.{suffix}") as temporary:
+                    save_figure(figure, temporary)
     return Evaluation(folder, table, results)
 
 

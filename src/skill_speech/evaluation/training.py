@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ranks
 from ..files import atomic_write
-from ..progress import Meter
+from ..run import ranks
+from ..run.progress import Meter
+from ..run.signals import StopSignals
 from .heads import Downstream, weighted_sums
 from .states import HiddenStates
 from .tasks.base import Batch, Task
@@ -68,6 +68,7 @@ def train(
     *,
     seed: int,
     checkpoint: Path | None = None,
+    stop: StopSignals | None = None,
     name: str = "training",
 ) -> list[Trial]:
     """Train a head for every learning rate and keep each at its best.
@@ -78,31 +79,44 @@ def train(
         seed: of the heads, the batches and the crops.
         checkpoint: where the run is written at every look and every ten minutes, and from where it goes on; removed by
             the caller.
+        stop: who is told to stop; then the checkpoint is written after the update at hand.
         name: of the progress bar.
+
+    Raises:
+        Stopped: by `stop`.
     """
-    upstream = states["train"].upstream
-    trials = [
-        _fresh(task, rate, upstream.num_states, upstream.width, upstream.device, seed)
-        for rate in task.config.learning_rates
-    ]
-    config, done = task.config, 0
+    upstream, config, stop = states["train"].upstream, task.config, stop or StopSignals()
+
+    def fresh() -> list[Trial]:
+        rates = config.learning_rates
+        return [_fresh(task, rate, upstream.num_states, upstream.width, upstream.device, seed) for rate in rates]
+
+    trials, done = fresh(), 0
     if checkpoint is not None and ranks.on_first(checkpoint.exists):
-        done = _resume(checkpoint, trials)
+        try:
+            done = _resume(checkpoint, trials)
+        # What a damaged archive is to torch, and then to the models, depends on where it is damaged.
+        except Exception as error:
+            logger.warning("%s: damaged (%s); the training starts again", checkpoint, type(error).__name__)
+            trials = fresh()
     batches, saved = _drawn(task, seed, done * config.accumulate), time.monotonic()
-    with Meter(name, config.steps, done) as meter:
+    with Meter(name, config.steps, done) as meter, stop.deferred():
         for step in range(done + 1, config.steps + 1):
             update(task, trials, states["train"], [next(batches) for _ in range(config.accumulate)], f"{seed}/{step}")
             meter.advance(note=_note(trials))
             looked = step % config.eval_every == 0 or step == config.steps
             if looked:
                 look(task, trials, states[task.chosen_on[0]], step)
+            told = ranks.told_to_stop(stop)
             if (
                 checkpoint is not None
                 and ranks.is_first()
-                and (looked or time.monotonic() > saved + SECONDS_BETWEEN_CHECKPOINTS)
+                and (looked or told or time.monotonic() > saved + SECONDS_BETWEEN_CHECKPOINTS)
             ):
                 _save(checkpoint, trials, step)
                 saved = time.monotonic()
+            if told:
+                stop.raise_if_requested()
     return trials
 
 
@@ -206,15 +220,16 @@ def _features(
     states: HiddenStates,
     split: str,
     indices: list[int],
-    crops: Sequence[Callable[[int], tuple[int, int]] | None],
+    crops: Sequence[Callable[[float], tuple[float, float]] | None],
 ) -> list[Batch]:
     """The batch of each model: the same utterances, cropped alike, its own features."""
     kept, weights = [], []
     for index, states_LTD, crop in zip(indices, states.get(indices), crops, strict=True):
         weights_T = states.weights(index, states_LTD.shape[1])
         if crop is not None:
-            start, end = crop(states_LTD.shape[1])
-            states_LTD, weights_T = states_LTD[:, start:end], weights_T[start:end]
+            start, end = crop(float(weights_T.sum()))
+            inside = slice(math.floor(start), math.ceil(end))
+            states_LTD, weights_T = states_LTD[:, inside], _within(weights_T, start, end)[inside]
         kept.append(states_LTD)
         weights.append(weights_T)
     lengths_B = torch.tensor([len(weights_T) for weights_T in weights])
@@ -223,6 +238,12 @@ def _features(
         Batch(split, indices, x_BTD, lengths_B, weights_BT)
         for x_BTD in weighted_sums(models, kept, states.upstream.device)
     ]
+
+
+def _within(weights_T: Tensor, start: float, end: float) -> Tensor:
+    """How much of each tensor along time, of which number t lasts from t to t + weight, lies from start to end (T,)."""
+    starts_T = torch.arange(len(weights_T), dtype=weights_T.dtype)
+    return ((starts_T + weights_T).clamp(max=end) - starts_T.clamp(min=start)).clamp(min=0)
 
 
 def _evaluation_batches(task: Task, split: str) -> list[list[int]]:
@@ -260,21 +281,21 @@ def _save(path: Path, trials: Sequence[Trial], step: int) -> None:
             for trial in trials
         ],
     }
-    with atomic_write(path) as temporary:
-        torch.save(values, temporary)
+    # A file of Python's says that the disk is full; torch's own says that a write failed.
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save(values, file)
 
 
 def _resume(path: Path, trials: Sequence[Trial]) -> int:
-    """The step that a run of the same settings got to, its trials put back to where they were."""
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        logger.warning("%s: damaged (%s); the training starts again", path, type(error).__name__)
-        return 0
-    logger.info("%s: goes on from step %d", path, values["step"])
+    """The step that a run of the same settings got to, its trials put back to where they were.
+
+    Raises Exception of some kind where the file is damaged; the trials are of no use then.
+    """
+    values = torch.load(path, map_location="cpu", weights_only=True)
     for trial, saved in zip(trials, values["trials"], strict=True):
         trial.model.load_state_dict(saved["model"])
         trial.optimizer.load_state_dict(saved["optimizer"])
         trial.best, trial.best_score, trial.best_step = saved["best"], saved["best_score"], saved["best_step"]
         trial.scores, trial.losses = saved["scores"], saved["losses"].tolist()
+    logger.info("%s: resumed at step %d", path, values["step"])
     return int(values["step"])

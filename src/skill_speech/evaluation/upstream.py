@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..checkpoints import load_encoder
 from ..encoder import Encoder
 from ..errors import InputError
-from ..inference import optimize
+from ..kernels import optimize
 from .filterbanks import HOP, WINDOW, Filterbanks
 
 FILTERBANKS = "fbank"

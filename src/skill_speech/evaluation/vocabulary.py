@@ -8,7 +8,8 @@ from itertools import groupby
 BLANK, END, UNKNOWN = 0, 1, 2
 """Numbers of the blank, of the end of a sentence, which every target has as its last symbol, and of what is unknown."""
 
-UNKNOWN_SYMBOL = "�"
+UNKNOWN_SYMBOL = "<unk>"
+"""What an unknown symbol counts as where texts are compared, in the reference as in the hypothesis, as in s3prl."""
 
 CHARACTERS = (*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "'", " ")
 """Of English transcripts."""
@@ -31,6 +32,10 @@ class Vocabulary:
     def encode(self, symbols: Sequence[str]) -> list[int]:
         """Numbers of the symbols, and the end."""
         return [*(self._number_of.get(symbol, UNKNOWN) for symbol in symbols), END]
+
+    def spelled(self, symbols: Sequence[str]) -> list[str]:
+        """The symbols, with `UNKNOWN_SYMBOL` for each that has no number of its own."""
+        return [symbol if symbol in self._number_of else UNKNOWN_SYMBOL for symbol in symbols]
 
     def decode(self, best: Sequence[int]) -> list[str]:
         """The symbols of the best number of every frame: repetitions and blanks are left out."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 from ..checkpoints import IN_FOLDER, load_encoder
 from ..encoder import Encoder
 from ..errors import InputError
-from ..files import atomic_folder, refuse_existing
+from ..files import atomic_folder, refuse_existing, refuse_full_disk
+from ..limits import check_options
 from ..reporting.model_card import LOADING, plain_card, read_card, set_section, write_card
-from ..run_folder import evaluation_of
+from ..run.folder import evaluation_of
 from .loading import LIBRARIES, how_to_load
 from .measuring import Measurement
 from .program import HiddenStates
@@ -76,13 +77,14 @@ def export(
             format needs and that is not installed, scores of other encoders only, an output folder in use, a hub that
             does not take it.
     """
+    check_options(export, dict(locals()))
     _check(format, quantize, hidden_states, length_aware)
     refuse_existing(output)
     encoder = load_encoder(model, length_aware=length_aware)
     card = _card(encoder, model, scores)
     _adapt_card(card, encoder, format, quantize, hidden_states, push_to_hub)
     folder = Path(output)
-    with atomic_folder(folder) as temporary:
+    with refuse_full_disk(folder), atomic_folder(folder) as temporary:
         measurements = _save(encoder, temporary, format, quantize, hidden_states)
         write_card(card, temporary / "README.md")
     return Export(
@@ -95,12 +97,6 @@ def export(
 
 
 def _check(format: str, quantize: str | None, hidden_states: str, length_aware: bool) -> None:
-    if format not in FORMATS:
-        raise InputError(f"format is {format!r}; it can be {', '.join(FORMATS)}")
-    if quantize not in (None, "int8"):
-        raise InputError(f"quantize is {quantize!r}; it can be 'int8'")
-    if hidden_states not in get_args(HiddenStates):
-        raise InputError(f"hidden_states is {hidden_states!r}; it can be {' or '.join(get_args(HiddenStates))}")
     if quantize and format != "onnx":
         raise InputError(f"quantize goes with format onnx only; {format} keeps the encoder's weights")
     if hidden_states != "all" and format not in TRACED:

@@ -1,4 +1,7 @@
-"""A model that onnxruntime runs, on a server or in a browser, and the examples of its use."""
+"""A model that onnxruntime runs, on a server or in a browser, and the examples of its use.
+
+Legend of the tensor suffixes: B utterances, T steps, N blocks, C channels.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ..encoder import Encoder
+from ..encoder.layers import TimeNorm
 from ..errors import InputError
 from .measuring import Measurement, measure
 from .program import HiddenStates, Program
@@ -23,6 +29,34 @@ FILE = "model.onnx"
 EXAMPLES = ("encode.py", "index.html", "package.json")
 LARGEST = 1_800_000_000
 """Bytes of weights from which on they get a file of their own: an ONNX file ends at 2 GB."""
+
+
+BLOCK = 256
+"""Steps that are added up before their sums are."""
+
+
+class BlockwiseNorm(TimeNorm):
+    """A norm over time whose sums onnxruntime gets right.
+
+    It adds the steps one after the other in float32. Padding adds the same small square tens of thousands of times, and
+    each time the sum is rounded the same way: at 20 s that was an error of 4e-4 in all hidden states, sums of blocks
+    leave one of 1e-5.
+    """
+
+    def forward(self, x_BTC: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        """As `TimeNorm`."""
+        if valid_BT is not None:  # then padding adds zeros
+            return super().forward(x_BTC, valid_BT)
+        centred_BTC = x_BTC - _mean(x_BTC)
+        return centred_BTC * torch.rsqrt(_mean(centred_BTC.square()) + self.eps) * self.weight + self.bias
+
+
+def _mean(x_BTC: Tensor) -> Tensor:
+    """The mean over time (B, 1, C)."""
+    B, T, C = x_BTC.shape
+    N = (T + BLOCK - 1) // BLOCK
+    x_BNXC = F.pad(x_BTC, (0, 0, 0, N * BLOCK - T)).view(B, N, BLOCK, C)
+    return x_BNXC.sum(2).sum(1, keepdim=True) / T
 
 
 def need_onnx() -> None:
@@ -65,6 +99,12 @@ def save_onnx(
 
 def _save_float32(encoder: Encoder, path: Path, hidden_states: HiddenStates) -> None:
     program = Program(encoder, hidden_states)
+    for module in list(program.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, TimeNorm):
+                exact = BlockwiseNorm(len(part.weight), part.eps).requires_grad_(False)
+                exact.load_state_dict(part.state_dict())
+                setattr(module, name, exact)
     example = program.example()
     with _quiet(), torch.no_grad():
         names = list(program(**example))

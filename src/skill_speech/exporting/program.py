@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Literal
 
@@ -18,13 +17,14 @@ class Program(nn.Module):
     """An encoder whose inputs and outputs have names and are tensors, frozen and in evaluation mode.
 
     Args:
-        encoder: is copied.
+        encoder: without gates; is copied.
         hidden_states: whether all hidden states come out or the last one alone.
     """
 
     def __init__(self, encoder: Encoder, hidden_states: HiddenStates) -> None:
         super().__init__()
-        self.encoder = copy.deepcopy(encoder).cpu().float()
+        # A plain one: no kernels in what is traced.
+        self.encoder = Encoder.of(encoder.config, encoder.state_dict())
         self.hidden_states = hidden_states
         self.eval().requires_grad_(False)
 

@@ -1,7 +1,9 @@
-"""Gates, budgets, the Lagrangian, shrinking and surgery."""
+"""Gates, budgets, the controls that meet them, shrinking and surgery."""
 
-from .budget import Budget, Lagrangian, human
+from .budget import Budget, Limit, human
+from .control import CONTROLS, Control, ControlName, Exact, Lagrangian, OneShot
 from .gates import KINDS, Gate, HardConcrete, attach_gates, find_gates
+from .importance import Importance, ImportanceName, magnitude, sensitivity
 from .shrinking import closed_for_good, replace_parameters, shrink, shrink_like
 from .size import (
     REFERENCE_SECONDS,
@@ -12,15 +14,29 @@ from .size import (
     macs_by_component,
     parameters_by_component,
 )
-from .surgery import check_rounding, fix_gates, prune
+from .surgery import MissedBudget, MissedBudgetError, check_rounding, fix_gates, gap_to, prune
+from .times import Curve, Surface, Times
 
 __all__ = [
+    "CONTROLS",
     "KINDS",
     "REFERENCE_SECONDS",
     "Budget",
+    "Control",
+    "ControlName",
+    "Curve",
+    "Exact",
     "Gate",
     "HardConcrete",
+    "Importance",
+    "ImportanceName",
     "Lagrangian",
+    "Limit",
+    "MissedBudget",
+    "MissedBudgetError",
+    "OneShot",
+    "Surface",
+    "Times",
     "Widths",
     "attach_gates",
     "check_rounding",
@@ -30,11 +46,14 @@ __all__ = [
     "count_parameters",
     "find_gates",
     "fix_gates",
+    "gap_to",
     "human",
     "macs_by_component",
+    "magnitude",
     "parameters_by_component",
     "prune",
     "replace_parameters",
+    "sensitivity",
     "shrink",
     "shrink_like",
 ]

@@ -1,30 +1,57 @@
-"""How small the student has to become, and the augmented Lagrangian that makes it so."""
+"""How small the student has to become."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..encoder import Encoder, EncoderConfig
 from ..errors import InputError
-from .size import Widths, as_float, config_after_surgery, count_macs, count_parameters
+from .size import Number, Widths, as_float, config_after_surgery, count_macs, count_parameters
+from .times import Times
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One quantity that a budget limits.
+
+    Attributes:
+        what: its name in messages.
+        target: how much of it the student may have.
+        whole: how much of it the teacher has.
+        count: how much of it an encoder of some widths has.
+    """
+
+    what: str
+    target: float
+    whole: float
+    count: Callable[[EncoderConfig, Widths], Number]
+
+    @property
+    def share(self) -> float:
+        """The target as a share of the teacher."""
+        return self.target / self.whole
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the student may cost: a number of parameters, of MACs per second of audio, or both.
+    """What the student may cost: parameters, MACs per second of audio, milliseconds per second of audio, or several.
 
-    With both, both hold and the tighter one is met exactly.
+    With several, all hold and the tightest one is met exactly.
     """
 
     parameters: float | None
     macs: float | None
     teacher_parameters: float
     teacher_macs: float
+    milliseconds: float | None = None
+    teacher_milliseconds: float = 0.0
+    times: Times | None = None
 
     @classmethod
     def of(
@@ -34,6 +61,9 @@ class Budget:
         sparsity: float | None = None,
         parameters: str | float | None = None,
         macs: str | float | None = None,
+        speedup: float | None = None,
+        latency: str | float | None = None,
+        times: Times | None = None,
     ) -> Budget:
         """A budget from what a person writes.
 
@@ -42,6 +72,9 @@ class Budget:
             sparsity: share of the teacher's parameters to remove, in (0, 1).
             parameters: parameters to keep: a number, "23.6M", or a share below 1.
             macs: MACs per second of audio to keep: a number, "1.2G", or a share below 1.
+            speedup: how many times as fast as the teacher the student has to be, above 1.
+            latency: milliseconds that it may take for a second of audio: a number, or "12ms/s".
+            times: what the teacher's components take; needed for the last two.
 
         Raises:
             InputError: no budget, two for the same thing, a value out of range or larger than the teacher.
@@ -50,12 +83,22 @@ class Budget:
         whole, work = float(count_parameters(teacher, widths)), float(count_macs(teacher, widths))
         if sparsity is not None and parameters is not None:
             raise InputError("sparsity and params both state the number of parameters: give one of them")
-        if sparsity is None and parameters is None and macs is None:
-            raise InputError("no budget: give sparsity, params or macs")
+        if speedup is not None and latency is not None:
+            raise InputError("speedup and latency both state the time: give one of them")
+        if speedup is not None and not 1 < speedup < math.inf:
+            raise InputError(f"speedup is {speedup:g}; it must be above 1 (4 takes a quarter of the time)")
+        if all(value is None for value in (sparsity, parameters, macs, speedup, latency)):
+            raise InputError("no budget: give sparsity, params, macs, speedup or latency")
         if sparsity is not None and not 0 < sparsity < 1:
             raise InputError(f"sparsity is {sparsity:g}; it must lie between 0 and 1 (0.75 keeps a quarter)")
         keep = whole * (1 - sparsity) if sparsity is not None else _quantity("params", parameters, whole)
-        return cls(keep, _quantity("macs", macs, work), whole, work)
+        keep_macs = _quantity("macs", macs, work)
+        if speedup is None and latency is None:
+            return cls(keep, keep_macs, whole, work)
+        assert times is not None
+        now = float(times.count(teacher, widths))
+        milliseconds = now / speedup if speedup is not None else _milliseconds(latency, now)
+        return cls(keep, keep_macs, whole, work, milliseconds, now, times)
 
     def enlarged(self, share: float) -> Budget:
         """A budget with so much more room, as a share of this one."""
@@ -63,6 +106,7 @@ class Budget:
             self,
             parameters=None if self.parameters is None else self.parameters * (1 + share),
             macs=None if self.macs is None else self.macs * (1 + share),
+            milliseconds=None if self.milliseconds is None else self.milliseconds * (1 + share),
         )
 
     def excess(self, encoder: Encoder, widths: Widths) -> Tensor:
@@ -72,16 +116,26 @@ class Budget:
         """
         return torch.stack([size - target for size, target in self._shares(encoder, widths)]).max()
 
+    @property
+    def limits(self) -> list[Limit]:
+        """The quantities that are limited, one or more."""
+        every = (
+            ("parameters", self.parameters, self.teacher_parameters, count_parameters),
+            ("MACs per second", self.macs, self.teacher_macs, count_macs),
+        )
+        limits = [Limit(what, target, whole, count) for what, target, whole, count in every if target is not None]
+        if self.milliseconds is not None and self.times is not None:
+            limits.append(
+                Limit("ms per second of audio", self.milliseconds, self.teacher_milliseconds, self.times.count)
+            )
+        return limits
+
     def _shares(self, encoder: Encoder, widths: Widths) -> list[tuple[Tensor, float]]:
         config = config_after_surgery(encoder)
-        shares = []
-        if self.parameters is not None:
-            size = count_parameters(config, widths) / self.teacher_parameters
-            shares.append((torch.as_tensor(size, dtype=torch.float64), self.parameters / self.teacher_parameters))
-        if self.macs is not None:
-            size = count_macs(config, widths) / self.teacher_macs
-            shares.append((torch.as_tensor(size, dtype=torch.float64), self.macs / self.teacher_macs))
-        return shares
+        return [
+            (torch.as_tensor(limit.count(config, widths) / limit.whole, dtype=torch.float64), limit.share)
+            for limit in self.limits
+        ]
 
     def sparsities(self, encoder: Encoder, widths: Widths) -> list[tuple[Tensor, float]]:
         """Pairs of sparsity (0-d) and final target, one per limited quantity."""
@@ -94,46 +148,13 @@ class Budget:
             InputError: they cannot; names the smallest size that they can reach.
         """
         config, smallest = config_after_surgery(encoder), Widths.smallest(encoder)
-        for what, target, least in (
-            ("parameters", self.parameters, count_parameters(config, smallest)),
-            ("MACs per second", self.macs, count_macs(config, smallest)),
-        ):
-            if target is not None and as_float(least) > target:
+        for limit in self.limits:
+            least = as_float(limit.count(config, smallest))
+            if least > limit.target:
                 raise InputError(
-                    f"out of reach: {human(target)} {what}; with everything prunable removed this teacher still has "
-                    f"{human(as_float(least))}"
+                    f"out of reach: {human(limit.target)} {limit.what}; with everything prunable removed this teacher "
+                    f"still has {human(least)}, {least / limit.whole:.1%} of its {human(limit.whole)}"
                 )
-
-
-class Lagrangian(nn.Module):
-    """λ1·(s - t) + λ2·(s - t)² with learned multipliers (arXiv 2305.17651, eq. 5–6; Wang, Wohlwend & Lei 2020).
-
-    The student descends and the multipliers ascend. t rises linearly from 0 to its final value over `ramp_steps`.
-    """
-
-    def __init__(self, budget: Budget, ramp_steps: int) -> None:
-        super().__init__()
-        self.budget, self.ramp_steps = budget, ramp_steps
-        self.lambda1 = nn.Parameter(torch.zeros(()))
-        self.lambda2 = nn.Parameter(torch.zeros(()))
-
-    def forward(self, encoder: Encoder, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The penalty (0-d) at a training step, and what to log.
-
-        With two budgets the one that is furthest from its target counts.
-        """
-        share = min(1.0, step / self.ramp_steps) if self.ramp_steps else 1.0
-        pairs = self.budget.sparsities(encoder, Widths.expected(encoder))
-        gaps = torch.stack([sparsity - share * target for sparsity, target in pairs])
-        worst = int(gaps.argmin())
-        gap = gaps[worst]
-        penalty = self.lambda1 * gap + self.lambda2 * gap.square()
-        return penalty.float(), {
-            "sparsity_expected": pairs[worst][0].detach().float(),
-            "sparsity_target": torch.tensor(share * pairs[worst][1]),
-            "lambda1": self.lambda1.detach(),
-            "lambda2": self.lambda2.detach(),
-        }
 
 
 def human(value: float) -> str:
@@ -157,6 +178,21 @@ def _quantity(name: str, value: str | float | None, whole: float) -> float | Non
     if not math.isfinite(number) or number <= 0:
         raise InputError(f"{name} is {value!r}; it must be positive")
     number = number * whole if number < 1 else number
+    return _below(name, value, number, whole)
+
+
+def _milliseconds(value: str | float | None, whole: float) -> float:
+    """Milliseconds for a second of audio from "12ms/s" or 12."""
+    try:
+        number = float(str(value).strip().removesuffix("/s").removesuffix("ms"))
+    except ValueError:
+        raise InputError(f"latency is {value!r}; write milliseconds for a second of audio, such as 12ms/s") from None
+    if not math.isfinite(number) or number <= 0:
+        raise InputError(f"latency is {value!r}; it must be positive")
+    return _below("latency", value, number, whole)
+
+
+def _below(name: str, value: object, number: float, whole: float) -> float:
     if number >= whole:
         raise InputError(f"{name} is {value!r}; the teacher itself has only {human(whole)}")
     return number

@@ -64,7 +64,7 @@ def cut_config(config: EncoderConfig, survivors: Survivors) -> EncoderConfig:
 def selections(config: EncoderConfig, survivors: Survivors) -> dict[str, Selection]:
     """What stays of the weights that lose something, by their name in an encoder, gated or not."""
     found: dict[str, Selection] = {}
-    scale_weights = ("weight", "log_alpha", "kept_units", "inner.weight")
+    scale_weights = ("weight", "log_alpha", "kept_units", "gradient_mean", "gradient_square", "inner.weight")
     for number, index in enumerate(survivors.channels):
         for name in ("conv.bias", "norm.weight", "norm.bias"):
             found[f"convs.{number}.{name}"] = ((0, index),)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder import Encoder, LearnedScale, UnitScale
-from ..encoder.frontend import ConvLayer
-from ..encoder.layer import TransformerLayer
+from ..encoder.layers import ConvLayer, TransformerLayer
 
 TEMPERATURE = 2 / 3
 STRETCH = 0.1
@@ -19,11 +18,18 @@ EVALUATION_SLOPE = 0.8
 # Drop rates at the start, as published (arXiv 2305.17651).
 INITIAL_DROP = {"channels": 0.01, "heads": 0.01, "units": 0.5}
 KINDS = tuple(INITIAL_DROP)
+# Of the running means of a gate's gradient, as Adam's are.
+MEAN_DECAY, SQUARE_DECAY = 0.9, 0.999
 PLACES = {
     "channels": "convs.{}.channel_scale",
     "heads": "layers.{}.attention.head_scale",
     "units": "layers.{}.feed_forward.unit_scale",
 }
+
+
+def keep_probability(log_alpha: Tensor) -> Tensor:
+    """P(gate > 0) of hard-concrete gates (any shape), differentiable (Louizos et al. 2018, eq. 12)."""
+    return torch.sigmoid(log_alpha - TEMPERATURE * math.log(STRETCH / (1 + STRETCH)))
 
 
 class HardConcrete(UnitScale):
@@ -41,10 +47,14 @@ class HardConcrete(UnitScale):
     Attributes:
         all_units: how many gates there were before any was removed (see `skill_speech.pruning.shrink`).
         kept_units: (U,) the numbers among them of the gates that are left, ascending.
+        gradient_mean, gradient_square: (U,) running means of the gradient of log α and of its square, where a control
+            asked for them.
     """
 
     can_close = True
     kept_units: Tensor
+    gradient_mean: Tensor | None
+    gradient_square: Tensor | None
 
     def __init__(self, units: int, initial_drop: float, at_least: int = 0, inner: UnitScale | None = None) -> None:
         super().__init__()
@@ -55,10 +65,31 @@ class HardConcrete(UnitScale):
         self.inner = inner or UnitScale()
         self.at_least = at_least
         self.fixed_count: int | None = None
+        self.register_buffer("gradient_mean", None)
+        self.register_buffer("gradient_square", None)
 
     def keep_probability(self) -> Tensor:
         """P(gate > 0) of every unit (U,), differentiable."""
-        return torch.sigmoid(self.log_alpha - TEMPERATURE * math.log(STRETCH / (1 + STRETCH)))
+        return keep_probability(self.log_alpha)
+
+    def remember_gradients(self) -> None:
+        """Keep running means of the gradient from here on; they belong to the state."""
+        if self.gradient_mean is None:
+            self.gradient_mean = torch.zeros_like(self.log_alpha, requires_grad=False)
+            self.gradient_square = torch.zeros_like(self.log_alpha, requires_grad=False)
+
+    def forget_gradients(self) -> None:
+        """Keep nothing of the gradients any more."""
+        self.gradient_mean = self.gradient_square = None
+
+    def update_moments(self) -> tuple[Tensor, Tensor]:
+        """Take the gradient at hand into the running means; returns both (U,), biased towards zero as Adam's are."""
+        assert self.gradient_mean is not None
+        assert self.gradient_square is not None
+        gradient_U = torch.zeros_like(self.log_alpha) if self.log_alpha.grad is None else self.log_alpha.grad
+        self.gradient_mean.lerp_(gradient_U, 1 - MEAN_DECAY)
+        self.gradient_square.lerp_(gradient_U.square(), 1 - SQUARE_DECAY)
+        return self.gradient_mean, self.gradient_square
 
     def open_count(self) -> int:
         """How many gates are open in evaluation: the rounded expectation, or what `fixed_count` says."""
@@ -77,7 +108,8 @@ class HardConcrete(UnitScale):
             noise = noise.clamp(1e-6, 1 - 1e-6)
             s = torch.sigmoid((noise.log() - (-noise).log1p() + self.log_alpha) / TEMPERATURE)
             return (s * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
-        soft = torch.sigmoid(self.log_alpha / TEMPERATURE * EVALUATION_SLOPE)
+        # Never zero: the last channel of a convolution is open however closed its gate is.
+        soft = torch.sigmoid(self.log_alpha / TEMPERATURE * EVALUATION_SLOPE).clamp(min=1e-30)
         mask = torch.zeros_like(soft)
         # A stable sort, so that equal values give the same survivors every time.
         mask[torch.argsort(self.log_alpha, descending=True, stable=True)[: self.open_count()]] = 1
@@ -88,6 +120,8 @@ class HardConcrete(UnitScale):
         inner = LearnedScale(len(index_K)) if isinstance(self.inner, LearnedScale) else None
         smaller = HardConcrete(len(index_K), 0.5, self.at_least, inner)
         smaller.all_units, smaller.fixed_count = self.all_units, self.fixed_count
+        if self.gradient_mean is not None:
+            smaller.remember_gradients()
         return smaller
 
     def forward(self) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder import Encoder
+from ..kernels import attach_kernels, has_kernels
 from .budget import Budget
 from .cutting import Selection, Survivors, cut, cut_config, selections
 from .gates import HardConcrete, find_gates
@@ -106,6 +107,7 @@ def shrink(encoder: Encoder, kept: Mapping[str, Tensor]) -> Replacements:
     plan = selections(encoder.config, survivors)
     config = cut_config(encoder.config, survivors)
     smaller = Encoder(config)
+    smaller.positional_conv = encoder.positional_conv  # is never cut, and may be under weight normalisation
     for gate in find_gates(encoder):
         index = getattr(survivors, gate.kind)[gate.layer]
         parent, _, name = gate.place.rpartition(".")
@@ -115,6 +117,8 @@ def shrink(encoder: Encoder, kept: Mapping[str, Tensor]) -> Replacements:
     smaller.to(like.device, like.dtype)
     smaller.load_state_dict({name: weights[name] for name in smaller.state_dict()})
     smaller.train(encoder.training)
+    if has_kernels(encoder):
+        attach_kernels(smaller)
     encoder.convs, encoder.projection, encoder.layers = smaller.convs, smaller.projection, smaller.layers
     encoder.config = config
     after = dict(encoder.named_parameters())

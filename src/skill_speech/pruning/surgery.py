@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..encoder import Encoder, EncoderConfig
 from ..errors import InputError
-from .budget import Budget
+from ..kernels import attach_kernels, has_kernels
+from .budget import Budget, human
 from .cutting import Survivors, cut, cut_config, selections
 from .gates import Gate, HardConcrete, find_gates
-from .size import Widths, config_after_surgery
+from .size import Widths, as_float, config_after_surgery
+
+MissedBudget = Literal["refuse", "keep", "cut"]
+
+MOST_CUT = 0.05
+"""Share of the budget by which the gates may exceed it: more than that surgery does not close of its own accord."""
 
 
-def fix_gates(encoder: Encoder, budget: Budget | None = None, round_to: int = 1) -> None:
+class MissedBudgetError(InputError):
+    """The gates are far from the budget."""
+
+
+def fix_gates(
+    encoder: Encoder, budget: Budget | None = None, round_to: int = 1, missed: MissedBudget = "refuse"
+) -> None:
     """Decide how many units of every gate vector survive, in place.
 
     The expected numbers are rounded. With a budget, the rounding errors are then evened out: while the student is too
@@ -28,16 +41,43 @@ def fix_gates(encoder: Encoder, budget: Budget | None = None, round_to: int = 1)
         budget: what the student may cost.
         round_to: numbers of channels and feed-forward units become multiples of it (or none), and units are opened and
             closed in blocks. A vector that is narrower stays whole or goes. Heads are as wide as they are.
+        missed: what to do where the gates exceed the budget by more than `MOST_CUT` of it: refuse, keep their size, or
+            cut all the same, which removes units that the student still uses.
+
+    Raises:
+        MissedBudgetError: they do, and are to be refused.
     """
     gates = find_gates(encoder)
     for gate in gates:
         gate.module.fixed_count = None
+    if budget is not None and missed != "cut" and (gap := gap_to(encoder, budget)):
+        if missed == "refuse":
+            raise MissedBudgetError(
+                f"the gates are open for {gap}: surgery would remove what they left open; train stage 1 longer or with "
+                "control exact, or set missed_budget to keep (the size of the gates) or cut (the budget)"
+            )
+        budget = None
     choices = {gate.name: _possible_counts(gate, round_to) for gate in gates}
     places = {gate.name: _nearest(choices[gate.name], gate.module.open_count()) for gate in gates}
     if budget is not None and gates:
         places = _fit(encoder, budget, {gate.name: gate.module for gate in gates}, choices, places)
     for gate in gates:
         gate.module.fixed_count = choices[gate.name][places[gate.name]]
+
+
+def gap_to(encoder: Encoder, budget: Budget) -> str:
+    """What exceeds the budget by more than `MOST_CUT` in a gated encoder as it stands, in words; "" for nothing.
+
+    It goes by the expected widths: that few heads in every layer are all rounded up is for surgery to even out.
+    """
+    config, widths = config_after_surgery(encoder), Widths.expected(encoder)
+    sizes = [(limit, as_float(limit.count(config, widths))) for limit in budget.limits]
+    far = [(limit, size) for limit, size in sizes if size > limit.target * (1 + MOST_CUT)]
+    return " and ".join(
+        f"{human(size)} {limit.what} ({1 - size / limit.whole:.1%} removed), the budget is {human(limit.target)} "
+        f"({1 - limit.share:.1%} removed)"
+        for limit, size in far
+    )
 
 
 def check_rounding(encoder: Encoder, budget: Budget, round_to: int) -> None:
@@ -139,9 +179,8 @@ def prune(encoder: Encoder) -> Encoder:
     weights = {name: cut(tensor.cpu(), plan.get(name, ())) for name, tensor in encoder.state_dict().items()}
     config = cut_config(config_after_surgery(encoder), survivors)
     _fold(weights, {name: gates[gates != 0] for name, gates in values.items()}, config)
-    student = Encoder(config)
-    student.load_state_dict({name: weights[name] for name in student.state_dict()})
-    return student.eval()
+    student = Encoder.of(config, weights)
+    return (attach_kernels(student) if has_kernels(encoder) else student).eval()
 
 
 def _fold(weights: dict[str, Tensor], values: dict[str, Tensor], config: EncoderConfig) -> None:

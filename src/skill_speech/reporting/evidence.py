@@ -12,11 +12,17 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from ..checkpoints.native import read_json
 from ..errors import InputError
 from ..evaluation.results import read_results
+from ..limits import check_settings
 from ..profiling import Profile, short_name
+from ..run.records import read_record
 from ..similarity import LayerClusters, load_analysis
+from ..yaml_values import read_yaml
+from .stages import asked_for
+
+LARGEST = 1e18
+"""Number in a picture or a table."""
 
 STAGES = ("stage1", "stage2")
 
@@ -91,8 +97,7 @@ class Evidence:
     @property
     def budget(self) -> str:
         """What was asked for, as on the command line."""
-        asked = ((name, self.settings.get(name)) for name in ("sparsity", "params", "macs"))
-        return ", ".join(f"{name} {value}" for name, value in asked if value is not None)
+        return asked_for(self.settings)
 
     @property
     def speedup(self) -> float:
@@ -110,46 +115,75 @@ def read_evidence(folder: Path) -> Evidence:
         raise InputError(f"{folder}: not a run; give the folder that compress wrote (its --output)")
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder}: not finished; the same compress command goes on where it stopped")
-    outcome = read_json(folder / "result.json")
+    outcome = read_record(folder / "result.json", "outcome")
     analysed = (folder / "analysis" / "clusters.json").is_file()
     cka_LL, clusters = load_analysis(folder / "analysis") if analysed else (None, None)
     try:
+        teacher, student = Profile(**outcome["teacher"]), Profile(**outcome["student"])
+        widths = _widths(outcome.get("widths"))
+        _refuse_contradictions(folder / "result.json", teacher, student, widths)
         return Evidence(
             name=folder.resolve().name,
             folder=folder.resolve(),
             settings=_read_settings(folder / "config.yaml"),
             outcome=outcome,
             finished=str(outcome.get("finished", "")),
-            teacher=Profile(**outcome["teacher"]),
-            student=Profile(**outcome["student"]),
+            teacher=teacher,
+            student=student,
             cka_LL=cka_LL,
             clusters=clusters,
             metrics={stage: _read_metrics(folder / stage / "metrics.csv") for stage in STAGES},
-            widths=_widths(outcome.get("widths")),
+            widths=widths,
             scores=_read_scores(folder / "evaluation"),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / 'result.json'}: not what compress writes ({error}); run it again") from None
 
 
+def _refuse_contradictions(
+    path: Path, teacher: Profile, student: Profile, widths: tuple[Widths, Widths] | None
+) -> None:
+    """See that the teacher and the student of an outcome are of one make.
+
+    Raises:
+        InputError: they are not.
+    """
+    pairs: list[tuple[str, Any, Any]] = [
+        ("parameters", list(teacher.parameters), list(student.parameters)),
+        ("macs", list(teacher.macs), list(student.macs)),
+    ]
+    if widths is not None:
+        pairs += [(name, len(getattr(widths[0], name)), len(getattr(widths[1], name))) for name in Widths._fields]
+    for name, one, other in pairs:
+        if one != other:
+            raise InputError(
+                f"{path}: damaged (the {name} of teacher and student do not fit); delete it, and the same "
+                "compress command writes it again"
+            )
+
+
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except (OSError, ValueError, yaml.YAMLError):
         raise InputError(f"{path}: cannot be read as YAML") from None
-    if not isinstance(values, dict) or "teacher" not in values or "method" not in values:
+    if not isinstance(values, dict) or not all(isinstance(values.get(name), str) for name in ("teacher", "method")):
         raise InputError(f"{path}: not a run's settings; give the folder that compress wrote")
+    check_settings(values, path)
     return values
 
 
 def _read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of finite numbers; other cells, and empty ones, are left out. No rows where the run had no such stage."""
+    """Rows of numbers that can be drawn; other cells are left out. No rows where the run had no such stage."""
     if not path.is_file():
         return []
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
-            return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
+        kept = [{name: value for name, value in row.items() if abs(value) <= LARGEST} for row in rows]
+        if any("step" not in row for row in kept):
+            raise ValueError("a row without its step")
+        return kept
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a table of numbers ({error})") from None
 
@@ -161,11 +195,8 @@ def _widths(values: dict[str, Any] | None) -> tuple[Widths, Widths] | None:
 def _read_scores(folder: Path) -> Scores | None:
     if not (folder / "table.json").is_file():
         return None
-    table = read_json(folder / "table.json")
-    try:
-        return Scores(str(table["title"]), list(table["notes"]), list(table["rows"]), _layer_weights(folder))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}: not what evaluate writes ({error}); run evaluate again") from None
+    table = read_record(folder / "table.json", "table")
+    return Scores(table["title"], table["notes"], table["rows"], _layer_weights(folder))
 
 
 def _layer_weights(folder: Path) -> dict[str, dict[str, list[float]]]:

@@ -8,20 +8,15 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from matplotlib.colors import to_hex, to_rgb
-
 from .. import __version__
 from ..errors import InputError
-from ..files import atomic_write
+from ..files import atomic_write, not_written, refuse_full_disk
+from ..limits import check_options
 from .evidence import Evidence, read_evidence
-from .pictures import cluster_class, readable_on
 from .scores import update_card
 from .sections import SECTIONS, write_sections
-from .shapes import CLUSTER_COLOURS
 
 GENERATOR = '<meta name="generator" content="skill-speech report">'
-LIGHTER = 0.35
-"""How much white is mixed into the colours of clusters where the page is dark."""
 
 
 def report(runs: Sequence[str], output: str | None = None) -> Path:
@@ -40,6 +35,7 @@ def report(runs: Sequence[str], output: str | None = None) -> Path:
     Raises:
         InputError: a folder that is no finished run, or an output that is something else or cannot be written.
     """
+    check_options(report, dict(locals()))
     folders = [Path(runs)] if isinstance(runs, str) else [Path(run) for run in runs]
     if not folders:
         raise InputError("no run to report on: give the folder that compress wrote")
@@ -48,11 +44,12 @@ def report(runs: Sequence[str], output: str | None = None) -> Path:
     text = write_page([read_evidence(folder) for folder in folders])
     try:
         with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may be half of a character
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
+        raise not_written(path, error) from None
     for folder in folders:
-        update_card(folder)
+        with refuse_full_disk(folder):
+            update_card(folder)
     return path
 
 
@@ -61,6 +58,7 @@ def write_page(runs: Sequence[Evidence]) -> str:
     runs = _told_apart(runs)
     several = len(runs) > 1
     title = " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs compared"
+    style = files("skill_speech.reporting").joinpath("page.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{one.name}">{escape(one.title)}</a></li>' for one in SECTIONS)
     return f"""<!doctype html>
 <html lang="en">
@@ -70,7 +68,7 @@ def write_page(runs: Sequence[Evidence]) -> str:
 {GENERATOR}
 <title>{escape(title)} · skill-speech</title>
 <style>
-{_style()}</style>
+{style}</style>
 </head>
 <body>
 <div class="page{" several" if several else ""}">
@@ -117,15 +115,3 @@ def _told_apart(runs: Sequence[Evidence]) -> list[Evidence]:
 def _subtitle(run: Evidence, several: bool) -> str:
     made = f"{run.teacher_name}, method {run.settings['method']}, {run.budget}, seed {run.settings.get('seed', 0)}"
     return f"{run.name}: {made}" if several else f"A student of {made}"
-
-
-def _style() -> str:
-    """page.css, and the colours of clusters on light and on dark."""
-    sheet = files("skill_speech.reporting").joinpath("page.css").read_text(encoding="utf-8")
-    light, dark = [], []
-    for number, colour in enumerate(CLUSTER_COLOURS):
-        lighter = str(to_hex([value + LIGHTER * (1 - value) for value in to_rgb(colour)]))
-        light.append(f".{cluster_class(number)} {{ --c: {colour}; --on: {readable_on(colour)}; }}")
-        dark.append(f"  .{cluster_class(number)} {{ --c: {lighter}; --on: {readable_on(lighter)}; }}")
-    rules = "\n".join([*light, "@media screen and (prefers-color-scheme: dark) {", *dark, "}"])
-    return f"{sheet}\n{rules}\n"

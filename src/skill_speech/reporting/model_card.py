@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..checkpoints.model_files import ModelFiles
 from ..encoder import Encoder, EncoderConfig
 from ..errors import InputError
 from ..files import atomic_write
 from ..profiling import Profile
 from ..pruning import human
+from .stages import asked_for, heard, told_times
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -30,6 +32,8 @@ CITATION = """@inproceedings{zampierin2024skill,
   booktitle = {Interspeech},
   year = {2023}
 }"""
+MAX_CARD = 2**20
+"""Bytes of a teacher's README that is read."""
 SCORES, LOADING = "Scores", "How to load it"
 """Sections that are written again when there is more to say."""
 
@@ -125,7 +129,7 @@ def read_card(path: Path) -> ModelCard:
 def write_card(card: ModelCard, path: Path) -> None:
     """Write a card, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(str(card), encoding="utf-8")
+        temporary.write_text(str(card), encoding="utf-8", errors="backslashreplace")
 
 
 def set_section(card: ModelCard, title: str, text: str) -> None:
@@ -148,15 +152,16 @@ def set_section(card: ModelCard, title: str, text: str) -> None:
 def teacher_licence(source: str, revision: str | None) -> str | None:
     """The licence that the teacher's own card states in its metadata; None where there is no card or it states none."""
     from huggingface_hub import ModelCard
-    from transformers.utils import cached_file
 
     if Path(source).is_file():  # which the hub would be asked for
         return None
     try:
-        card = cached_file(source, "README.md", revision=revision, _raise_exceptions_for_missing_entries=False)
-        licence = None if card is None else ModelCard.load(card, ignore_metadata_errors=True).data.license
+        card = ModelFiles(source, revision).find("README.md")
+        if card is None or card.stat().st_size > MAX_CARD:
+            return None
+        licence = ModelCard.load(card, ignore_metadata_errors=True).data.license
     # A card is a courtesy: whatever is wrong with a teacher's, its student is not the worse for it.
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    except (InputError, OSError, ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError):
         return None
     return licence if isinstance(licence, str) else None
 
@@ -179,22 +184,17 @@ speech: {loss}; it says how near the layers are, not how well a task is solved."
 
 
 def _making(settings: dict[str, Any], outcome: dict[str, Any]) -> str:
-    budget = ", ".join(
-        f"{name} {settings[name]}" for name in ("sparsity", "params", "macs") if settings[name] is not None
-    )
-    stages = []
-    for name in ("stage1", "stage2"):
-        stage = settings[name]
-        audio = stage["steps"] * stage["batch_seconds"] * stage["accumulate"] / 3600
-        stages.append(f"{name} {stage['steps']} steps ({audio:.3g} h of audio heard)")
+    timed = f"\n- {told_times(outcome)}" if told_times(outcome) else ""
+    # A run that started from another's stage 1 has none.
+    stages = "; ".join(f"{name} {heard(result)}" for name, result in outcome["stages"].items())
     clusters = ""
     if outcome.get("clusters"):
         groups = "; ".join(", ".join(f"h_{layer}" for layer in group) for group in outcome["clusters"])
         clusters = f"\n- layer clusters: {groups}"
     names = _shown(settings)
     told = yaml.safe_dump({name: value for name, value in names.items() if name != "output"}, sort_keys=False)
-    return f"""- method `{settings["method"]}`, budget: {budget}, seed {settings["seed"]}{clusters}
-- {", ".join(stages)}, precision {settings["precision"]}
+    return f"""- method `{settings["method"]}`, budget: {asked_for(settings)}, seed {settings["seed"]}{timed}{clusters}
+- {stages}; precision {settings["precision"]}
 - data: {_data(settings["data"])}
 
 <details><summary>All settings</summary>

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints import load_encoder
 from ..evaluation.published import COLUMNS
 from ..evaluation.results import make_table, markdown, results_of
-from ..run_folder import evaluation_of
+from ..run.folder import evaluation_of
 from .model_card import SCORES, harmless, read_card, set_section, write_card
 
 if TYPE_CHECKING:

@@ -10,24 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.published import COLUMNS
+from ..figures.output import inline_svg
+from ..figures.plots import dendrogram, layer_weight_map, similarity_map
+from ..figures.shapes import cluster_colour, readable_on
 from ..profiling import Profile
 from ..pruning import human
 from ..similarity import LayerClusters
 from .evidence import STAGES, Evidence, Scores
 from .markup import Markup, details, figure, panels, paragraph, section, table
-from .pictures import (
-    Bar,
-    Series,
-    budget_picture,
-    cluster_class,
-    dendrogram_picture,
-    heads_picture,
-    layer_weights_picture,
-    lines_picture,
-    similarity_picture,
-    state_name,
-    survivors_picture,
-)
+from .pictures import Bar, Series, budget_picture, heads_picture, lines_picture, survivors_picture
+from .stages import heard, told_times
 
 # Points of expected sparsity below the target from which a reader should know.
 SPARSITY_TOLERANCE = 0.02
@@ -87,7 +79,9 @@ def _stats(run: Evidence) -> str:
         f'<div><dt>{escape(name)}</dt><dd class="figure">{escape(value)}</dd><dd class="more">{escape(more)}</dd></div>'
         for name, value, more in cards
     )
-    return f'<dl class="stats">{said}</dl>'
+    told = told_times(run.outcome)
+    note = paragraph(told[:1].upper() + told[1:] + ".", "note") if told else ""
+    return f'<dl class="stats">{said}</dl>{note}'
 
 
 def _loss_note(run: Evidence) -> str:
@@ -96,7 +90,7 @@ def _loss_note(run: Evidence) -> str:
     note = f"on held-out speech; {_loss(run.outcome['loss_after_surgery'])} after surgery"
     weights = run.settings.get("loss", {})
     if weights.get("cosine_form") == "raw":
-        note += f"; it cannot be lower than {-float(weights['cosine']):g}"
+        note += f"; it cannot be lower than {0 - float(weights['cosine']):g}"
     return note
 
 
@@ -208,7 +202,7 @@ def _map_figure(cka_LL: NDArray[np.float64], groups: LayerClusters) -> str:
         "Linear CKA of the teacher's layers, from the first to the last. A full border is a run of neighbouring "
         "layers of a cluster; a dashed one joins the runs of a cluster that has several."
     )
-    return figure("Similarity", similarity_picture(cka_LL, groups), caption, numbers)
+    return figure("Similarity", inline_svg(similarity_map(cka_LL, groups, "")), caption, numbers)
 
 
 def _tree_figure(groups: LayerClusters) -> str:
@@ -225,13 +219,13 @@ def _tree_figure(groups: LayerClusters) -> str:
         f"Distance 1 − CKA at which groups of layers merge, {_linkage(groups)}. The dashed line, at "
         f"{groups.threshold:.3f}, cuts the tree into {K} cluster{'s' if K > 1 else ''}."
     )
-    return figure("Dendrogram", dendrogram_picture(groups), caption, numbers)
+    return figure("Dendrogram", inline_svg(dendrogram(groups, "")), caption, numbers)
 
 
 def _clusters(groups: LayerClusters) -> str:
     rows = [
         [
-            Markup(f'<span class="badge {cluster_class(number)}">{number + 1}</span>'),
+            _badge(number),
             ", ".join(f"h_{layer}" for layer in group),
             f"{mean:.3f}",
             f"h_{medoid}",
@@ -240,6 +234,11 @@ def _clusters(groups: LayerClusters) -> str:
     ]
     listed = table(["cluster", "layers", "mean CKA", "medoid"], rows, name="clusters", numbers=False)
     return listed + paragraph(f"{groups.reason[:1].upper()}{groups.reason[1:]}.", "note")
+
+
+def _badge(number: int) -> Markup:
+    colour = cluster_colour(number)
+    return Markup(f'<span class="badge" style="background: {colour}; color: {readable_on(colour)}">{number + 1}</span>')
 
 
 def _linkage(groups: LayerClusters) -> str:
@@ -329,7 +328,7 @@ def _sparsity_figure(run: Evidence) -> str:
         f"At step {last['step']:g} of stage 1 expected {last['sparsity_expected']:.2%}, target "
         f"{last['sparsity_target']:.2%}, of the quantity that the budget limits."
     )
-    names = [name for name in ("sparsity_expected", "sparsity_target", "lambda1", "lambda2") if name in last]
+    names = [name for name in ("sparsity_expected", "sparsity_target", "lambda1", "lambda2", "price") if name in last]
     cells = [[f"{row['step']:g}", *(f"{row[name]:.4f}" for name in names)] for row in rows]
     numbers = details("Sparsity and multipliers as a table", table(["step", *names], cells))
     legend = _legend([("expected", "main"), ("target", "aim")])
@@ -359,13 +358,12 @@ def _loss_figure(run: Evidence, stage: str, bounds: tuple[float, float]) -> str:
         legend.append(("held-out speech", "main"))
         label += f"; on held-out speech from {held_out[0][1]:.4f} to {held_out[-1][1]:.4f}"
     result = run.outcome["stages"].get(stage, {})
-    caption = (
-        f"{result['steps']} steps, {result['audio_seconds'] / 3600:.3g} h of audio, {_duration(result['seconds'])}."
-        if result
-        else ""
-    )
+    caption = f"{heard(result)}, {_duration(result['seconds'])}." if result else ""
     names = list(dict.fromkeys(name for row in run.metrics[stage] for name in row if name != "step"))
-    shown = [name for name in names if name.rpartition("/")[2] in ("distillation", "l1", "l2", "cosine", "penalty")]
+    # What is validated are the terms of the loss, whichever there are.
+    terms = {name.partition("/")[2] for name in names if name.startswith("validation/")}
+    terms |= {"distillation", "l1", "l2", "cosine", "penalty"}
+    shown = [name for name in names if name.partition("/")[2] in terms]
     rows = [
         [f"{row['step']:g}", *(f"{row[name]:.4f}" if name in row else "" for name in shown)]
         for row in run.metrics[stage]
@@ -414,10 +412,10 @@ def _weights_figure(model: str, weights: dict[str, list[float]], scores: Scores)
     ordered = sorted((task for task in weights if len(weights[task]) == states), key=_task_order)
     shown = {task: weights[task] for task in ordered}
     rows = [[task.upper(), *(f"{value:.3f}" for value in shown[task])] for task in ordered]
-    heading = ["", *("input" if state == 0 else state_name(state) for state in range(states))]
+    heading = ["", "input", *(f"h_{state}" for state in range(1, states))]
     numbers = details("The weights as a table", table(heading, rows))
     caption = f"Darker is more. {scores.title}."
-    return figure(model, layer_weights_picture(model, shown), caption, numbers)
+    return figure(model, inline_svg(layer_weight_map(model, shown)), caption, numbers)
 
 
 def _task_order(task: str) -> tuple[int, str]:
@@ -443,7 +441,7 @@ def _audio(runs: Sequence[Evidence]) -> str:
         )
         skipped = [
             f"{stage}: {values['skipped']} of {values['steps']} updates were left out because the loss or a gradient "
-            f"was not finite; {values['returns']} returns to an earlier state."
+            f"was not finite; {values.get('returns', 0)} returns to an earlier state."
             for stage, values in run.outcome["stages"].items()
             if values.get("skipped")
         ]

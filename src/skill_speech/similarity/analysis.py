@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..files import atomic_write, write_json
+from ..run.records import read_record
 from .clusters import LayerClusters
 
 
@@ -22,7 +22,8 @@ def save_analysis(
     Each file is written whole or not at all; where clusters.json is, the others are.
     """
     # matplotlib takes long to import and only this needs it.
-    from ..reporting.figures import dendrogram, save_figure, similarity_map
+    from ..figures.output import save_figure
+    from ..figures.plots import dendrogram, similarity_map
 
     folder = Path(folder)
     cka_LL = np.asarray(cka_LL, dtype=np.float64)
@@ -46,13 +47,34 @@ def load_analysis(folder: str | os.PathLike[str]) -> tuple[NDArray[np.float64], 
         InputError: there is no analysis, or it cannot be read.
     """
     folder = Path(folder)
+    for name in ("clusters.json", "cka.npy"):
+        if not (folder / name).exists():
+            raise InputError(f"{folder}: no analysis here ({name} is missing); run analyze")
+    values = read_record(folder / "clusters.json", "clusters")
     try:
-        values = json.loads((folder / "clusters.json").read_text(encoding="utf-8"))
-        return _read_array(folder / "cka.npy"), LayerClusters.from_dict(values)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no analysis here ({Path(error.filename).name} is missing); run analyze") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        cka_LL, clusters = _read_array(folder / "cka.npy"), LayerClusters.from_dict(values)
+        _refuse_contradictions(cka_LL, clusters)
+        return cka_LL, clusters
+    except (OSError, ValueError) as error:
         raise InputError(f"{folder}: the analysis cannot be read ({error}); delete it and run analyze") from error
+
+
+def _refuse_contradictions(cka_LL: NDArray[np.float64], clusters: LayerClusters) -> None:
+    """See that a similarity, groups and merges are of the same layers.
+
+    Raises:
+        ValueError: they are not.
+    """
+    layers = [layer for group in clusters.groups for layer in group]
+    L, nodes = len(layers), clusters.linkage[:, :2].ravel()
+    if cka_LL.shape != (L, L) or not np.isfinite(cka_LL).all():
+        raise ValueError(f"cka.npy is not a finite number for each pair of {L} layers")
+    first = min(layers, default=0)
+    if sorted(layers) != list(range(first, first + L)) or not all(clusters.groups) or first > 1:
+        raise ValueError("clusters.json does not have each layer once")
+    # Every node but the last one goes into one merge, which is later than itself.
+    if sorted(nodes) != list(range(2 * L - 2)) or any(nodes >= np.repeat(np.arange(L, 2 * L - 1), 2)):
+        raise ValueError("clusters.json has merges of other layers")
 
 
 def load_scales(folder: str | os.PathLike[str]) -> NDArray[np.float64]:
@@ -63,7 +85,10 @@ def load_scales(folder: str | os.PathLike[str]) -> NDArray[np.float64]:
     """
     path = Path(folder) / "scales.npy"
     try:
-        return _read_array(path)
+        scales_L = _read_array(path)
+        if scales_L.ndim != 1 or not (np.isfinite(scales_L) & (scales_L > 0)).all():
+            raise ValueError("not one positive number for each layer")
+        return scales_L
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: the layers' scales cannot be read ({error}); delete {folder} and analyze") from error
 

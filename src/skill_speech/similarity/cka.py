@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from .. import ranks
 from ..errors import InputError
 from ..hardware import multiplies_bfloat16
+from ..run import ranks
 
 if TYPE_CHECKING:
     from ..data import AudioBatch

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import ranks
+from ..run import ranks
 
 
 class LayerScales:

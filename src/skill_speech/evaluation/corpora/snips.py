@@ -19,6 +19,8 @@ SPEAKERS = {
 FOLDERS = {"train": "train", "dev": "valid", "test": "test"}
 OUTSIDE = "O"
 PUNCTUATION = "?!.,;-"
+"""As in s3prl a word that is a part of this string is punctuation, the empty word too."""
+
 FORM = "SPEAKER-snips-SPLIT-NUMBER BOS WORD … EOS<tab>O SLOT … INTENT"
 
 LAYOUT = f"SNIPS as s3prl prepares it: train/, valid/ and test/ with *.wav, {TRANSCRIPTS} and {SLOTS}"
@@ -33,8 +35,8 @@ def is_snips(folder: Path) -> bool:
 def read_slots(folder: Path) -> TaskData:
     """sf: the upper-case transcript as text, custom "slots" (one for each word, "O" outside) and "intent".
 
-    `extra["slots"]` is the inventory of slots. As in s3prl, words that are punctuation are left out with their slots,
-    and "&" is "AND".
+    `extra["slots"]` is the inventory of slots. "&" is "AND". Words that are punctuation (`PUNCTUATION`) are still
+    there: nobody says them, but as in s3prl they have a say in where a slot begins and ends.
     """
     slots = [line.text.strip() for line in read_lines(folder / SLOTS)]
     transcripts = index(read_lines(folder / TRANSCRIPTS), lambda line: line.text.split(" ", 1)[0])
@@ -70,9 +72,6 @@ def _parse(line: Line) -> tuple[list[str], list[str], str]:
     words, tags = sentence.split(" ")[2:-1], annotation.split(" ")[1:-1]
     if not tab or sentence.split(" ")[1:2] != ["BOS"] or not sentence.endswith(" EOS") or len(words) != len(tags):
         raise line.malformed(FORM)
-    kept = [("AND" if word == "&" else word, tag) for word, tag in zip(words, tags, strict=True)]
-    # As s3prl does it: anything that is a part of this string, the empty word too.
-    kept = [(word, tag) for word, tag in kept if word not in PUNCTUATION]
-    if not kept:
+    if all(word in PUNCTUATION for word in words):
         raise InputError(f"{line}: empty transcript: complete the line, or remove it with its audio")
-    return [word for word, _ in kept], [tag for _, tag in kept], annotation.rpartition(" ")[2]
+    return ["AND" if word == "&" else word for word in words], tags, annotation.rpartition(" ")[2]

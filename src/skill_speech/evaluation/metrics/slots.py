@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from .edits import character_error_rate
 
 _SLOT = re.compile(r"B-(\S+) (.+?) E-\1")
-_MARK = re.compile(r"B-\S+ | E-\S+")
+_OPENING, _CLOSING = re.compile(r"B-\S+ "), re.compile(r" E-\S+")
+_FARTHEST = 100.0
+"""A value with as many times its reference's letters in errors is not compared with, as in SUPERB's scorer."""
 
 
 def slot_type_f1(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """F1 of the set of slot types in each sentence, averaged over sentences; 100 where neither has a slot."""
     scores = []
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        wanted, heard = set(_slots(reference)), set(_slots(hypothesis))
+        wanted, heard = _slots(reference).keys(), _slots(hypothesis).keys()
         # 2PR / (P + R) with P = common / heard and R = common / wanted.
         scores.append(2 * len(wanted & heard) / (len(wanted) + len(heard)) if wanted or heard else 1.0)
     return 100 * sum(scores) / len(scores)
@@ -29,7 +31,8 @@ def slot_value_cer(references: Sequence[str], hypotheses: Sequence[str]) -> floa
     """Character error rate of the values of all slots in the references together.
 
     A value is compared with the nearest one, by CER, that the hypothesis has in a slot of this type, and with nothing
-    where it has none. A slot too many in a hypothesis costs nothing.
+    where it has none. A slot too many in a hypothesis costs nothing. Marks of other slots within a hypothesis' value
+    are left out, those within a reference's value stay.
     """
     wanted, heard = [], []
     for reference, hypothesis in zip(references, hypotheses, strict=True):
@@ -37,13 +40,27 @@ def slot_value_cer(references: Sequence[str], hypotheses: Sequence[str]) -> floa
         for slot, values in _slots(reference).items():
             for value in values:
                 wanted.append(value)
-                heard.append(min(candidates.get(slot, [""]), key=lambda other: character_error_rate([value], [other])))
+                heard.append(_nearest(value, [_without_marks(other) for other in candidates.get(slot, [])]))
     return character_error_rate(wanted, heard) if wanted else 0.0
 
 
+def _nearest(value: str, candidates: Sequence[str]) -> str:
+    """The first of the candidates with the smallest CER, or nothing."""
+    rates = [character_error_rate([value], [candidate]) for candidate in candidates]
+    return candidates[rates.index(min(rates))] if rates and min(rates) < 100 * _FARTHEST else ""
+
+
 def _slots(sentence: str) -> dict[str, list[str]]:
-    """Slot type → its values, in order; marks of other slots within a value are left out."""
+    """Slot type → its values, in order."""
     found: dict[str, list[str]] = defaultdict(list)
     for slot, value in _SLOT.findall(re.sub(" +", " ", sentence)):
-        found[slot].append(_MARK.sub("", value))
+        found[slot].append(value)
     return dict(found)
+
+
+def _without_marks(value: str) -> str:
+    """First all opening marks go and then all closing ones, which matters where two touch.
+
+    SUPERB's scorer does so: of `NEW E-artistB-city YORK` the first pass leaves `NEW E-artistYORK`, the second `NEW`.
+    """
+    return _CLOSING.sub("", _OPENING.sub("", value))

@@ -75,8 +75,12 @@ class Task(ABC):
         """The training utterance of what is drawn."""
         return drawn
 
-    def crop(self, drawn: int, length: int, generator: random.Random) -> tuple[int, int]:
-        """First frame and end of what is trained on this time, of an utterance of so many frames."""
+    def crop(self, drawn: int, length: float, generator: random.Random) -> tuple[float, float]:
+        """Start and end of what is trained on this time, of an utterance of such a length.
+
+        All are in the tensors along time that are kept, frames or seconds. A border may lie within one, which then
+        counts for the share that is on this side of it.
+        """
         return 0, length
 
     @abstractmethod
@@ -90,12 +94,6 @@ class Task(ABC):
     @abstractmethod
     def score(self, split: str, predictions: Sequence[Any]) -> dict[str, Any]:
         """The measures of a split, from the predictions of all its utterances in order."""
-
-
-def random_crop(length: int, longest: int, generator: random.Random) -> tuple[int, int]:
-    """Start and end of a random part of at most `longest`."""
-    start = generator.randint(0, max(0, length - longest))
-    return start, min(length, start + longest)
 
 
 def shuffled_batches(count: int, size: int, generator: random.Random, *, drop_last: bool = False) -> list[list[int]]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..corpora import TaskData
 from ..heads import PooledHead
 from ..protocol import ClassificationConfig
-from ..states import Reduction
-from .base import Batch, Task, random_crop, shuffled_batches
+from ..states import Reduction, block_frames
+from .base import Batch, Task, shuffled_batches
 
 
 class Classification(Task):
@@ -57,9 +57,13 @@ class Classification(Task):
         batches = [drawn[start : start + size] for start in range(0, len(drawn), size)]
         return batches[:-1] if len(batches) > 1 and len(batches[-1]) < size else batches
 
-    def crop(self, drawn: int, length: int, generator: random.Random) -> tuple[int, int]:
-        """Consecutive seconds of a long utterance."""
-        return random_crop(length, round(self.config.crop_seconds) or length, generator)
+    def crop(self, drawn: int, length: float, generator: random.Random) -> tuple[float, float]:
+        """So many seconds of an utterance that is longer, from anywhere on; all of another."""
+        if not self.config.crop_seconds:
+            return 0.0, length
+        longest = self.config.crop_seconds * self.frame_rate / block_frames(self.hop)
+        start = generator.uniform(0.0, max(0.0, length - longest))
+        return start, min(length, start + longest)
 
     def loss(self, head: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy, summed over slots."""

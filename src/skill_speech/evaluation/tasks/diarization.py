@@ -60,10 +60,10 @@ class Diarization(Task):
         """The recording of a chunk."""
         return self.chunks[drawn][0]
 
-    def crop(self, drawn: int, length: int, generator: random.Random) -> tuple[int, int]:
+    def crop(self, drawn: int, length: float, generator: random.Random) -> tuple[int, int]:
         """The chunk; the last one may have a frame or two less than its labels."""
-        start = self.chunks[drawn][1]
-        return min(start, length - 1), min(start + self.config.chunk_frames, length)
+        frames, start = round(length), self.chunks[drawn][1]
+        return min(start, frames - 1), min(start + self.config.chunk_frames, frames)
 
     def loss(self, head: nn.Module, batch: Batch) -> Tensor:
         """Binary cross-entropy of the better order of the speakers, mean over frames and speakers."""

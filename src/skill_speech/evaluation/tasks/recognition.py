@@ -13,6 +13,7 @@ from lhotse.cut import Cut
 from torch import Tensor, nn
 
 from ..corpora import TaskData
+from ..corpora.snips import OUTSIDE, PUNCTUATION
 from ..heads import CTCHead
 from ..metrics import phoneme_error_rate, slot_type_f1, slot_value_cer, word_error_rate
 from ..protocol import RecognitionConfig
@@ -29,8 +30,11 @@ class Recognition(Task):
     def __init__(self, data: TaskData, config: RecognitionConfig, hop: int) -> None:
         super().__init__(data, config, hop)
         self.vocabulary = Vocabulary(self.symbols())
-        self.transcripts = {split: [self.transcript(cut) for cut in cuts] for split, cuts in self.cuts.items()}
-        self.targets = [self.vocabulary.encode(symbols) for symbols in self.transcripts["train"]]
+        transcripts = {split: [self.transcript(cut) for cut in cuts] for split, cuts in self.cuts.items()}
+        self.targets = [self.target(symbols) for symbols in transcripts["train"]]
+        self.transcripts = {
+            split: [self.vocabulary.spelled(symbols) for symbols in listed] for split, listed in transcripts.items()
+        }
 
     @abstractmethod
     def symbols(self) -> Sequence[str]:
@@ -39,6 +43,10 @@ class Recognition(Task):
     @abstractmethod
     def transcript(self, cut: Cut) -> Sequence[str]:
         """The symbols of an utterance."""
+
+    def target(self, symbols: Sequence[str]) -> list[int]:
+        """What CTC learns of a transcript: the numbers of its symbols and of the end."""
+        return self.vocabulary.encode(symbols)
 
     def head(self, width: int) -> nn.Module:
         """Linear layers, with LSTM layers between them where the task has them."""
@@ -154,18 +162,30 @@ class SlotFilling(Recognition):
         return [*CHARACTERS, *(mark for slot in self.data.extra["slots"] for mark in (f"B-{slot} ", f" E-{slot}"))]
 
     def transcript(self, cut: Cut) -> Sequence[str]:
-        """Characters and marks: a slot is a run of words with the same label."""
+        """Characters and marks: a slot is a run of words with the same label, in it those that are punctuation.
+
+        Punctuation is left out with the marks that would stand at it, but not before the runs are known. So of
+        `NEW YORK ,` with the comma in the slot no mark closes it, and the space stays behind what was the last word
+        but one: as in s3prl.
+        """
         words, slots = cut.supervisions[0].text.upper().split(" "), cut.supervisions[0].custom["slots"]
+        last = len(words) - 1
         symbols: list[str] = []
         for number, (word, slot) in enumerate(zip(words, slots, strict=True)):
-            if number:
-                symbols.append(" ")
-            if slot != "O" and (number == 0 or slots[number - 1] != slot):
+            if word in PUNCTUATION:
+                continue
+            if slot != OUTSIDE and (number == 0 or slots[number - 1] != slot):
                 symbols.append(f"B-{slot} ")
             symbols.extend(word)
-            if slot != "O" and (number == len(words) - 1 or slots[number + 1] != slot):
+            if slot != OUTSIDE and (number == last or slots[number + 1] != slot):
                 symbols.append(f" E-{slot}")
+            if number < last:
+                symbols.append(" ")
         return symbols
+
+    def target(self, symbols: Sequence[str]) -> list[int]:
+        """Of a sentence that ends with punctuation CTC does not learn the end, as in s3prl."""
+        return self.vocabulary.encode(symbols)[: -1 if symbols[-1] == " " else None]
 
     def score(self, split: str, predictions: Sequence[Any]) -> dict[str, Any]:
         """F1 of slot types and character error rate of slot values."""

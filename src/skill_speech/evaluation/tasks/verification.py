@@ -15,7 +15,7 @@ from ..corpora import TaskData
 from ..heads import AdditiveMarginSoftmax, XVector
 from ..metrics import equal_error_rate
 from ..protocol import VerificationConfig
-from .base import Batch, Task, random_crop, shuffled_batches
+from .base import Batch, Task, shuffled_batches
 
 
 class VerificationHead(nn.Module):
@@ -53,9 +53,11 @@ class Verification(Task):
         """All utterances in random order."""
         return shuffled_batches(len(self.speakers), self.config.batch_size, generator)
 
-    def crop(self, drawn: int, length: int, generator: random.Random) -> tuple[int, int]:
+    def crop(self, drawn: int, length: float, generator: random.Random) -> tuple[int, int]:
         """At most so many seconds, anywhere in the utterance."""
-        return random_crop(length, round(self.config.crop_seconds * self.frame_rate), generator)
+        frames, longest = round(length), round(self.config.crop_seconds * self.frame_rate)
+        start = generator.randint(0, max(0, frames - longest))
+        return start, min(frames, start + longest)
 
     def loss(self, head: nn.Module, batch: Batch) -> Tensor:
         """Additive-margin softmax over the training speakers."""

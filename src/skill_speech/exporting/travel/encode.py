@@ -17,5 +17,5 @@ waveform = samples.mean(axis=1, dtype=np.float32) / 32768
 session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
 names = [output.name for output in session.get_outputs()]
 arrays = session.run(names, {"waveforms": waveform[None], "lengths": np.array([len(waveform)])})
-np.savez(path.with_suffix(".npz"), **dict(zip(names, arrays, strict=True)))
+np.savez(path.with_suffix(".npz"), **dict(zip(names, arrays)))
 print(f"{path.with_suffix('.npz')}: last_hidden_state {arrays[0].shape}, {len(names)} arrays")

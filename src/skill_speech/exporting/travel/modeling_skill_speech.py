@@ -5,6 +5,8 @@ Shapes: B utterances, T samples or frames, D hidden size, V vocabulary or labels
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,16 +15,10 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, Seque
 
 # Earlier versions of Transformers take along the files that this one imports, but not those that they import in turn:
 # that is what the imports that nothing here uses are for.
-from ...encoder.attend import attend  # noqa: F401
 from ...encoder.config import EncoderConfig  # noqa: F401
-from ...encoder.convolution import convolve  # noqa: F401
-from ...encoder.dropout import Dropout  # noqa: F401
-from ...encoder.encoder import Encoder, initialize
-from ...encoder.frontend import ConvLayer  # noqa: F401
-from ...encoder.layer import TransformerLayer  # noqa: F401
-from ...encoder.normalization import TimeNorm  # noqa: F401
-from ...encoder.position import PositionalConv  # noqa: F401
-from ...encoder.scale import UnitScale  # noqa: F401
+from ...encoder.encoder import Encoder, first_steps, initialize
+from ...encoder.inputs import as_tensor
+from ...encoder.layers import TransformerLayer  # noqa: F401
 from .configuration_skill_speech import SkillSpeechConfig
 from .remote_code import write_code  # noqa: F401
 
@@ -48,6 +44,17 @@ class SkillSpeechPreTrainedModel(PreTrainedModel):
     def get_output_embeddings(self) -> None:
         """There are none: a head has nothing to share its weights with."""
 
+    def _inputs(self, input_values: Any, attention_mask: Any) -> tuple[Tensor, Tensor | None]:
+        """Waveforms (B, T) and their mask (B, T), which may be given as arrays or lists."""
+        if torch.compiler.is_compiling():
+            return input_values, attention_mask
+        waveforms_BT, lengths_B = self.base_model.encoder.as_batch(input_values)
+        if attention_mask is not None:
+            return waveforms_BT, _mask(attention_mask, waveforms_BT)
+        if lengths_B is None:
+            return waveforms_BT, None
+        return waveforms_BT, first_steps(lengths_B, waveforms_BT.shape[1])
+
     def _get_feat_extract_output_lengths(self, lengths_B: Tensor) -> Tensor:
         return self.base_model.encoder.num_frames(lengths_B)
 
@@ -72,8 +79,8 @@ class SkillSpeechModel(SkillSpeechPreTrainedModel):
 
     def forward(
         self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
+        input_values: Any,
+        attention_mask: Any = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -81,7 +88,8 @@ class SkillSpeechModel(SkillSpeechPreTrainedModel):
         """Encode waveforms.
 
         Args:
-            input_values: what the feature extractor makes of waveforms (B, T), padded at the end.
+            input_values: what the feature extractor makes of waveforms (B, T), padded at the end. Also an array, or a
+                list of utterances of any lengths.
             attention_mask: 1 for samples and 0 for padding (B, T); None when nothing is padded.
             output_attentions: not available.
             output_hidden_states: whether to return all hidden states, from the first layer's input to the last layer's
@@ -89,12 +97,15 @@ class SkillSpeechModel(SkillSpeechPreTrainedModel):
             return_dict: False for a tuple.
 
         Raises:
-            ValueError: an utterance is shorter than the receptive field (25 ms), or attentions are asked for.
+            ValueError: an utterance is shorter than the receptive field (25 ms), the samples are no floating-point
+                numbers, the mask is not the waveforms' or has padding elsewhere than at the end, or attentions are
+                asked for. What a mask on a GPU says is not looked at.
         """
         if output_attentions:
             raise ValueError("attentions are not available: the encoder does not keep them")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        input_values, attention_mask = self._inputs(input_values, attention_mask)
         lengths_B = None if attention_mask is None else attention_mask.sum(-1)
         made = self.encoder(input_values.to(next(self.encoder.parameters()).dtype), lengths_B)
         output = BaseModelOutput(
@@ -116,8 +127,8 @@ class SkillSpeechForCTC(SkillSpeechPreTrainedModel):
 
     def forward(
         self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
+        input_values: Any,
+        attention_mask: Any = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -133,6 +144,7 @@ class SkillSpeechForCTC(SkillSpeechPreTrainedModel):
         """
         if labels is not None and labels.max() >= self.config.vocab_size:
             raise ValueError(f"a label is {int(labels.max())}; vocab_size is {self.config.vocab_size}")
+        input_values, attention_mask = self._inputs(input_values, attention_mask)
         outputs = self.skill_speech(input_values, attention_mask, output_attentions, output_hidden_states, True)
         logits_BTV = self.lm_head(self.dropout(outputs.last_hidden_state))
         output = CausalLMOutput(
@@ -176,8 +188,8 @@ class SkillSpeechForSequenceClassification(SkillSpeechPreTrainedModel):
 
     def forward(
         self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
+        input_values: Any,
+        attention_mask: Any = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -186,6 +198,7 @@ class SkillSpeechForSequenceClassification(SkillSpeechPreTrainedModel):
         """Logits (B, V) and, with labels (B,), the cross entropy; the other arguments are the encoder's."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        input_values, attention_mask = self._inputs(input_values, attention_mask)
         outputs = self.skill_speech(input_values, attention_mask, output_attentions, True, True)
         hidden_BTD = outputs.last_hidden_state
         if self.layer_weights is not None:
@@ -195,9 +208,9 @@ class SkillSpeechForSequenceClassification(SkillSpeechPreTrainedModel):
         if attention_mask is None:
             pooled_BD = projected_BTD.mean(1)
         else:
-            frames_B1 = self._get_feat_extract_output_lengths(attention_mask.sum(-1))[:, None]
-            valid_BT = torch.arange(projected_BTD.shape[1], device=frames_B1.device) < frames_B1
-            pooled_BD = projected_BTD.masked_fill(~valid_BT[..., None], 0).sum(1) / frames_B1
+            frames_B = self._get_feat_extract_output_lengths(attention_mask.sum(-1))
+            valid_BT = first_steps(frames_B, projected_BTD.shape[1])
+            pooled_BD = projected_BTD.masked_fill(~valid_BT[..., None], 0).sum(1) / frames_B[:, None]
         logits_BV = self.classifier(pooled_BD)
         output = SequenceClassifierOutput(
             loss=None if labels is None else F.cross_entropy(logits_BV.float(), labels),
@@ -205,6 +218,22 @@ class SkillSpeechForSequenceClassification(SkillSpeechPreTrainedModel):
             hidden_states=outputs.hidden_states if output_hidden_states else None,
         )
         return output if _as_dict(self.config, return_dict) else output.to_tuple()
+
+
+def _mask(attention_mask: Any, waveforms_BT: Tensor) -> Tensor:
+    """The mask as booleans (B, T).
+
+    Raises:
+        ValueError: it has another shape, or padding elsewhere than at the end.
+    """
+    mask_BT = as_tensor(attention_mask, "attention_mask").to(waveforms_BT.device) != 0
+    mask_BT = mask_BT[None] if mask_BT.dim() == 1 else mask_BT
+    if mask_BT.shape != waveforms_BT.shape:
+        shapes = tuple(mask_BT.shape), tuple(waveforms_BT.shape)
+        raise ValueError("attention_mask is {}; the waveforms are {}".format(*shapes))
+    if mask_BT.device.type == "cpu" and bool((~mask_BT[:, :-1] & mask_BT[:, 1:]).any()):
+        raise ValueError("attention_mask has padding before samples; the encoder takes padding at the end alone")
+    return mask_BT
 
 
 def _as_dict(config: SkillSpeechConfig, return_dict: bool | None) -> bool:

@@ -7,18 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-ENCODER = (
-    "attend.py",
-    "config.py",
-    "convolution.py",
-    "dropout.py",
-    "encoder.py",
-    "frontend.py",
-    "layer.py",
-    "normalization.py",
-    "position.py",
-    "scale.py",
-)
+ENCODER = ("config.py", "inputs.py", "layers.py", "encoder.py")
 
 
 def write_code(folder: str | os.PathLike[str], names: Iterable[str]) -> None:

@@ -1,0 +1,400 @@
+"""What a run is going to do: everything that can be wrong is found here, before anything is written."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from lhotse import CutSet
+from torch import Tensor
+
+from ..checkpoints import load_encoder, read_checkpoint, resolve_revision, warn_of_assumptions
+from ..data import AudioTally, check_same_data, open_cuts, split_cuts
+from ..distillation import (
+    DistillationLoss,
+    Method,
+    Stage1Config,
+    Stage2Config,
+    groups_layers,
+    make_targets,
+    needs_clusters,
+)
+from ..distillation.pace import fit, measure_pace
+from ..distillation.parallel import Precision
+from ..encoder import Encoder, EncoderConfig
+from ..errors import InputError
+from ..files import require_space
+from ..hardware import multiplies_bfloat16
+from ..pruning import Budget, ControlName, Times, Widths, attach_gates, check_rounding
+from ..run import ranks
+from ..run.folder import RunFolder
+from ..similarity import load_analysis, load_scales
+from ..timing import measure_times, read_times
+from .config import AnalysisConfig, CompressionConfig, PrunedUnits, plain
+
+logger = logging.getLogger(__name__)
+
+STAGE1, STAGE2 = Stage1Config(), Stage2Config()
+# Updates of stage 1 from which learned gates are the default. A gate takes some hundred to change sides: at 60 they end
+# in the loss of a one-shot cut (docs/results.md); longer stages are not compared yet (`python -m lab.control`).
+LEARNED_FROM = 1_000
+TIMES = "times.json"
+SOURCES = {"analysis": "analysis/clusters.json", "stage1": "stage1/result.json", "surgery": "surgery/result.json"}
+"""The steps that another run can start from, and what says that they are done."""
+
+
+@dataclass(frozen=True)
+class AnalysisPlan:
+    """What the analysis of a teacher works with.
+
+    Attributes:
+        encoder: the teacher.
+        cuts: audio, of which a sample is taken.
+        settings: what comes of it depends on them, besides the data, of which any sample does.
+        clusters, config, seed: of those settings.
+        workers: processes that read audio.
+        max_bad: the share of cuts whose audio may be unusable.
+    """
+
+    encoder: Encoder
+    cuts: CutSet
+    settings: dict[str, Any]
+    clusters: int | Literal["auto"]
+    config: AnalysisConfig
+    seed: int
+    workers: int
+    max_bad: float | str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run works with; it can be made again from the same settings.
+
+    Attributes:
+        config: the settings, with what "auto" stands for.
+        teacher: as its files have it.
+        direction_norm_K: of the teacher's positional convolution, where it was trained under weight normalisation.
+        budget: what the student may cost.
+        times: what the teacher's components take, for a budget of time.
+        cuts, validation: audio to learn from, and held out.
+        audio: what was wrong with the audio's files.
+        data_note: what the data is, to be compared with when the run resumes.
+        analysis: how layers are grouped; None where nothing needs it.
+        scales_layers: the layers are brought to one scale.
+    """
+
+    config: CompressionConfig
+    teacher: Encoder
+    direction_norm_K: Tensor | None
+    budget: Budget
+    times: Times | None
+    cuts: CutSet
+    validation: CutSet | None
+    audio: AudioTally
+    data_note: dict[str, Any]
+    analysis: AnalysisPlan | None
+    scales_layers: bool
+
+    @classmethod
+    def of(cls, config: CompressionConfig, run: RunFolder, times: Times | None = None) -> Plan:
+        """Make the plan of settled settings; reads, checks and measures, and writes nothing.
+
+        Args:
+            config: as `settle` leaves it.
+            run: the folder, in which much may be done already.
+            times: what the teacher's components take, if that has been measured a moment ago.
+
+        Raises:
+            InputError: bad teacher, data, budget or settings, or a folder in which other data was used.
+        """
+        checkpoint = read_checkpoint(config.teacher, revision=config.revision)
+        warn_of_assumptions(config.teacher, checkpoint.assumed)
+        teacher = checkpoint.encoder
+        set_normalization(teacher, config.input_normalization)
+        if times is None:
+            times = table_of_times(config, teacher, run)
+        budget = make_budget(config, teacher.config, times)
+        gated = make_gated(teacher, config.stage1, config.pruned_units)
+        budget.check(gated)
+        check_rounding(gated, budget, config.round_to)
+        grouped = needs_clusters(config.method)
+        scaled = config.scale_layers
+        if scaled is None:
+            scaled = groups_layers(config.method) and teacher.config.pre_norm
+        if grouped or scaled:
+            check_clusters(config.clusters, teacher.config, config.analysis)
+        if not grouped:
+            make_targets(config.method, teacher.config.num_layers, count=_count(config))  # refuses what cannot be
+        audio = AudioTally(config.max_bad)
+        cuts, validation = _open_data(config, audio)
+        parts = {"data": cuts, "validation_data": validation}
+        note = run.on_first(lambda: check_same_data(run / "data.json", parts, config.accept_changed_data))
+        if config.start_from is not None:
+            _check_source(Path(config.start_from))
+        analysis = None
+        if grouped or scaled:
+            settings = analysis_settings(
+                config.teacher,
+                config.revision,
+                config.clusters,
+                config.input_normalization,
+                config.analysis,
+                config.seed,
+            )
+            analysis = AnalysisPlan(
+                teacher, cuts, settings, config.clusters, config.analysis, config.seed, config.workers, config.max_bad
+            )
+            if run.has("analysis/clusters.json"):
+                run.refuse_others_in("analysis", settings)
+        plan = cls(
+            config=config,
+            teacher=teacher,
+            direction_norm_K=checkpoint.direction_norm_K,
+            budget=budget,
+            times=times,
+            cuts=cuts,
+            validation=validation,
+            audio=audio,
+            data_note=note,
+            analysis=analysis,
+            scales_layers=scaled,
+        )
+        plan._check_disk(run)
+        return plan
+
+    def gated(self) -> Encoder:
+        """A copy of the teacher with gates, as stage 1 begins with."""
+        torch.manual_seed(self.config.seed)  # gates begin a little different from one another
+        return make_gated(self.teacher, self.config.stage1, self.config.pruned_units)
+
+    def distance(self, run: RunFolder) -> DistillationLoss:
+        """The distance between student and teacher, by the run's analysis where there is one."""
+        config, groups, scales = self.config, None, None
+        if self.analysis is not None:
+            groups = run.on_first(lambda: load_analysis(run / "analysis")[1])
+        if self.scales_layers:
+            scales = run.on_first(lambda: load_scales(run / "analysis").tolist())
+        targets = make_targets(
+            config.method,
+            self.teacher.config.num_layers,
+            groups,
+            count=_count(config),
+            share_projections=config.share_projections,
+        )
+        return DistillationLoss(targets, self.teacher.config.hidden_size, config.loss, scales)
+
+    def _check_disk(self, run: RunFolder) -> None:
+        """See that what a run keeps fits onto the disk: checkpoints (12 bytes per parameter), four sets of weights.
+
+        Raises:
+            InputError: it does not.
+        """
+        config, whole = self.config, self.budget.teacher_parameters
+        left = whole if self.budget.parameters is None else self.budget.parameters
+        needed = 4.0 * (whole + 3 * left)
+        for parameters, steps in ((whole, config.stage1.steps), (left, config.stage2.steps)):
+            milestones = steps // config.milestone_every if config.milestone_every else 0
+            # One is being written while the others are there.
+            needed += 12 * parameters * (config.keep_checkpoints + 1 + milestones)
+
+        def look() -> None:
+            there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+            require_space(run.path, max(0, round(needed) - there), "a run of this size")
+
+        run.on_first(look)
+
+
+def settle(config: CompressionConfig, run: RunFolder) -> tuple[CompressionConfig, Times | None]:
+    """The settings with what "auto" stands for, as the run's config.yaml has it or, of a new run, as is best here.
+
+    A run keeps precision, the teacher's commit and the lengths of its stages, wherever it resumes.
+
+    Returns:
+        the settings; and what the teacher's components take, if that had to be measured.
+
+    Raises:
+        InputError: bad settings, or a teacher that is not there.
+    """
+    config.check_together(ranks.count())  # first of all: with `minutes` the rest takes a while
+    config = replace(config, teacher=config.settings["teacher"])
+    budgets = (config.sparsity, config.params, config.macs, config.speedup, config.latency)
+    if all(budget is None for budget in budgets):
+        config = replace(config, sparsity=0.75)
+    if config.precision == "auto":
+        stated = run.stated("precision")
+        config = replace(config, precision=stated if stated in get_args(Precision) else run.on_first(fast_precision))
+    config = replace(config, revision=commit_of(config.teacher, config.revision, run))
+    config, times = replace(config, stage1=config.stage1.in_updates(), stage2=config.stage2.in_updates()), None
+    if config.minutes is not None:
+        config, times = _within_minutes(config, run)
+    if config.control == "auto":
+        config = replace(config, control=best_control(config.method, config.stage1))
+    return config, times
+
+
+def commit_of(teacher: str, revision: str | None, run: RunFolder, settings: str = "config.yaml") -> str | None:
+    """The commit of a teacher on the hub: the one that the run has begun with, unless one is asked for."""
+    begun = None if revision is not None else run.stated("revision", {"teacher": teacher}, settings)
+    return str(begun) if begun else run.on_first(lambda: resolve_revision(teacher, revision))
+
+
+def _within_minutes(config: CompressionConfig, run: RunFolder) -> tuple[CompressionConfig, Times | None]:
+    """The settings with stages as long as the run has begun with, or such that all fits into so many minutes."""
+    stages, same = (config.stage1, config.stage2), {"minutes": config.minutes}
+    begun = [run.stated(name, same) for name in ("stage1", "stage2")]
+    steps = [values.get("steps") if isinstance(values, dict) else None for values in begun]
+    if all(isinstance(number, int) and number > 0 for number in steps):
+        stages = stages[0].in_updates(steps[0]), stages[1].in_updates(steps[1])
+        return replace(config, stage1=stages[0], stage2=stages[1]), None
+    assert config.minutes is not None
+    assert config.precision != "auto"
+    started = time.monotonic()
+    teacher = load_encoder(config.teacher, revision=config.revision)
+    times = table_of_times(config, teacher, run)
+    budget = make_budget(config, teacher.config, times)
+    gated = make_gated(teacher, config.stage1, config.pruned_units)
+    budget.check(gated)
+    pace = measure_pace(teacher, gated, budget, stages, config.precision)
+    groups_are_made = needs_clusters(config.method) and not config.start_from
+    fitting = fit(
+        config.minutes,
+        pace,
+        stages,
+        spent=run.on_first(lambda: time.monotonic() - started),  # the others' clocks are a little different
+        encoded_seconds=config.analysis.calibration_seconds * groups_are_made + 4 * config.validation_seconds,
+        encoded_in_each=config.validation_seconds / config.validate_every if config.validate_every else 0.0,
+        with_stage1=Path(config.start_from or "").name not in ("stage1", "surgery"),
+    )
+    logger.info(
+        "%g minutes: %d updates of %.2g s in stage 1 and %d of %.2g s in stage 2",
+        *(config.minutes, fitting[0].steps, pace.stage1, fitting[1].steps, pace.stage2),
+    )
+    return replace(config, stage1=fitting[0], stage2=fitting[1]), times
+
+
+def best_control(method: Method, stage: Stage1Config) -> ControlName:
+    """The published control where published numbers are repeated, otherwise the one that ends in the better student."""
+    if method == "dphubert" and stage.steps >= STAGE1.steps:
+        return "lagrangian"
+    return "one-shot" if stage.steps < LEARNED_FROM else "exact"
+
+
+def fast_precision() -> Precision:
+    """bf16 where the device has instructions for it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16" if multiplies_bfloat16(device) else "float32"
+
+
+def make_budget(config: CompressionConfig, teacher: EncoderConfig, times: Times | None) -> Budget:
+    """What the settings allow the student to cost."""
+    return Budget.of(
+        teacher,
+        sparsity=config.sparsity,
+        parameters=config.params,
+        macs=config.macs,
+        speedup=config.speedup,
+        latency=config.latency,
+        times=times,
+    )
+
+
+def table_of_times(config: CompressionConfig, teacher: Encoder, run: RunFolder) -> Times | None:
+    """What the teacher's components take: by the run's own table, the one it was given, that of the run it starts
+    from, or a new one; None where no budget needs it.
+
+    Raises:
+        InputError: the table is damaged, not there, or of another teacher.
+    """
+    if not config.is_timed:
+        return None
+
+    def look() -> Times:
+        paths = [run / TIMES]
+        if config.start_from is not None:
+            paths.append(Path(config.start_from).parent / TIMES)
+        if config.times is not None:
+            paths.insert(1, Path(config.times))
+        for path in paths:
+            if path.exists() or str(path) == config.times:
+                return read_times(path, teacher.config)
+        logger.info("measuring what the teacher's components take on this machine, at several widths")
+        table = measure_times(teacher)
+        milliseconds = table.count(teacher.config, Widths.of(teacher.config))
+        threads = table.machine["threads"]
+        logger.info("the teacher takes %.1f ms for a second of audio: %s threads", milliseconds, threads)
+        return table
+
+    return run.on_first(look)
+
+
+def make_gated(teacher: Encoder, stage: Stage1Config, units: tuple[PrunedUnits, ...]) -> Encoder:
+    """A copy of a teacher with gates on what may be removed."""
+    return attach_gates(trainable_copy(teacher, teacher.config, stage), units)
+
+
+def trainable_copy(encoder: Encoder, dropout: EncoderConfig, stage: Stage2Config) -> Encoder:
+    """A copy to be trained, with the dropout of `dropout` or none; no layer is ever skipped: layers are matched."""
+    config = encoder.config.without_dropout()
+    if stage.student_dropout:
+        inside = stage.activation_dropout
+        config = config.replace(
+            hidden_dropout=dropout.hidden_dropout,
+            attention_dropout=dropout.attention_dropout,
+            activation_dropout=dropout.activation_dropout if inside is None else inside,
+            feature_dropout=dropout.feature_dropout,
+        )
+    return Encoder.of(config, encoder.state_dict())
+
+
+def set_normalization(encoder: Encoder, input_normalization: bool | None) -> None:
+    """Have an encoder treat waveforms otherwise than its files say; None for as they say."""
+    if input_normalization is not None:
+        encoder.config = encoder.config.replace(input_normalization=input_normalization)
+
+
+def analysis_settings(
+    teacher: str,
+    revision: str | None,
+    clusters: int | Literal["auto"],
+    input_normalization: bool | None,
+    analysis: AnalysisConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """What an analysis depends on besides the data, as analysis/config.yaml has it."""
+    return {name: plain(value) for name, value in locals().items()}
+
+
+def check_clusters(clusters: int | Literal["auto"], teacher: EncoderConfig, config: AnalysisConfig) -> None:
+    """See that there are so many layers to group.
+
+    Raises:
+        InputError: there are not.
+    """
+    count = teacher.num_layers + int(config.include_features)
+    if isinstance(clusters, int) and not 1 <= clusters <= count:
+        raise InputError(f"clusters is {clusters}; this teacher has {count} layers to group: choose 1 to {count}")
+
+
+def _count(config: CompressionConfig) -> int | None:
+    return config.clusters if isinstance(config.clusters, int) else None
+
+
+def _open_data(config: CompressionConfig, found: AudioTally) -> tuple[CutSet, CutSet | None]:
+    """Training cuts, and validation cuts if there are any."""
+    cuts = open_cuts(config.data, absolute_paths=config.absolute_paths, max_bad=found.max_bad, found=found)
+    if config.validation_data is not None:
+        return cuts, open_cuts(config.validation_data, absolute_paths=config.absolute_paths, max_bad=found.max_bad)
+    if config.validation_seconds <= 0:
+        return cuts, None
+    cuts, held_out = split_cuts(cuts, validation_seconds=config.validation_seconds, seed=config.seed)
+    return cuts, held_out if any(True for _ in held_out) else None
+
+
+def _check_source(source: Path) -> None:
+    """See that a run can start from the step in that folder."""
+    if source.name not in SOURCES or not (source.parent / SOURCES[source.name]).exists():
+        raise InputError(f"{source}: not a finished stage; give RUN/analysis, RUN/stage1 or RUN/surgery of another run")

@@ -1,0 +1,1 @@
+"""Carrying out a run: its folder, lock and records, signals, several processes, progress."""
