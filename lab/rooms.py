@@ -38,7 +38,7 @@ timing
 run
 checkpoints
 pruning
-kernels
+kernels heads
 encoder
 limits
 environment hardware yaml_values markdown

@@ -85,11 +85,6 @@ def test_missing_weight_is_named(folder):
     assert "encoder.layers.3.attention.q_proj.weight is missing" in refused(folder)
 
 
-def test_attention_adapters_are_refused(tmp_path):
-    model = build("Wav2Vec2", TINY | {"adapter_attn_dim": 8, "do_stable_layer_norm": True})
-    assert "adapter_attn_dim" in refused(save(model, tmp_path))
-
-
 def test_another_sampling_rate_is_refused(folder):
     edit(folder / "preprocessor_config.json", sampling_rate=8_000)
     assert "expects 8000 Hz" in refused(folder)

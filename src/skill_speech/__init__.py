@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .checkpoints import import_encoder, load_encoder
+    from .checkpoints import import_encoder, load_encoder, load_model
     from .compression import analyze, compress
     from .data import prepare
     from .encoder import Encoder, EncoderConfig
@@ -31,6 +31,7 @@ _HOMES = {
     "export": "exporting",
     "evaluate": "evaluation",
     "load_encoder": "checkpoints",
+    "load_model": "checkpoints",
     "optimize": "kernels",
     "prepare": "data",
     "profile": "profiling",
@@ -50,6 +51,7 @@ __all__ = [
     "export",
     "import_encoder",
     "load_encoder",
+    "load_model",
     "optimize",
     "prepare",
     "profile",

@@ -1,4 +1,4 @@
-"""Getting encoders out of files: one door, `load_encoder`."""
+"""Getting models out of files: `load_encoder`, and `load_model` for an encoder with its head."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 from ..encoder import Encoder
+from ..errors import InputError
+from ..heads import SpeechModel, head_of
 from ..kernels import attach_kernels
 from .checkpoint import Checkpoint
-from .hugging_face import commit_of, load_hugging_face, refuse_adapter
+from .hugging_face import commit_of, load_hugging_face, refuse_adapter, refuse_language
 from .importing import ImportResult, import_encoder
 from .model_files import ModelFiles
 from .native import is_native, load_native, read_direction_norm, save_direction_norm
@@ -24,6 +26,7 @@ __all__ = [
     "ImportResult",
     "import_encoder",
     "load_encoder",
+    "load_model",
     "read_checkpoint",
     "read_direction_norm",
     "resolve_revision",
@@ -44,6 +47,7 @@ def load_encoder(
     revision: str | None = None,
     length_aware: bool = False,
     dtype: torch.dtype = torch.float32,
+    target_lang: str | None = None,
 ) -> Encoder:
     """An encoder in evaluation mode from wherever it is, with the operations for CPUs attached (`attach_kernels`).
 
@@ -56,11 +60,17 @@ def load_encoder(
             so that a padded batch equals its utterances one by one; off, both are as in Transformers.
         dtype: of the weights. For an encoder that `optimize` makes bf16 or int8 of, torch.bfloat16 gives the same
             and halves the memory that loading takes.
+        target_lang: of a model that has adapters for many (MMS), by its code; None for the one that its weights have.
 
     Raises:
-        InputError: nothing there, unknown architecture, damaged or unfitting files.
+        InputError: nothing there, unknown architecture, damaged or unfitting files, a language that it does not have.
     """
-    checkpoint = read_checkpoint(source, revision=revision, dtype=dtype)
+    checkpoint = read_checkpoint(source, revision=revision, dtype=dtype, target_lang=target_lang)
+    if checkpoint.head is not None and checkpoint.head.adapter is not None:
+        raise InputError(
+            f"{os.fspath(source)}: add_adapter in its config.json is not supported in an encoder alone: its head reads "
+            "the adapter; load_model has both"
+        )
     encoder = checkpoint.encoder.to(dtype)
     warn_of_assumptions(os.fspath(source), checkpoint.assumed)
     if length_aware:
@@ -68,34 +78,68 @@ def load_encoder(
     return attach_kernels(encoder).eval()
 
 
+def load_model(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    length_aware: bool = False,
+    target_lang: str | None = None,
+) -> SpeechModel:
+    """An encoder with the head that was fine-tuned on it, in evaluation mode; its `head` is None if there is none.
+
+    Args:
+        source: as of `load_encoder`; a head comes from a folder of ours or of Transformers, or from the hub.
+        revision: branch, tag or commit on the hub.
+        length_aware: keep padding out of everything, as of `load_encoder`.
+        target_lang: of a model that has adapters for many (MMS), by its code; None for the one that its weights have.
+
+    Raises:
+        InputError: nothing there, unknown architecture, damaged or unfitting files, a language that it does not have.
+    """
+    checkpoint = read_checkpoint(source, revision=revision, target_lang=target_lang)
+    warn_of_assumptions(os.fspath(source), checkpoint.assumed)
+    encoder, head = checkpoint.encoder, checkpoint.head
+    if length_aware:
+        encoder = Encoder.of(encoder.config.replace(length_aware=True), encoder.state_dict())
+        head = None if head is None else head_of(head.config, encoder, head.state_dict())
+    return SpeechModel(attach_kernels(encoder), head, checkpoint.files).eval()
+
+
 def read_checkpoint(
-    source: str | os.PathLike[str], *, revision: str | None = None, dtype: torch.dtype = torch.float32
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    target_lang: str | None = None,
 ) -> Checkpoint:
-    """The encoder of a source, as of `load_encoder`, with what is to be known of it.
+    """The encoder and the head of a source, as of `load_encoder` and `load_model`, with what is to be known of them.
 
     Our own format comes in `dtype`, all others in float32.
 
     Raises:
         InputError: nothing there, unknown architecture, damaged or unfitting files.
     """
-    checkpoint = _read_checkpoint(source, revision, dtype)
+    checkpoint = _read_checkpoint(source, revision, dtype, target_lang)
     attach_kernels(checkpoint.encoder)
     return checkpoint
 
 
-def _read_checkpoint(source: str | os.PathLike[str], revision: str | None, dtype: torch.dtype) -> Checkpoint:
+def _read_checkpoint(
+    source: str | os.PathLike[str], revision: str | None, dtype: torch.dtype, target_lang: str | None
+) -> Checkpoint:
     path = Path(source)
     if os.path.isfile(path):
         if path.name not in IN_FOLDER or not (path.parent / "config.json").is_file():
-            return load_file(path)
+            checkpoint = load_file(path)
+            refuse_language(target_lang, checkpoint.encoder.config, os.fspath(source))
+            return checkpoint
         path = path.parent
     if not os.path.isdir(path):
-        return load_hugging_face(os.fspath(source), revision, dtype)
+        return load_hugging_face(os.fspath(source), revision, dtype, target_lang)
     refuse_adapter(ModelFiles(str(path)))
     if is_native(path):
-        encoder = load_native(path, dtype).eval()
-        return Checkpoint(encoder, "skill-speech", direction_norm_K=read_direction_norm(path, encoder.config))
-    return load_hugging_face(str(path), revision, dtype)
+        return load_native(path, dtype, target_lang)
+    return load_hugging_face(str(path), revision, dtype, target_lang)
 
 
 def resolve_revision(source: str | os.PathLike[str], revision: str | None) -> str | None:

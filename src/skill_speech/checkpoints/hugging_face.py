@@ -14,6 +14,7 @@ from ..encoder import ConvConfig, EncoderConfig, full_layers
 from ..encoder.config import check_value
 from ..errors import InputError
 from .checkpoint import Checkpoint
+from .heads import FILES, check_vocabulary, of_language, read_files, read_head, read_language
 from .model_files import ModelFiles
 from .native import MODEL_TYPE, load_native
 from .weights import MERGE, StateDict, build, read_weights
@@ -58,34 +59,65 @@ OF_FAMILY = {
 # What a weight of an encoder is called; what stands beside it belongs to heads and pre-training.
 PARTS = ("encoder.", "feature_extractor.", "feature_projection.", "adapter.")
 CONVS = ("conv_dim", "conv_kernel", "conv_stride")
-# Settings that change what comes out and that the encoder does not have: with the value at which they do nothing.
-UNSUPPORTED = {"adapter_attn_dim": None, "add_adapter": False}
 # Where Transformers keeps the settings of a feature extractor, in the order in which it looks.
 EXTRACTORS = (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None))
 
 
-def load_hugging_face(source: str, revision: str | None, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """An encoder from a hub id or a folder, whatever head was trained on it; one of ours too, in `dtype`.
+def load_hugging_face(
+    source: str, revision: str | None, dtype: torch.dtype = torch.float32, language: str | None = None
+) -> Checkpoint:
+    """An encoder from a hub id or a folder, with the head that was trained on it; one of ours too, in `dtype`.
+
+    Args:
+        source: hub id or folder.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights of our own format.
+        language: of a model that has adapters for many; None for the one that its weights have.
 
     Raises:
-        InputError: nothing there, unknown architecture, weights that do not fit.
+        InputError: nothing there, unknown architecture, weights that do not fit, a language that it does not have.
     """
     files = ModelFiles(source, revision)
     refuse_adapter(files)
     values = files.config()
     if values.get("model_type") == MODEL_TYPE:
-        return Checkpoint(load_native(_folder_of_ours(files), dtype).eval(), "skill-speech")
+        for name in ("head.json", "head.safetensors", *FILES):
+            files.find(name)
+        return load_native(_folder_of_ours(files), dtype, language)
     config, assumed = encoder_config(values, _extractor(files), source)
     theirs, prefix = _weights(files), PREFIXES[config.family]
+    if language is not None:
+        refuse_language(language, config, source)
+        theirs |= read_language(files.find, language, source)
+    rest: dict[str, Tensor] = {}
     if any(name.startswith(prefix) for name in theirs):
+        rest = {name: tensor for name, tensor in theirs.items() if not name.startswith(prefix)}
         theirs = {name.removeprefix(prefix): tensor for name, tensor in theirs.items() if name.startswith(prefix)}
+    own = of_language(read_files(files.find), language, source)
+    head = None
+    if rest:
+        rest |= {name: tensor for name, tensor in theirs.items() if name.startswith("adapter.")}
+        head = read_head(values, rest, config, source)
+        check_vocabulary(head, own, source)
+    if values.get("add_adapter") and head is None:
+        raise InputError(
+            f"{source}: add_adapter in its config.json is not supported without a head of a known kind that reads it; "
+            "use the model without the adapter"
+        )
     weights = StateDict(theirs, source)
     converted = dict(convert_weights(weights, config))
-    left = [name for name in weights.left() if name.startswith(PARTS) and not name.endswith("num_batches_tracked")]
+    parts = PARTS if head is None else tuple(part for part in PARTS if part != "adapter.")
+    left = [name for name in weights.left() if name.startswith(parts) and not name.endswith("num_batches_tracked")]
     if left:
         raise InputError(f"{source}: its configuration has no place for the weight {left[0]}")
-    norm_K = direction_norm(weights, config)
-    return Checkpoint(build(config, converted, source).eval(), "Transformers", assumed, norm_K)
+    encoder, norm_K = build(config, converted, source).eval(), direction_norm(weights, config)
+    return Checkpoint(encoder, "Transformers", assumed, norm_K, head, own)
+
+
+def refuse_language(language: str | None, config: EncoderConfig, source: str) -> None:
+    """Raise InputError for a language where there are no adapters for languages."""
+    if language is not None and not config.language_adapter:
+        raise InputError(f"{source}: target_lang is {language!r}, and this model has no adapters for languages")
 
 
 def refuse_adapter(files: ModelFiles) -> None:
@@ -127,9 +159,6 @@ def encoder_config(
     family = values.get("model_type")
     if not isinstance(family, str) or family not in PREFIXES:
         raise InputError(f"{source}: unknown architecture {family!r}; known are {', '.join(sorted(PREFIXES))}")
-    for name, off in UNSUPPORTED.items():
-        if values.get(name, off) != off:
-            raise InputError(f"{source}: {name} in its config.json is not supported; use the model without adapters")
     defaults = CONFIG_MAPPING[family]()  # of nothing that the file says
 
     def take(theirs: str) -> Any:
@@ -139,6 +168,8 @@ def encoder_config(
         check_value(ours, take(theirs), theirs)
         return take(theirs)
 
+    # Transformers has them in pre-norm layers alone, whatever is written.
+    adapts = values.get("adapter_attn_dim") is not None and bool(values.get("do_stable_layer_norm"))
     names = {ours: theirs for ours, theirs in NAMES.items() if hasattr(defaults, theirs)} | OF_FAMILY.get(family, {})
     try:
         common = {ours: taken(ours, theirs) for ours, theirs in names.items()}
@@ -152,6 +183,7 @@ def encoder_config(
             convs=_convs(*map(take, CONVS)),
             layers=full_layers(depth, common["num_heads"], units),
             input_normalization=normalize,
+            language_adapter=taken("language_adapter", "adapter_attn_dim") if adapts else 0,
         )
     except (ValueError, TypeError) as error:
         raise InputError(f"{source}: config.json makes no encoder ({error})") from None
@@ -229,6 +261,9 @@ def weight_names(config: EncoderConfig) -> Iterator[tuple[str, str]]:
         yield from both(f"{ours}.feed_forward.input", f"{theirs}.feed_forward.intermediate_dense")
         yield from both(f"{ours}.feed_forward.output", f"{theirs}.feed_forward.output_dense")
         yield from both(f"{ours}.feed_forward_norm", f"{theirs}.final_layer_norm")
+        if config.language_adapter:
+            for mine, name in (("norm", "norm"), ("input", "linear_1"), ("output", "linear_2")):
+                yield from both(f"{ours}.adapter.{mine}", f"{theirs}.adapter_layer.{name}")
 
 
 def _positional_conv(theirs: StateDict, config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:

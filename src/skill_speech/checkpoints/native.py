@@ -6,6 +6,7 @@ and the names of the weights have a prefix.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..encoder import Encoder, EncoderConfig
+from ..encoder import EncoderConfig
 from ..errors import InputError
 from ..files import atomic_write, read_json
+from .checkpoint import Checkpoint
+from .heads import check_vocabulary, read_files, read_head, read_own_head
 from .weights import build, read_weights
 
 MODEL_TYPE = "skill-speech"
@@ -31,26 +34,46 @@ def is_native(folder: Path) -> bool:
     return path.is_file() and read_json(path, MAX_CONFIG).get("model_type") == MODEL_TYPE
 
 
-def load_native(folder: Path, dtype: torch.dtype = torch.float32) -> Encoder:
-    """The encoder in a folder that `Encoder.save_pretrained` or a skill-speech model of Transformers wrote, in `dtype`.
+def load_native(folder: Path, dtype: torch.dtype = torch.float32, language: str | None = None) -> Checkpoint:
+    """What `SpeechModel.save_pretrained`, `Encoder.save_pretrained` or a skill-speech model of Transformers wrote.
+
+    Args:
+        folder: where.
+        dtype: of the encoder's weights.
+        language: refused: such a model has one language.
 
     Raises:
         InputError: a file is missing or damaged, or the weights do not fit the configuration.
     """
-    values = read_json(folder / "config.json", MAX_CONFIG)
-    values.pop("model_type", None)
-    transformers = "transformers_version" in values
+    if language is not None:
+        raise InputError(f"{folder}: target_lang is {language!r}, and this model has no adapters for languages")
+    written = read_json(folder / "config.json", MAX_CONFIG)
+    transformers = "transformers_version" in written
+    values = {name: value for name, value in written.items() if name != "model_type"}
     if transformers:
         values = {field.name: values[field.name] for field in fields(EncoderConfig) if field.name in values}
     try:
         config = EncoderConfig.from_dict(values)
     except ValueError as error:
         raise InputError(f"{folder / 'config.json'}: {error}") from None
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
+    path = folder / "model.safetensors"
+    if not path.is_file():
         raise InputError(f"{folder}: config.json is there, model.safetensors is not")
-    found = read_weights(weights, dtype)
-    return build(config, _without_head(found) if transformers else found, str(weights), dtype)
+    weights, head, files = read_weights(path, dtype), read_own_head(folder, config), read_files(_finder(folder))
+    if transformers:
+        weights, rest = _apart(weights)
+        head = read_head(written, rest, config, str(path)) if rest else None
+    check_vocabulary(head, files, str(folder))
+    encoder = build(config, weights, str(path), dtype).eval()
+    norm_K = read_direction_norm(folder, config)
+    return Checkpoint(encoder, "skill-speech", direction_norm_K=norm_K, head=head, files=files)
+
+
+def _finder(folder: Path) -> Callable[[str], Path | None]:
+    def find(name: str) -> Path | None:
+        return folder / name if (folder / name).is_file() else None
+
+    return find
 
 
 def read_direction_norm(folder: Path, config: EncoderConfig) -> Tensor | None:
@@ -75,7 +98,8 @@ def save_direction_norm(folder: Path, direction_norm_K: Tensor | None) -> None:
             temporary.write_bytes(save({"direction_norm": direction_norm_K.cpu().contiguous()}))
 
 
-def _without_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's weights under its own names."""
+def _apart(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The encoder's weights under its own names, and those of the head."""
     prefix = "skill_speech.encoder." if any(name.startswith("skill_speech.") for name in weights) else "encoder."
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    return own, {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}

@@ -38,6 +38,7 @@ ALLOWED: dict[str, Any] = {
     "positional_depth": Range(int, 0, 64),
     "relative_buckets": Range(int, 0, 2**16),
     "relative_distance": Range(int, 0, 2**20),
+    "language_adapter": Range(int, 0, 2**16),
     "sampling_rate": Range(int, 1_000, 384_000),
     **dict.fromkeys(("activation", "conv_activation"), ("gelu", "gelu_new", "relu", "silu")),
     **dict.fromkeys(("conv_bias", "feature_norm", "feature_scale", "pre_norm", "positional_affine"), bool),
@@ -58,7 +59,15 @@ def check_value(name: str, value: Any, called: str | None = None) -> None:
     Raises:
         ValueError: it is not.
     """
-    allowed = ALLOWED[name]
+    check(called or name, value, ALLOWED[name])
+
+
+def check(name: str, value: Any, allowed: Any) -> None:
+    """See that a value is what is allowed: `bool`, a `Range`, or one of some words.
+
+    Raises:
+        ValueError: it is not.
+    """
     if allowed is bool:
         fits, wanted = isinstance(value, bool), "true or false"
     elif isinstance(allowed, Range):
@@ -68,7 +77,7 @@ def check_value(name: str, value: Any, called: str | None = None) -> None:
     else:
         fits, wanted = isinstance(value, str) and value in allowed, f"one of {', '.join(allowed)}"
     if not fits:
-        raise ValueError(f"{called or name} is {reprlib.repr(value)}; it must be {wanted}")
+        raise ValueError(f"{name} is {reprlib.repr(value)}; it must be {wanted}")
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,7 @@ class EncoderConfig:
             layer norm without parameters.
         positional_affine: a per-channel scale and shift in front of the positional convolution (a frozen batch norm).
         relative_buckets, relative_distance: WavLM's gated relative position bias; 0 buckets for none.
+        language_adapter: width of what each layer of a pre-norm model adds for one language (MMS); 0 for nothing.
         norm_eps: epsilon of the layer norms over hidden states and before the feature projection.
         input_normalization: bring every utterance to zero mean and unit variance first, as the checkpoint's
             preprocessor does.
@@ -153,6 +163,7 @@ class EncoderConfig:
     positional_affine: bool = False
     relative_buckets: int = 0
     relative_distance: int = 0
+    language_adapter: int = 0
     norm_eps: float = 1e-5
     input_normalization: bool = False
     input_norm_eps: float = 1e-7
@@ -177,6 +188,8 @@ class EncoderConfig:
         if self.relative_buckets and not self.relative_distance > self.relative_buckets // 4 > 0:
             buckets, distance = self.relative_buckets, self.relative_distance
             raise ValueError(f"{buckets} buckets of a position bias do not reach to a distance of {distance}")
+        if self.language_adapter and not self.pre_norm:
+            raise ValueError("language adapters stand in pre-norm layers only")
         for number, conv in enumerate(self.convs):
             for field in dataclasses.fields(conv):
                 check_value(field.name, getattr(conv, field.name), f"{field.name} of convolution {number}")

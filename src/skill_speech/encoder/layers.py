@@ -366,6 +366,20 @@ class FeedForward(nn.Module):
         return self.output(inner_BTU) if factors_U is None else self.output(inner_BTU, factors_U)
 
 
+class LanguageAdapter(nn.Module):
+    """What a language has of its own in a layer: a norm and two linear layers (MMS, arXiv 2305.13516)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.input = nn.Linear(config.hidden_size, config.language_adapter)
+        self.output = nn.Linear(config.language_adapter, config.hidden_size)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, D), to be added."""
+        return self.output(F.relu(self.input(self.norm(x_BTD))))
+
+
 class TransformerLayer(nn.Module):
     """Attention and feed-forward with residuals; the norms stand after each (post-norm) or before it (pre-norm)."""
 
@@ -377,11 +391,13 @@ class TransformerLayer(nn.Module):
         self.feed_forward = FeedForward(config, layer.units)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
+        self.adapter = LanguageAdapter(config) if config.language_adapter else None
 
     def forward(self, x_BTD: Tensor, position_HTT: Tensor | None, padding_B11T: Tensor | None) -> Tensor:
         """h_{i-1} → h_i, both (B, T, D)."""
         if self.pre_norm:
             x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), position_HTT, padding_B11T))
-            return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+            x_BTD = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+            return x_BTD if self.adapter is None else x_BTD + self.adapter(x_BTD)
         x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, position_HTT, padding_B11T)))
         return self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))

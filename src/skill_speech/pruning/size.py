@@ -78,7 +78,8 @@ class Widths:
 def parameters_by_component(config: EncoderConfig, widths: Widths) -> dict[str, Number]:
     """Parameters of the front end (with its projection), positional convolution, attention and feed-forward.
 
-    `config` gives everything but the widths. Layer norms of the transformer count with the sublayer they belong to.
+    `config` gives everything but the widths. Layer norms of the transformer count with the sublayer they belong to,
+    language adapters with the feed-forward blocks.
     """
     D, E = config.hidden_size, config.head_size
     front: Number = 0
@@ -98,12 +99,19 @@ def parameters_by_component(config: EncoderConfig, widths: Widths) -> dict[str, 
         if relative:
             attention = attention + attends * (E * 8 + 8)
         feed_forward = feed_forward + units * (2 * D + 1) + D + 2 * D
+    feed_forward = feed_forward + config.num_layers * _adapter_weights(config)[1]
     return {
         "front end": front,
         "positional convolution": positional,
         "attention": attention,
         "feed-forward": feed_forward,
     }
+
+
+def _adapter_weights(config: EncoderConfig) -> tuple[int, int]:
+    """Weights of a layer's adapter in matrix products, and all of its parameters."""
+    D, A = config.hidden_size, config.language_adapter
+    return (2 * D * A, 2 * D * A + A + 3 * D) if A else (0, 0)
 
 
 def macs_by_component(config: EncoderConfig, widths: Widths, seconds: float = REFERENCE_SECONDS) -> dict[str, Number]:
@@ -127,7 +135,7 @@ def macs_by_component(config: EncoderConfig, widths: Widths, seconds: float = RE
     feed_forward: Number = 0
     for heads, units in zip(widths.heads, widths.units, strict=True):
         attention = attention + heads * (4 * D * E * T + 2 * T * T * E + (8 * E * T if config.relative_buckets else 0))
-        feed_forward = feed_forward + units * (2 * D * T)
+        feed_forward = feed_forward + (units * (2 * D) + _adapter_weights(config)[0]) * T
     parts = {
         "front end": front,
         "positional convolution": positional,

@@ -1,0 +1,17 @@
+"""What a fine-tuned model has on top of its encoder: CTC, sequence and frame classification, x-vectors."""
+
+from .config import AdapterConfig, HeadConfig, TDNNConfig
+from .heads import Head, HeadOutput, make_head
+from .model import SpeechModel, head_of, save_head
+
+__all__ = [
+    "AdapterConfig",
+    "Head",
+    "HeadConfig",
+    "HeadOutput",
+    "SpeechModel",
+    "TDNNConfig",
+    "head_of",
+    "make_head",
+    "save_head",
+]
