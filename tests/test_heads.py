@@ -102,7 +102,7 @@ def test_convolutions_between_encoder_and_head(kind: str, width: int, head: str,
         pytest.skip(f"Transformers' {kind} has no such adapter")
     save(model, tmp_path)
     assert_same_logits(model, tmp_path)
-    with pytest.raises(InputError, match="add_adapter in its config.json is not supported in an encoder alone"):
+    with pytest.raises(InputError, match="not supported in an encoder alone"):
         load_encoder(tmp_path)
 
 
@@ -121,7 +121,9 @@ def test_adapters_for_languages(kind: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(other._get_adapters(), tmp_path / "adapter.fra.safetensors")
-    model = transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path, target_lang="fra", ignore_mismatched_sizes=True).eval()
+    model = transformers.Wav2Vec2ForCTC.from_pretrained(
+        tmp_path, target_lang="fra", ignore_mismatched_sizes=True
+    ).eval()
     ours, (waveforms_BT, _) = load_model(tmp_path, target_lang="fra"), audio((1.0,))
     with torch.no_grad():
         wanted = model(waveforms_BT).logits
@@ -148,7 +150,10 @@ def test_length_aware_padding_changes_nothing(tmp_path: Path) -> None:
         save(build("WavLM", TINY | values, head), tmp_path / head)
         model, (waveforms_BT, lengths_B) = load_model(tmp_path / head, length_aware=True), audio((1.3, 0.8))
         with torch.no_grad():
-            together, alone = model(waveforms_BT, lengths_B).logits[1], model(waveforms_BT[1:, : lengths_B[1]]).logits[0]
+            together, alone = (
+                model(waveforms_BT, lengths_B).logits[1],
+                model(waveforms_BT[1:, : lengths_B[1]]).logits[0],
+            )
         torch.testing.assert_close(together[: len(alone)] if together.ndim == 2 else together, alone)
 
 
@@ -231,7 +236,14 @@ def test_a_configuration_survives_json() -> None:
     }
     config = HeadConfig.from_dict(values)
     assert HeadConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    for wrong in ({"kind": "other"}, {"outputs": 0}, {"labels": ["a"]}, {"tdnn": []}, {"more": 1}, {"tdnn": [{"a": 1}]}):
+    for wrong in (
+        {"kind": "other"},
+        {"outputs": 0},
+        {"labels": ["a"]},
+        {"tdnn": []},
+        {"more": 1},
+        {"tdnn": [{"a": 1}]},
+    ):
         with pytest.raises(ValueError):
             HeadConfig.from_dict(values | wrong)
 

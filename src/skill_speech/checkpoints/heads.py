@@ -121,9 +121,7 @@ def read_files(find: Callable[[str], Path | None]) -> dict[str, bytes]:
     return found
 
 
-def read_language(
-    find: Callable[[str], Path | None], language: str, source: str
-) -> dict[str, Tensor]:
+def read_language(find: Callable[[str], Path | None], language: str, source: str) -> dict[str, Tensor]:
     """The weights of one language of a model with an adapter for each (MMS).
 
     Raises:

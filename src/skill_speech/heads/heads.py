@@ -5,7 +5,7 @@ Shapes: B utterances, T frames, D width, L layers, V outputs.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,8 @@ class HeadOutput(NamedTuple):
     """
 
     logits: Tensor
-    lengths_B: Optional[Tensor] = None
-    embeddings_BD: Optional[Tensor] = None
+    lengths_B: Tensor | None = None
+    embeddings_BD: Tensor | None = None
 
 
 class Head(nn.Module):
@@ -115,7 +115,9 @@ class XVectorHead(Head):
         super().__init__(config, encoder)
         self.projector = nn.Linear(self.width, config.tdnn[0].width)
         inputs = (config.tdnn[0], *config.tdnn)
-        self.tdnn = nn.ModuleList(TDNNLayer(before.width, layer) for before, layer in zip(inputs, config.tdnn))
+        self.tdnn = nn.ModuleList(
+            TDNNLayer(before.width, layer) for before, layer in zip(inputs, config.tdnn, strict=False)
+        )
         self.feature_extractor = nn.Linear(2 * config.tdnn[-1].width, config.embedding)
         self.classifier = nn.Linear(config.embedding, config.embedding)
         self.objective = AMSoftmax(config.embedding, config.outputs)
@@ -152,7 +154,9 @@ class TDNNLayer(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, inputs) → (B, T - dilation · (kernel - 1), width)."""
         weight_DCK = self.kernel.weight.unflatten(1, (self.steps, -1)).transpose(1, 2)
-        return F.conv1d(x_BTD.transpose(1, 2), weight_DCK, self.kernel.bias, dilation=self.dilation).transpose(1, 2).relu()
+        return (
+            F.conv1d(x_BTD.transpose(1, 2), weight_DCK, self.kernel.bias, dilation=self.dilation).transpose(1, 2).relu()
+        )
 
 
 class AMSoftmax(nn.Module):
