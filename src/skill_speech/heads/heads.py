@@ -115,9 +115,7 @@ class XVectorHead(Head):
         super().__init__(config, encoder)
         self.projector = nn.Linear(self.width, config.tdnn[0].width)
         inputs = (config.tdnn[0], *config.tdnn)
-        self.tdnn = nn.ModuleList(
-            TDNNLayer(before.width, layer) for before, layer in zip(inputs, config.tdnn, strict=False)
-        )
+        self.tdnn = nn.ModuleList(TDNNLayer(before.width, layer) for before, layer in zip(inputs, config.tdnn))
         self.feature_extractor = nn.Linear(2 * config.tdnn[-1].width, config.embedding)
         self.classifier = nn.Linear(config.embedding, config.embedding)
         self.objective = AMSoftmax(config.embedding, config.outputs)
