@@ -49,7 +49,7 @@ class SpeechModel(nn.Module):
         return sum(weight.numel() for weight in self.parameters())
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the encoder's files and, beside them, the head's (head.json, head.safetensors) and the model's others."""
+        """Write the encoder's files, the head's (head.json, head.safetensors) and what else belongs to the model."""
         self.encoder.save_pretrained(folder)
         if self.head is not None:
             save_head(self.head, Path(folder))
