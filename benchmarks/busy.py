@@ -70,7 +70,7 @@ def make_step() -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            module.distil(waveforms_BT, None, 1)["distillation"].backward()
+            module.distil(waveforms_BT, None, 1)[0].backward()
 
     step()
     return step

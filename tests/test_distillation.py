@@ -96,13 +96,13 @@ def test_loss_equals_the_formula_frame_by_frame(config, masked):
                     config.l1 * np.abs(difference).mean() + config.l2 * (difference**2).mean() + config.cosine * term
                 )
         expected.append(np.mean(values))
-    assert loss(student, teacher, valid)["distillation"].item() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert loss.of_layers(student, teacher, valid)["distillation"].item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_projections_start_as_the_identity():
     """A student equal to its teacher starts with no L1 distance and a cosine of one."""
     loss = DistillationLoss(make_targets("all-layers", 4), 6)
-    terms = loss(states(1), states(1))
+    terms = loss.of_layers(states(1), states(1))
     assert terms["l1"].item() == pytest.approx(0, abs=1e-7)
     assert terms["cosine"].item() == pytest.approx(-1)
 

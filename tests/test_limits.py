@@ -14,7 +14,7 @@ from skill_speech import InputError, analyze, compress, evaluate, export, prepar
 from skill_speech.cli import main
 from skill_speech.compression import AnalysisConfig
 from skill_speech.data import Part
-from skill_speech.distillation import LossConfig, Stage2Config, StageConfig
+from skill_speech.distillation import HeadTraining, LossConfig, Stage2Config, StageConfig
 from skill_speech.evaluation.protocol import PROTOCOL, task_config
 from skill_speech.limits import LIMITS, Number, limits_of
 
@@ -22,7 +22,13 @@ IMPOSSIBLE = [float("nan"), float("inf"), float("-inf"), -1, 1e30, 10**20 - 1, 1
 COMMANDS = (prepare, analyze, compress, evaluate, profile, export, report)
 NEEDED = {"teacher": "nowhere", "data": "nowhere", "output": "o", "models": ["nowhere"], "model": "nowhere"}
 NEEDED |= {"source": "nowhere", "runs": ["nowhere"], "format": "onnx"}
-CONFIGS = {"analysis": AnalysisConfig, "stage1": StageConfig, "stage2": Stage2Config, "loss": LossConfig}
+CONFIGS = {
+    "analysis": AnalysisConfig,
+    "stage1": StageConfig,
+    "stage2": Stage2Config,
+    "loss": LossConfig,
+    "head": HeadTraining,
+}
 
 
 def is_number(hint: Any) -> bool:

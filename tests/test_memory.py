@@ -34,7 +34,7 @@ def kept_for_backward(module: Distillation, seconds: float, bf16: bool) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
-        terms = module.distil(torch.randn(2, round(seconds * 8_000)), None)
+        _, terms = module.distil(torch.randn(2, round(seconds * 8_000)), None)
     assert terms["distillation"].isfinite()
     return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
 

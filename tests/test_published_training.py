@@ -48,7 +48,7 @@ def positional_weight(module: Distillation) -> Tensor:
 
 def gradients(module: Distillation) -> None:
     waveforms_BT = 0.1 * torch.randn(2, 8_000, generator=torch.Generator().manual_seed(1))
-    module.distil(waveforms_BT, None)["distillation"].backward()
+    module.distil(waveforms_BT, None)[0].backward()
 
 
 def moved(module: Distillation) -> np.ndarray:

@@ -154,7 +154,7 @@ def train(encoder: Encoder, target: Encoder, loss: DistillationLoss, penalty: La
     with torch.no_grad():
         wanted = target(waveforms).layers
     by.zero_grad()
-    (loss(encoder(waveforms).layers, wanted)["distillation"] + penalty(encoder, 3)[0]).backward()
+    (loss.of_layers(encoder(waveforms).layers, wanted)["distillation"] + penalty(encoder, 3)[0]).backward()
     by.step()
 
 

@@ -76,6 +76,6 @@ def test_scaling_makes_the_loss_independent_of_the_size_of_a_layer() -> None:
 
     def loss(factors: list[float]) -> float:
         scaled = [[h * factor for h, factor in zip(states, factors, strict=True)] for states in (student, teacher)]
-        return DistillationLoss(targets, 6, scales=factors)(*scaled)["distillation"].item()
+        return DistillationLoss(targets, 6, scales=factors).of_layers(*scaled)["distillation"].item()
 
     assert loss(factors) == pytest.approx(loss([1.0, 1.0, 1.0]), rel=1e-5)

@@ -140,6 +140,12 @@ LIMITS: dict[str, dict[str, Number]] = {
         "shrink_below": Number(0, 0.5),
     },
     "LossConfig": {"l1": WEIGHT, "l2": WEIGHT, "cosine": WEIGHT},
+    "HeadTraining": {
+        "outputs": WEIGHT,
+        "temperature": Number(0.01, 1_000),
+        "labels": WEIGHT,
+        "learning_rate": dataclasses.replace(RATE, words=(None,)),
+    },
     "profile": {
         "seconds": Number(0.025, 600, note="one frame to ten minutes"),
         "threads": _whole(1, 4_096, words=(None,)),
@@ -222,6 +228,7 @@ NESTED = {
     "stage1": LIMITS["Stage2Config"] | LIMITS["Stage1Config"],
     "stage2": LIMITS["Stage2Config"],
     "loss": LIMITS["LossConfig"],
+    "head": LIMITS["HeadTraining"],
 }
 """Option of `compress` with fields of its own → what they may be."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from ..data import Part
-from ..distillation import LossConfig, Method, Stage1Config, Stage2Config
+from ..distillation import HeadTraining, LossConfig, Method, Stage1Config, Stage2Config
 from ..distillation.parallel import Precision, Strategy
 from ..errors import InputError
 from ..pruning import ControlName, ImportanceName, MissedBudget
@@ -68,6 +68,8 @@ class CompressionConfig:
     stage2: Stage2Config
     minutes: float | None
     loss: LossConfig
+    head: HeadTraining
+    target_lang: str | None
     share_projections: bool
     scale_layers: bool | None
     pruned_units: tuple[PrunedUnits, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,24 +13,28 @@ import torch
 from lhotse import CutSet
 from torch import Tensor
 
-from ..checkpoints import load_encoder, read_checkpoint, resolve_revision, warn_of_assumptions
-from ..data import AudioTally, check_same_data, open_cuts, split_cuts
+from ..checkpoints import read_checkpoint, resolve_revision, warn_of_assumptions
+from ..checkpoints.tokenizers import Tokenizer
+from ..data import AudioTally, LabelKind, check_same_data, open_cuts, require_labels, split_cuts
 from ..distillation import (
     DistillationLoss,
     Method,
+    OutputLoss,
     Stage1Config,
     Stage2Config,
     groups_layers,
     make_targets,
     needs_clusters,
 )
+from ..distillation.outputs import Encode
 from ..distillation.pace import fit, measure_pace
 from ..distillation.parallel import Precision
 from ..encoder import Encoder, EncoderConfig
 from ..errors import InputError
 from ..files import require_space
 from ..hardware import multiplies_bfloat16
-from ..pruning import Budget, ControlName, Times, Widths, attach_gates, check_rounding
+from ..heads import Head, head_macs
+from ..pruning import REFERENCE_SECONDS, Budget, ControlName, Times, Widths, attach_gates, check_rounding
 from ..run import ranks
 from ..run.folder import RunFolder
 from ..similarity import load_analysis, load_scales
@@ -81,6 +86,9 @@ class Plan:
         budget: what the student may cost.
         times: what the teacher's components take, for a budget of time.
         cuts, validation: audio to learn from, and held out.
+        head: what was fine-tuned on the teacher, and is going to be on the student.
+        files: what else belongs to the teacher, by name: tokenizer, vocabulary, feature extractor.
+        encode: from the text or label of an utterance to outputs of the head, where labels weigh something.
         audio: what was wrong with the audio's files.
         data_note: what the data is, to be compared with when the run resumes.
         analysis: how layers are grouped; None where nothing needs it.
@@ -94,6 +102,9 @@ class Plan:
     times: Times | None
     cuts: CutSet
     validation: CutSet | None
+    head: Head | None
+    files: Mapping[str, bytes]
+    encode: Encode | None
     audio: AudioTally
     data_note: dict[str, Any]
     analysis: AnalysisPlan | None
@@ -111,13 +122,18 @@ class Plan:
         Raises:
             InputError: bad teacher, data, budget or settings, or a folder in which other data was used.
         """
-        checkpoint = read_checkpoint(config.teacher, revision=config.revision)
+        checkpoint = read_checkpoint(config.teacher, revision=config.revision, target_lang=config.target_lang)
         warn_of_assumptions(config.teacher, checkpoint.assumed)
         teacher = checkpoint.encoder
         set_normalization(teacher, config.input_normalization)
         if times is None:
             times = table_of_times(config, teacher, run)
-        budget = make_budget(config, teacher.config, times)
+        head = checkpoint.head if config.head.keep else None
+        if head is not None:
+            logger.info("the student keeps the teacher's head: %s, %d outputs", head.config.kind, head.config.outputs)
+        elif checkpoint.head is not None:
+            logger.info("the teacher's head (%s) is left out: head.keep is false", checkpoint.head.config.kind)
+        budget = make_budget(config, teacher.config, times, head)
         gated = make_gated(teacher, config.stage1, config.pruned_units)
         budget.check(gated)
         check_rounding(gated, budget, config.round_to)
@@ -132,6 +148,10 @@ class Plan:
         audio = AudioTally(config.max_bad)
         cuts, validation = _open_data(config, audio)
         parts = {"data": cuts, "validation_data": validation}
+        encode = None
+        if config.head.labels:
+            encode = encoder_of_labels(config.teacher, head, checkpoint.files)
+            require_labels(cuts, kind_of_labels(head), "set head.labels to 0, or give a manifest that has them")
         note = run.on_first(lambda: check_same_data(run / "data.json", parts, config.accept_changed_data))
         if config.start_from is not None:
             _check_source(Path(config.start_from))
@@ -144,6 +164,7 @@ class Plan:
                 config.input_normalization,
                 config.analysis,
                 config.seed,
+                config.target_lang,
             )
             analysis = AnalysisPlan(
                 teacher, cuts, settings, config.clusters, config.analysis, config.seed, config.workers, config.max_bad
@@ -158,6 +179,9 @@ class Plan:
             times=times,
             cuts=cuts,
             validation=validation,
+            head=head,
+            files=checkpoint.files if head is not None else {},
+            encode=encode,
             audio=audio,
             data_note=note,
             analysis=analysis,
@@ -165,6 +189,11 @@ class Plan:
         )
         plan._check_disk(run)
         return plan
+
+    @property
+    def labels(self) -> LabelKind | None:
+        """What is learned from the data besides the audio."""
+        return None if self.encode is None else kind_of_labels(self.head)
 
     def gated(self) -> Encoder:
         """A copy of the teacher with gates, as stage 1 begins with."""
@@ -185,7 +214,8 @@ class Plan:
             count=_count(config),
             share_projections=config.share_projections,
         )
-        return DistillationLoss(targets, self.teacher.config.hidden_size, config.loss, scales)
+        outputs = None if self.head is None else OutputLoss(self.head, config.head, self.encode)
+        return DistillationLoss(targets, self.teacher.config.hidden_size, config.loss, scales, outputs)
 
     def _check_disk(self, run: RunFolder) -> None:
         """See that what a run keeps fits onto the disk: checkpoints (12 bytes per parameter), four sets of weights.
@@ -253,9 +283,10 @@ def _within_minutes(config: CompressionConfig, run: RunFolder) -> tuple[Compress
     assert config.minutes is not None
     assert config.precision != "auto"
     started = time.monotonic()
-    teacher = load_encoder(config.teacher, revision=config.revision)
+    checkpoint = read_checkpoint(config.teacher, revision=config.revision, target_lang=config.target_lang)
+    teacher = checkpoint.encoder
     times = table_of_times(config, teacher, run)
-    budget = make_budget(config, teacher.config, times)
+    budget = make_budget(config, teacher.config, times, checkpoint.head if config.head.keep else None)
     gated = make_gated(teacher, config.stage1, config.pruned_units)
     budget.check(gated)
     pace = measure_pace(teacher, gated, budget, stages, config.precision)
@@ -289,8 +320,8 @@ def fast_precision() -> Precision:
     return "bf16" if multiplies_bfloat16(device) else "float32"
 
 
-def make_budget(config: CompressionConfig, teacher: EncoderConfig, times: Times | None) -> Budget:
-    """What the settings allow the student to cost."""
+def make_budget(config: CompressionConfig, teacher: EncoderConfig, times: Times | None, head: Head | None) -> Budget:
+    """What the settings allow the student to cost, its head included."""
     return Budget.of(
         teacher,
         sparsity=config.sparsity,
@@ -299,6 +330,8 @@ def make_budget(config: CompressionConfig, teacher: EncoderConfig, times: Times 
         speedup=config.speedup,
         latency=config.latency,
         times=times,
+        head_parameters=0 if head is None else head.num_parameters(),
+        head_macs=0 if head is None else head_macs(head.config, teacher, REFERENCE_SECONDS),
     )
 
 
@@ -329,6 +362,28 @@ def table_of_times(config: CompressionConfig, teacher: Encoder, run: RunFolder) 
         return table
 
     return run.on_first(look)
+
+
+def kind_of_labels(head: Head | None) -> LabelKind:
+    """Whether a head's labels are transcripts."""
+    return "text" if head is not None and head.config.kind == "ctc" else "label"
+
+
+def encoder_of_labels(teacher: str, head: Head | None, files: Mapping[str, bytes]) -> Encode:
+    """What brings texts or labels to a head's outputs; of a label that the head does not know, to none.
+
+    Raises:
+        InputError: labels are of no use to this teacher.
+    """
+    if head is None:
+        raise InputError(f"head.labels: {teacher} has no head to learn labels with, or head.keep is false")
+    config = head.config
+    if config.kind == "ctc":
+        return Tokenizer(files, config, teacher).encode
+    if config.kind == "frame" or config.problem == "regression":
+        raise InputError(f"head.labels: labels for {config.kind} heads of {config.problem} outputs cannot be given")
+    numbers = {label: number for number, label in enumerate(config.labels)}
+    return lambda label: [numbers[one] for one in (label, *label.split(",")) if one in numbers]
 
 
 def make_gated(teacher: Encoder, stage: Stage1Config, units: tuple[PrunedUnits, ...]) -> Encoder:
@@ -363,9 +418,10 @@ def analysis_settings(
     input_normalization: bool | None,
     analysis: AnalysisConfig,
     seed: int,
+    target_lang: str | None,
 ) -> dict[str, Any]:
     """What an analysis depends on besides the data, as analysis/config.yaml has it."""
-    return {name: plain(value) for name, value in locals().items()}
+    return {name: plain(value) for name, value in locals().items() if name != "target_lang" or value is not None}
 
 
 def check_clusters(clusters: int | Literal["auto"], teacher: EncoderConfig, config: AnalysisConfig) -> None:

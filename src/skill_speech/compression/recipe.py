@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from ..checkpoints import load_encoder
+from ..checkpoints import read_checkpoint
 from ..data import Part, open_cuts
-from ..distillation import LossConfig, Method, Stage1Config, Stage2Config
+from ..distillation import HeadTraining, LossConfig, Method, Stage1Config, Stage2Config
 from ..distillation.parallel import Precision, Strategy
 from ..files import atomic_folder, remove_leftovers
 from ..limits import check_options
@@ -85,6 +85,7 @@ def analyze(
     devices: int = 1,
     nodes: int = 1,
     revision: str | None = None,
+    target_lang: str | None = None,
     seed: int = 0,
     workers: int = 0,
     max_bad: float | str = "1%",
@@ -102,6 +103,7 @@ def analyze(
         devices: processes on this machine that share the audio.
         nodes: machines, all with so many; torchrun or srun starts the command on each of them.
         revision: of the teacher on the hub: branch, tag or commit; the commit is written down and used from then on.
+        target_lang: the language of a teacher that has adapters for many (MMS), by its code.
         seed: of the calibration sample.
         workers: processes that read audio, per device.
         max_bad: the share of files or cuts that may be unusable, such as 1% or 0.01.
@@ -117,8 +119,8 @@ def analyze(
     ranks.join()
     run = RunFolder(output)
     commit = commit_of(plain(teacher), revision, run, "analysis/config.yaml")
-    settings = analysis_settings(teacher, commit, clusters, input_normalization, analysis, seed)
-    encoder = load_encoder(teacher, revision=commit)
+    settings = analysis_settings(teacher, commit, clusters, input_normalization, analysis, seed, target_lang)
+    encoder = read_checkpoint(teacher, revision=commit, target_lang=target_lang).encoder
     set_normalization(encoder, input_normalization)
     check_clusters(clusters, encoder.config, analysis)
     cuts = open_cuts(data, absolute_paths=absolute_paths, max_bad=max_bad)
@@ -150,6 +152,8 @@ def compress(
     stage2: Stage2Config = STAGE2,
     minutes: float | None = None,
     loss: LossConfig = LossConfig(),
+    head: HeadTraining = HeadTraining(),
+    target_lang: str | None = None,
     share_projections: bool = False,
     scale_layers: bool | None = None,
     pruned_units: tuple[PrunedUnits, ...] = ALL_UNITS,
@@ -200,7 +204,9 @@ def compress(
         stage2: distillation of the pruned student.
         minutes: how long the whole run may take on this machine: some updates are timed, and the lengths of both stages
             follow, in the proportions that they have otherwise.
-        loss: weights of the distance between student and teacher.
+        loss: weights of the distance between the layers of student and teacher.
+        head: what becomes of the head of a fine-tuned teacher, and how its outputs are distilled.
+        target_lang: the language of a teacher that has adapters for many (MMS), by its code.
         share_projections: one projection for all targets without layer 0 instead of one per target.
         scale_layers: bring the layers to one scale before averaging them; by default for pre-norm teachers, whose
             later layers would drown the others, and the methods that group layers.

@@ -16,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lhotse import CutSet
 from safetensors.torch import save
 from torch import Tensor
 
 from ..checkpoints import load_encoder, read_checkpoint, read_direction_norm, save_direction_norm
 from ..checkpoints.weights import fill, read_weights
-from ..data import AudioTally, TrainingBatches, audio_loader, evaluation_batches, tallied
+from ..data import AudioTally, Position, TrainingBatches, audio_loader, evaluation_batches, tallied
 from ..distillation import Distillation, DistillationLoss, Stage1Config, needs_clusters
 from ..distillation.memory import available_to_each, fit_batch
 from ..distillation.module import Config
@@ -32,7 +33,8 @@ from ..encoder import Encoder, EncoderConfig
 from ..environment import environment
 from ..errors import InputError
 from ..files import atomic_write
-from ..profiling import measure, peak_memory
+from ..heads import Head, SpeechModel, head_macs
+from ..profiling import Profile, measure, peak_memory
 from ..pruning import (
     CONTROLS,
     Control,
@@ -66,6 +68,8 @@ IMPORTANCE_BATCHES, IMPORTANCE_SECONDS = 64, 4.0
 # How far log alpha can move during the published ramp: 0.02, warmed up over 15,000 updates, for 5,000 of them.
 PUBLISHED_TRAVEL = 16.7
 SECONDS_BETWEEN_REPORTS = 2.0
+PROJECTIONS = "projections.safetensors"
+"""What stages learn besides the student: projections, and its head."""
 
 
 @dataclass(frozen=True)
@@ -239,16 +243,16 @@ class Surgery(Step):
             logger.warning("the gates are open for %s: %s", gap, done)
         pruned = prune(gated)
         save_student(pruned, distance, run / "surgery", read_direction_norm(run / "stage1/student", pruned.config))
-        before = int(budget.teacher_parameters)
+        before, now = int(budget.teacher_parameters), pruned.num_parameters() + int(budget.head_parameters)
         logger.info(
             "surgery: %s of %s parameters are left (the gates were at %s)",
             *(
-                human(pruned.num_parameters()),
+                human(now),
                 human(before),
                 ", ".join(f"{human(n)} {what}" for what, n in sizes.items()),
             ),
         )
-        result = {"parameters": pruned.num_parameters(), "teacher_parameters": before, "before_surgery": sizes}
+        result = {"parameters": now, "teacher_parameters": before, "before_surgery": sizes}
         run.save("surgery/result.json", result)
 
 
@@ -297,11 +301,11 @@ def train(
     logger.info("%s: %d updates of %g s of audio", name, stage.steps, stage.batch_seconds * stage.accumulate)
     outcome = Stage(
         module,
-        lambda start, rank, world_size: TrainingBatches(
-            plan.cuts, batch_seconds=stage.batch_seconds, seed=seed, start=start, rank=rank, world_size=world_size
+        partial(
+            training_batches, plan.cuts, batch_seconds=stage.batch_seconds, seed=seed, whole=plan.labels is not None
         ),
         held_out,
-        partial(audio_loader, workers=config.workers),
+        partial(audio_loader, workers=config.workers, labels=plan.labels),
         run / name,
         name=name,
         precision=config.precision,
@@ -322,6 +326,11 @@ def train(
     direction_norm_K = remove_weight_norm(module.student)
     run.on_first(lambda: save_student(module.student, module.loss, run / name / "student", direction_norm_K))
     run.save(f"{name}/result.json", outcome | {"peak_memory": peak_memory()})
+
+
+def training_batches(cuts: CutSet, start: Position, rank: int, world_size: int, **settings: Any) -> TrainingBatches:
+    """A rank's, from a position on."""
+    return TrainingBatches(cuts, start=start, rank=rank, world_size=world_size, **settings)
 
 
 def fitting(module: Distillation, stage: Config, precision: Precision, name: str, run: RunFolder) -> Config:
@@ -374,7 +383,8 @@ class Finish(Step):
         student = load_encoder(run / "stage2/student")
         kept = {name: value for name, value in asdict(teacher.config).items() if name.endswith("_dropout")}
         final = Encoder.of(student.config.replace(**kept), student.state_dict()).eval()
-        final.save_pretrained(run / "model")
+        head = self._head()
+        SpeechModel(final, head, self.plan.files).save_pretrained(run / "model")
         # A run that started after stage 1 has none.
         done = [name for name in ("stage1", "stage2") if run.has(f"{name}/result.json")]
         stages = {name: run.read(f"{name}/result.json", "stage") for name in done}
@@ -386,8 +396,9 @@ class Finish(Step):
         _say_bad_audio(run / "bad_audio.json", audio)
         grouped = needs_clusters(self.plan.config.method)
         outcome = {
-            "teacher": asdict(measure(teacher, str(settings["teacher"]))),
-            "student": asdict(measure(final, str(run / "model"))),
+            "teacher": asdict(costs(teacher, self.plan.head, str(settings["teacher"]))),
+            "student": asdict(costs(final, head, str(run / "model"))),
+            "head": None if head is None else head.config.to_dict(),
             "loss_after_surgery": stages["stage2"]["validation_at_start"].get("distillation"),
             "loss": stages["stage2"]["validation"].get("distillation"),
             "clusters": [list(group) for group in load_analysis(run / "analysis")[1].groups] if grouped else None,
@@ -410,6 +421,25 @@ class Finish(Step):
         report([str(run.path)])
         run.report("finished", finished=True)
 
+    def _head(self) -> Head | None:
+        """The head as stage 2 has left it."""
+        distance = self.plan.distance(self.run)
+        if distance.outputs is None:
+            return None
+        folder = self.run / "stage2/student"
+        fill(distance, read_weights(folder / PROJECTIONS), str(folder))
+        return distance.outputs.head.eval()
+
+
+def costs(encoder: Encoder, head: Head | None, name: str) -> Profile:
+    """What an encoder and its head cost."""
+    found = measure(encoder, name)
+    if head is None:
+        return found
+    parameters = found.parameters | {"head": head.num_parameters()}
+    macs = found.macs | {"head": head_macs(head.config, encoder.config, found.seconds)}
+    return replace(found, parameters=parameters, macs=macs)
+
 
 def _say_bad_audio(path: Path, audio: dict[str, dict[str, Any]]) -> None:
     """One line for each part of the run in which something was wrong with its audio."""
@@ -429,10 +459,10 @@ def _widths(config: EncoderConfig) -> dict[str, Any]:
 
 
 def save_student(encoder: Encoder, distance: DistillationLoss, folder: Path, direction_norm_K: Tensor | None) -> None:
-    """Write a student between two steps, and the projections that belong to it."""
+    """Write a student between two steps, and the projections and the head that belong to it."""
     encoder.save_pretrained(folder)
     save_direction_norm(folder, direction_norm_K)
-    with atomic_write(folder / "projections.safetensors") as temporary:
+    with atomic_write(folder / PROJECTIONS) as temporary:
         temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in distance.state_dict().items()}))
 
 
@@ -441,4 +471,4 @@ def load_student(encoder: Encoder, distance: DistillationLoss, folder: Path) -> 
     weights = read_weights(folder / "model.safetensors")
     shrink_like(encoder, weights)
     fill(encoder, weights, str(folder))
-    fill(distance, read_weights(folder / "projections.safetensors"), str(folder))
+    fill(distance, read_weights(folder / PROJECTIONS), str(folder))

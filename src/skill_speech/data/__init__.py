@@ -8,6 +8,7 @@ from .audio import SAMPLE_RATE, BadAudio, load_waveform
 from .batches import Position, TrainingBatches, evaluation_batches
 from .dataset import AudioBatch, WaveformDataset, audio_loader
 from .fingerprint import Fingerprint, check_same_data, fingerprint
+from .labels import LabelKind, label_of, require_labels
 from .manifests import Part, open_cuts, prepare
 from .split import split_cuts
 from .tally import AudioTally, Note, tallied
@@ -18,6 +19,7 @@ __all__ = [
     "AudioTally",
     "BadAudio",
     "Fingerprint",
+    "LabelKind",
     "Note",
     "Part",
     "Position",
@@ -27,9 +29,11 @@ __all__ = [
     "check_same_data",
     "evaluation_batches",
     "fingerprint",
+    "label_of",
     "load_waveform",
     "open_cuts",
     "prepare",
+    "require_labels",
     "split_cuts",
     "tallied",
 ]

@@ -10,7 +10,7 @@ import logging
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count, islice
 
@@ -82,6 +82,8 @@ class TrainingBatches(Sampler[CutSet]):
         start: of the sequence; nothing is decoded for what lies before it.
         rank: this process among world_size.
         world_size: number of training processes.
+        whole: utterances stay whole, with what their supervisions say, and are padded when they are read; the padding
+            counts in `batch_seconds`. Of longer cuts than `max_seconds` windows are taken, without supervisions.
 
     Raises:
         InputError: no cut is long enough, or the limits contradict each other.
@@ -98,6 +100,7 @@ class TrainingBatches(Sampler[CutSet]):
         start: Position = Position(),
         rank: int = 0,
         world_size: int = 1,
+        whole: bool = False,
     ) -> None:
         longest = min(max_seconds, batch_seconds)
         if not (0 < 2 * min_seconds <= longest and batch_seconds <= LONGEST_SECONDS):
@@ -111,7 +114,7 @@ class TrainingBatches(Sampler[CutSet]):
             raise InputError(f"rank is {rank}; it must be from 0 to world_size - 1, {world_size - 1}")
         self.batch_seconds, self.min_seconds, self.longest, self.seed = batch_seconds, min_seconds, longest, seed
         self.start, self.rank, self.world_size = start, rank, world_size
-        self._all_cuts = cuts
+        self._all_cuts, self.whole = cuts, whole
         self._began: dict[int, int] = {}
         windows = _windows(first_cuts(cuts, f"{seed}/look"), longest)
         _long_enough(islice(windows, MOST_WINDOWS), min_seconds)  # refuses data that is all too short
@@ -124,7 +127,8 @@ class TrainingBatches(Sampler[CutSet]):
             for index, batch in enumerate(self._epoch(epoch)):
                 length, number = index + 1, began + index
                 if number >= 0 and number % self.world_size == self.rank:
-                    yield _crop_to_shortest(batch, f"{self.seed}/{epoch}/{index}")
+                    key = f"{self.seed}/{epoch}/{index}"
+                    yield CutSet(batch) if self.whole else _crop_to_shortest(batch, key)
             if not length:
                 raise InputError(f"no audio of at least {self.min_seconds:g} s is left: was the data changed?")
             began += length
@@ -137,11 +141,12 @@ class TrainingBatches(Sampler[CutSet]):
     def _epoch(self, epoch: int) -> Iterator[list[Cut]]:
         # Seeding with a string hashes it: unlike seed + epoch, no two runs share an epoch.
         generator = random.Random(f"{self.seed}/{epoch}")
-        windows = _windows(in_order(self._all_cuts, f"{self.seed}/{epoch}"), self.longest)
+        windows = _windows(in_order(self._all_cuts, f"{self.seed}/{epoch}"), self.longest, self.whole)
         long_enough = (cut for cut in windows if cut.duration >= self.min_seconds)
         stream = shuffled(long_enough, generator)
         while pool := list(islice(stream, SORTED_AT_ONCE)):
-            batches = list(_of_similar_length(pool, round(self.batch_seconds * SAMPLE_RATE), generator))
+            most = round(self.batch_seconds * SAMPLE_RATE)
+            batches = list(_of_similar_length(pool, most, generator, max if self.whole else min))
             generator.shuffle(batches)
             yield from batches
 
@@ -195,15 +200,18 @@ def evaluation_batches(
     return batches
 
 
-def _windows(cuts: Iterable[Cut], longest_seconds: float) -> Iterator[Cut]:
+def _windows(cuts: Iterable[Cut], longest_seconds: float, labelled: bool = False) -> Iterator[Cut]:
     """Cuts of at most `longest_seconds`: longer ones divided equally, on the grid of samples, named id-0, id-1 …
+
+    Undivided ones keep their supervisions if `labelled`.
 
     lhotse's own windows leave a tail that may be too short to use and would be lost: 16 s at 15.6 s gives it
     15.6 + 0.4, here it gives 8 + 8.
     """
     for cut in map(at_16khz, cuts):
-        cut = cut.drop_supervisions()
         parts = _parts(cut, longest_seconds)
+        if parts > 1 or not labelled:
+            cut = cut.drop_supervisions()
         for index in range(parts):
             yield _window(cut, index, parts)
 
@@ -263,8 +271,12 @@ def _until(cuts: list[Cut], limit_seconds: float) -> list[Cut]:
     return cuts
 
 
-def _of_similar_length(cuts: list[Cut], most: int, generator: random.Random) -> Iterator[list[Cut]]:
-    """All of the cuts in batches that, each cropped to its shortest, have at most so many samples; few have much fewer.
+def _of_similar_length(
+    cuts: list[Cut], most: int, generator: random.Random, length: Callable[[int, int], int]
+) -> Iterator[list[Cut]]:
+    """All of the cuts in batches of at most so many samples; few have much fewer.
+
+    `length` says of two cuts how long they are together: `min` where they are cropped, `max` where they are padded.
 
     Example with five cuts to a batch and `MIXED_BATCHES` = 2, from short to long: the first ten are mixed, the next
     ten, and so on. The first batch is then five of the ten shortest ones.
@@ -276,12 +288,12 @@ def _of_similar_length(cuts: list[Cut], most: int, generator: random.Random) -> 
         group = cuts[len(row) : len(row) + neighbours]
         row += generator.sample(group, len(group))
     batch: list[Cut] = []
-    shortest = 0
+    common = 0
     for cut in row:
-        if batch and (len(batch) + 1) * min(shortest, num_samples(cut)) > most:
+        if batch and (len(batch) + 1) * length(common, num_samples(cut)) > most:
             yield batch
             batch = []
-        shortest = min(shortest, num_samples(cut)) if batch else num_samples(cut)
+        common = length(common, num_samples(cut)) if batch else num_samples(cut)
         batch.append(cut)
     if batch:
         yield batch

@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from .audio import BadAudio, audio_path, doubts, load_waveform
+from .labels import LabelKind, label_of
 from .tally import Note
 
 
 class AudioBatch(NamedTuple):
-    """Waveforms at 16 kHz, padded with zeros to the longest; lengths in samples; the cuts' ids.
+    """Waveforms at 16 kHz, padded with zeros to the longest; lengths in samples; the cuts' ids; their labels if wanted.
 
     Without a cut that can be used, all of them are empty. The notes say what was wrong, also with cuts that are not in
     the batch: whoever uses the batch counts them (`AudioTally`), so that what workers read ahead does not count.
@@ -29,13 +30,21 @@ class AudioBatch(NamedTuple):
     lengths_B: Tensor
     ids: tuple[str, ...]
     notes: tuple[Note, ...] = ()
+    labels: tuple[str | None, ...] = ()
 
 
 class WaveformDataset(Dataset[AudioBatch]):
-    """Reads batches: `dataset[cuts]` is the AudioBatch of a CutSet; to be used with a sampler that yields CutSets."""
+    """Reads batches: `dataset[cuts]` is the AudioBatch of a CutSet; to be used with a sampler that yields CutSets.
+
+    Args:
+        labels: what is wanted of the cuts' supervisions; None for nothing.
+    """
+
+    def __init__(self, labels: LabelKind | None = None) -> None:
+        self.labels = labels
 
     def __getitem__(self, cuts: CutSet) -> AudioBatch:
-        waveforms, ids, notes = [], [], []
+        waveforms, ids, notes, labels = [], [], [], []
         for cut in cuts:
             try:
                 waveform_T = load_waveform(cut)
@@ -46,12 +55,16 @@ class WaveformDataset(Dataset[AudioBatch]):
             notes += [Note(kind, path, f"{path}: {kind}", False) for kind in doubts(waveform_T)]
             waveforms.append(torch.from_numpy(waveform_T))
             ids.append(cut.id)
+            if self.labels is not None:
+                labels.append(label_of(cut, self.labels))
         lengths_B = torch.tensor([len(waveform_T) for waveform_T in waveforms], dtype=torch.int64)
         padded_BT = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True) if waveforms else torch.empty(0, 0)
-        return AudioBatch(padded_BT, lengths_B, tuple(ids), tuple(notes))
+        return AudioBatch(padded_BT, lengths_B, tuple(ids), tuple(notes), tuple(labels))
 
 
-def audio_loader(batches: Iterable[CutSet], *, workers: int = 0) -> DataLoader[AudioBatch]:
+def audio_loader(
+    batches: Iterable[CutSet], *, workers: int = 0, labels: LabelKind | None = None
+) -> DataLoader[AudioBatch]:
     """A DataLoader of AudioBatch over `TrainingBatches` or `evaluation_batches`.
 
     The number of worker processes changes nothing but the speed. Its length is that of `batches`, where it has one.
@@ -61,7 +74,7 @@ def audio_loader(batches: Iterable[CutSet], *, workers: int = 0) -> DataLoader[A
     if workers < 0:
         raise InputError(f"workers is {workers}; it must be 0 or more processes")
     return DataLoader(
-        WaveformDataset(),
+        WaveformDataset(labels),
         sampler=batches,
         batch_size=None,
         num_workers=workers,

@@ -336,8 +336,11 @@ class _ManifestReader:
 
 
 def _strip(item: dict[str, Any]) -> None:
-    for name in ("custom", "features", "alignment"):
+    custom = item.pop("custom", None)
+    for name in ("features", "alignment"):
         item.pop(name, None)
+    if isinstance(custom, dict) and isinstance(custom.get("label"), str | int):  # what a classifier is to say
+        item["custom"] = {"label": custom["label"]}
     for inside in (*(item.get("supervisions") or ()), *(mixed["cut"] for mixed in item.get("tracks") or ())):
         _strip(inside)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder import EncoderOutput
+from .outputs import OutputLoss
 from .targets import Target
 
 
@@ -45,6 +46,7 @@ class DistillationLoss(nn.Module):
         targets: what to match.
         hidden_size: width D of the layers.
         config: weights of the terms.
+        outputs: between the heads of student and teacher, where there are any.
         scales: what the states of each layer h_0 … h_L are divided by, on both sides, before they are averaged; None
             for the states as they are. See `skill_speech.similarity.LayerScales` for why.
     """
@@ -55,17 +57,39 @@ class DistillationLoss(nn.Module):
         hidden_size: int,
         config: LossConfig | None = None,
         scales: Sequence[float] | None = None,
+        outputs: OutputLoss | None = None,
     ) -> None:
         super().__init__()
         self.targets, self.config = tuple(targets), config or LossConfig()
         self.scales = None if scales is None else tuple(float(scale) for scale in scales)
         count = 1 + max(target.projection for target in self.targets)
         self.projections = nn.ModuleList(_identity(hidden_size) for _ in range(count))
+        self.outputs = outputs
 
     def forward(
+        self,
+        student: EncoderOutput,
+        teacher: EncoderOutput,
+        valid_BT: Tensor | None = None,
+        labels: Sequence[str | None] = (),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised (0-d), and the terms of it: "distillation" of the layers and, with a head, of `OutputLoss`.
+
+        Args:
+            student, teacher: of the same waveforms.
+            valid_BT: True for frames that count; None for all.
+            labels: text or label of each utterance, for the head.
+        """
+        terms = self.of_layers(student.layers, teacher.layers, valid_BT)
+        if self.outputs is None:
+            return terms["distillation"], terms
+        more = self.outputs(student, teacher, labels)
+        return terms["distillation"] + self.outputs.weighed(more), terms | more
+
+    def of_layers(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid_BT: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The loss and its terms, each 0-d: "distillation", "l1", "l2", "cosine".
+        """The distance of the layers and its terms, each 0-d: "distillation", "l1", "l2", "cosine".
 
         Args:
             student, teacher: h_0 … h_L of each, all (B, T, D).

@@ -78,7 +78,7 @@ def saved_bytes(module: Distillation, batch_seconds: float, precision: Precision
             with torch.no_grad():
                 teacher = module.teacher(waveforms_BT)
             student = module.student(waveforms_BT)
-            terms = module.loss(student.layers, teacher.layers)
+            terms = module.loss(student, teacher)
         found = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
         del terms, student, teacher
     module.student.train(training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
@@ -145,7 +146,13 @@ class Distillation(nn.Module):
         self.student, self.loss, self.control = parts
 
     def forward(
-        self, waveforms_BT: Tensor, lengths_B: Tensor | None = None, *, step: int | None = None, seed: int | None = None
+        self,
+        waveforms_BT: Tensor,
+        lengths_B: Tensor | None = None,
+        *,
+        step: int | None = None,
+        seed: int | None = None,
+        labels: Sequence[str | None] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised (0-d), and its terms (0-d, without gradients).
 
@@ -154,9 +161,9 @@ class Distillation(nn.Module):
             lengths_B: of padded waveforms; None where all are equally long.
             step: updates made so far in training, for the control's penalty; None leaves the penalty out.
             seed: of what the student draws (gates, dropout).
+            labels: text or label of each utterance, for the head.
         """
-        terms = self.distil(waveforms_BT, lengths_B, seed)
-        total = terms["distillation"]
+        total, terms = self.distil(waveforms_BT, lengths_B, seed, labels)
         shown = {name: value.detach() for name, value in terms.items()}
         if self.control is not None and step is not None:
             penalty, more = self.control.penalty(self.student, step)
@@ -167,9 +174,13 @@ class Distillation(nn.Module):
         return total, shown
 
     def distil(
-        self, waveforms_BT: Tensor, lengths_B: Tensor | None = None, seed: int | None = None
-    ) -> dict[str, Tensor]:
-        """The distillation loss and its terms (0-d); what the student draws on the way, it draws from `seed`."""
+        self,
+        waveforms_BT: Tensor,
+        lengths_B: Tensor | None = None,
+        seed: int | None = None,
+        labels: Sequence[str | None] = (),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (0-d) and its terms; what the student draws on the way, it draws from `seed`."""
         with torch.no_grad():
             teacher = self._teacher_now()(waveforms_BT, lengths_B)
         running = self._student_now()
@@ -181,8 +192,8 @@ class Distillation(nn.Module):
         if lengths_B is not None:
             frames = torch.arange(teacher.features_BTD.shape[1], device=waveforms_BT.device)
             valid_BT = frames < teacher.lengths_B[:, None]
-        terms: dict[str, Tensor] = self.loss(student.layers, teacher.layers, valid_BT)
-        return terms
+        made: tuple[Tensor, dict[str, Tensor]] = self.loss(student, teacher, valid_BT, labels)
+        return made
 
     def make_programs(self) -> None:
         """Bring the teacher to the student's device and make what runs of both, in the type that autocast is in now."""
@@ -198,7 +209,7 @@ class Distillation(nn.Module):
         """
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         with torch.enable_grad():
-            total = self.distil(torch.randn(1, self.student.config.sampling_rate // 2))["distillation"]
+            total, _ = self.distil(torch.randn(1, self.student.config.sampling_rate // 2))
             if self.control is not None:
                 # The multipliers; gates are moved by the control wherever the loss does not reach them.
                 unreached = (*self.control.parameters(), *(gate.module.log_alpha for gate in find_gates(self.student)))
@@ -211,11 +222,13 @@ class Distillation(nn.Module):
         gates = [gate.module.log_alpha for gate in find_gates(self.student)]
         gate_ids = {id(weight) for weight in gates}
         weights = [weight for weight in self.student.parameters() if id(weight) not in gate_ids]
-        weights += self.loss.parameters()
-        config = self.config
-        groups: list[dict[str, Any]] = [
-            {"params": weights, "peak": config.learning_rate, "weight_decay": config.weight_decay}
-        ]
+        weights += [weight for name, weight in self.loss.named_parameters() if not name.startswith("outputs.")]
+        config, decay = self.config, self.config.weight_decay
+        groups: list[dict[str, Any]] = [{"params": weights, "peak": config.learning_rate, "weight_decay": decay}]
+        if self.loss.outputs is not None:
+            peak = self.loss.outputs.config.learning_rate
+            head = list(self.loss.outputs.parameters())
+            groups.append({"params": head, "peak": peak or config.learning_rate, "weight_decay": decay})
         if self.control is not None and self.control.gates_learn:
             assert isinstance(config, Stage1Config)
             groups.append({"params": gates, "peak": config.gate_learning_rate})

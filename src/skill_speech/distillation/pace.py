@@ -148,7 +148,7 @@ def _time_update(module: Distillation, waveforms_BT: Tensor, precision: str) -> 
 
     def update() -> None:
         with torch.autocast(waveforms_BT.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = module.distil(waveforms_BT, None, 0)["distillation"]
+            loss = module.distil(waveforms_BT, None, 0)[0]
         loss.backward()
         if module.control is not None:
             module.control.move(module.student, 0)

@@ -288,7 +288,8 @@ class Stage:
         # A function of the batch's number: a run that is resumed draws what it would have drawn.
         seed = (self.seed * 1_000_003 + self.state.batches + ranks.rank()) * 1_009
         usable = bool(batch.ids)
-        loss, terms = self.running(self._audio(batch), step=self.state.step, seed=seed)
+        lengths_B = self.fabric.to_device(batch.lengths_B) if batch.labels else None  # these are padded, not cropped
+        loss, terms = self.running(self._audio(batch), lengths_B, step=self.state.step, seed=seed, labels=batch.labels)
         # A loss that is not finite may have finite gradients. Times NaN, every rank sees it in the gradients.
         loss = loss * torch.where(loss.detach().isfinite() & usable, 1.0, torch.nan)
         return loss, terms if usable else {}

@@ -3,6 +3,7 @@
 from .config import AdapterConfig, HeadConfig, TDNNConfig
 from .heads import Head, HeadOutput, make_head
 from .model import SpeechModel, head_of, save_head
+from .size import head_macs
 
 __all__ = [
     "AdapterConfig",
@@ -11,6 +12,7 @@ __all__ = [
     "HeadOutput",
     "SpeechModel",
     "TDNNConfig",
+    "head_macs",
     "head_of",
     "make_head",
     "save_head",

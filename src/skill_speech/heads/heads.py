@@ -53,6 +53,10 @@ class Head(nn.Module):
         """The head's output of an encoder's."""
         raise NotImplementedError
 
+    def num_parameters(self) -> int:
+        """Number of parameters."""
+        return sum(weight.numel() for weight in self.parameters())
+
     def read(self, output: EncoderOutput) -> tuple[Tensor, Tensor]:
         """What the head reads of an encoder's output (B, T, D), and how many of the frames are valid (B,)."""
         x_BTD, frames_B = output.last_hidden_state_BTD, output.lengths_B

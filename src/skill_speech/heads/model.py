@@ -46,7 +46,7 @@ class SpeechModel(nn.Module):
 
     def num_parameters(self) -> int:
         """Of encoder and head."""
-        return sum(weight.numel() for weight in self.parameters())
+        return self.encoder.num_parameters() + (0 if self.head is None else self.head.num_parameters())
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the encoder's files, the head's (head.json, head.safetensors) and what else belongs to the model."""

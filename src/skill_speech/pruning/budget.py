@@ -42,7 +42,8 @@ class Limit:
 class Budget:
     """What the student may cost: parameters, MACs per second of audio, milliseconds per second of audio, or several.
 
-    With several, all hold and the tightest one is met exactly.
+    With several, all hold and the tightest one is met exactly. A head counts with the teacher and with the student,
+    which both have it as it is; its time does not, which is next to nothing.
     """
 
     parameters: float | None
@@ -52,6 +53,8 @@ class Budget:
     milliseconds: float | None = None
     teacher_milliseconds: float = 0.0
     times: Times | None = None
+    head_parameters: float = 0.0
+    head_macs: float = 0.0
 
     @classmethod
     def of(
@@ -64,6 +67,8 @@ class Budget:
         speedup: float | None = None,
         latency: str | float | None = None,
         times: Times | None = None,
+        head_parameters: float = 0.0,
+        head_macs: float = 0.0,
     ) -> Budget:
         """A budget from what a person writes.
 
@@ -75,12 +80,14 @@ class Budget:
             speedup: how many times as fast as the teacher the student has to be, above 1.
             latency: milliseconds that it may take for a second of audio: a number, or "12ms/s".
             times: what the teacher's components take; needed for the last two.
+            head_parameters, head_macs: of what stands on the encoder and stays as it is.
 
         Raises:
             InputError: no budget, two for the same thing, a value out of range or larger than the teacher.
         """
         widths = Widths.of(teacher)
-        whole, work = float(count_parameters(teacher, widths)), float(count_macs(teacher, widths))
+        whole = float(count_parameters(teacher, widths)) + head_parameters
+        work = float(count_macs(teacher, widths)) + head_macs
         if sparsity is not None and parameters is not None:
             raise InputError("sparsity and params both state the number of parameters: give one of them")
         if speedup is not None and latency is not None:
@@ -94,11 +101,11 @@ class Budget:
         keep = whole * (1 - sparsity) if sparsity is not None else _quantity("params", parameters, whole)
         keep_macs = _quantity("macs", macs, work)
         if speedup is None and latency is None:
-            return cls(keep, keep_macs, whole, work)
+            return cls(keep, keep_macs, whole, work, head_parameters=head_parameters, head_macs=head_macs)
         assert times is not None
         now = float(times.count(teacher, widths))
         milliseconds = now / speedup if speedup is not None else _milliseconds(latency, now)
-        return cls(keep, keep_macs, whole, work, milliseconds, now, times)
+        return cls(keep, keep_macs, whole, work, milliseconds, now, times, head_parameters, head_macs)
 
     def enlarged(self, share: float) -> Budget:
         """A budget with so much more room, as a share of this one."""
@@ -120,8 +127,8 @@ class Budget:
     def limits(self) -> list[Limit]:
         """The quantities that are limited, one or more."""
         every = (
-            ("parameters", self.parameters, self.teacher_parameters, count_parameters),
-            ("MACs per second", self.macs, self.teacher_macs, count_macs),
+            ("parameters", self.parameters, self.teacher_parameters, _with(count_parameters, self.head_parameters)),
+            ("MACs per second", self.macs, self.teacher_macs, _with(count_macs, self.head_macs)),
         )
         limits = [Limit(what, target, whole, count) for what, target, whole, count in every if target is not None]
         if self.milliseconds is not None and self.times is not None:
@@ -155,6 +162,11 @@ class Budget:
                     f"out of reach: {human(limit.target)} {limit.what}; with everything prunable removed this teacher "
                     f"still has {human(least)}, {least / limit.whole:.1%} of its {human(limit.whole)}"
                 )
+
+
+def _with(count: Callable[[EncoderConfig, Widths], Number], head: float) -> Callable[[EncoderConfig, Widths], Number]:
+    """An encoder's count and that of its head."""
+    return count if not head else lambda config, widths: count(config, widths) + head
 
 
 def human(value: float) -> str:

@@ -1,0 +1,170 @@
+"""The outputs of a fine-tuned model, distilled beside its layers; and the labels, where there are any.
+
+Shapes: B utterances, T frames, V outputs, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..encoder import EncoderOutput
+from ..heads import Head, HeadConfig, HeadOutput
+
+Encode = Callable[[str], list[int]]
+"""From a transcript or a label to the outputs that stand for it."""
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """What becomes of the head that a teacher was fine-tuned with.
+
+    Attributes:
+        keep: the student has it, and its outputs are distilled beside the layers; otherwise it is left out.
+        outputs: weight of the distance between the outputs of student and teacher: the Kullback-Leibler divergence
+            KL(teacher || student) of each frame's or utterance's probabilities, the squared error of numbers that are
+            predicted, and 1 - cos of speaker embeddings.
+        temperature: what logits are divided by first; the divergence is multiplied by its square (Hinton et al. 2015).
+        labels: weight of the labels' own loss (CTC, or cross entropy), for data that has transcripts or labels; 0 uses
+            none. Utterances are then padded to the longest of their batch, not cropped to the shortest.
+        learning_rate: peak learning rate of the head; None for that of the stage.
+    """
+
+    keep: bool = True
+    outputs: float = 1.0
+    temperature: float = 1.0
+    labels: float = 0.0
+    learning_rate: float | None = None
+
+
+class OutputLoss(nn.Module):
+    """How far the student's outputs are from the teacher's, and from the labels.
+
+    Args:
+        teacher: the head, which is frozen; the student's begins as a copy of it.
+        config: weights and temperature.
+        encode: from the text or label of an utterance to its outputs; needed where the labels weigh something.
+    """
+
+    def __init__(self, teacher: Head, config: HeadTraining, encode: Encode | None = None) -> None:
+        super().__init__()
+        # Not a submodule: the teacher does not belong into the checkpoints.
+        self._teacher = [copy.deepcopy(teacher).eval().requires_grad_(False)]
+        self.head, self.config, self.encode = copy.deepcopy(teacher).requires_grad_(True), config, encode
+
+    def forward(
+        self, student: EncoderOutput, teacher: EncoderOutput, labels: Sequence[str | None] = ()
+    ) -> dict[str, Tensor]:
+        """The terms, each 0-d: "outputs" and, where labels weigh something and there are any, "labels".
+
+        Args:
+            student, teacher: of the same waveforms.
+            labels: text or label of each utterance; None where there is none.
+        """
+        device = student.last_hidden_state_BTD.device
+        with torch.autocast(device.type, enabled=False):  # a head costs next to nothing, and its softmax is touchy
+            with torch.no_grad():
+                wanted = self._teacher[0].to(device)(_in_float32(teacher))
+            made: HeadOutput = self.head(_in_float32(student))
+            terms = {"outputs": distance(made, wanted, self.head.config, self.config.temperature)}
+            if self.config.labels and labels:
+                assert self.encode is not None
+                targets = [None if label is None else self.encode(label) for label in labels]
+                loss = labelled_loss(made, targets, self.head)
+                terms |= {} if loss is None else {"labels": loss}
+        return terms
+
+    def weighed(self, terms: dict[str, Tensor]) -> Tensor:
+        """What the terms add to what is minimised (0-d)."""
+        weights = {"outputs": self.config.outputs, "labels": self.config.labels}
+        return torch.stack([weights[name] * terms[name] for name in weights if name in terms]).sum()
+
+
+def _in_float32(output: EncoderOutput) -> EncoderOutput:
+    """Of bf16 kernels and autocast, too."""
+    return EncoderOutput(
+        features_BTD=output.features_BTD,
+        embedded_BTD=output.embedded_BTD.float(),
+        layer_outputs=tuple(state_BTD.float() for state_BTD in output.layer_outputs),
+        last_hidden_state_BTD=output.last_hidden_state_BTD.float(),
+        lengths_B=output.lengths_B,
+    )
+
+
+def distance(student: HeadOutput, teacher: HeadOutput, config: HeadConfig, temperature: float = 1.0) -> Tensor:
+    """How far outputs are apart (0-d), averaged over utterances, or over all valid frames.
+
+    With logits s and t and p = softmax(t / τ), q = softmax(s / τ), of the blank as of any output:
+    τ² Σ_v p_v (log p_v - log q_v). Where any number of labels may hold, the sum over labels of the divergences of
+    yes and no; numbers that are predicted: the squared error; speaker embeddings, and what follows them: 1 - cos.
+    """
+    if config.kind == "x-vector":
+        # What the classifier behind the embedding makes of it counts as much, lest it be left behind.
+        pairs = ((student.embeddings_BD, teacher.embeddings_BD), (student.logits, teacher.logits))
+        cosines = [
+            F.cosine_similarity(mine, wanted, dim=-1)
+            for mine, wanted in pairs
+            if mine is not None and wanted is not None
+        ]
+        return (1 - torch.stack(cosines)).mean()
+    if config.problem == "regression":
+        apart = (student.logits - teacher.logits).square().mean(-1)
+    elif config.problem == "multi-label":
+        logits, wanted = student.logits / temperature, teacher.logits / temperature
+        cross = F.binary_cross_entropy_with_logits(logits, wanted.sigmoid(), reduction="none")
+        own = F.binary_cross_entropy_with_logits(wanted, wanted.sigmoid(), reduction="none")
+        apart = temperature**2 * (cross - own).sum(-1)
+    else:
+        log_q, log_p = (logits.div(temperature).log_softmax(-1) for logits in (student.logits, teacher.logits))
+        apart = temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+    if student.lengths_B is None:
+        return apart.mean()
+    valid_BT = torch.arange(apart.shape[1], device=apart.device) < student.lengths_B[:, None]
+    return apart.masked_fill(~valid_BT, 0).sum() / valid_BT.sum()
+
+
+def labelled_loss(made: HeadOutput, targets: Sequence[list[int] | None], head: Head) -> Tensor | None:
+    """The loss of the labels (0-d), a mean over the utterances that have one; None if none has.
+
+    CTC's is divided by the number of tokens, and that of a transcript that does not fit into its frames is 0. A speaker
+    embedding's is the additive margin softmax (scale 30, margin 0.4).
+
+    Args:
+        made: by the head.
+        targets: outputs of each utterance: its tokens, or its labels.
+        head: whose outputs they are.
+    """
+    config, device = head.config, made.logits.device
+    rows = [number for number, target in enumerate(targets) if target]
+    if not rows:
+        return None
+    known = [target for target in targets if target]
+    logits = made.logits[rows]
+    if config.kind == "ctc":
+        assert made.lengths_B is not None
+        with torch.backends.cudnn.flags(enabled=False):  # cuDNN's is not deterministic
+            return F.ctc_loss(
+                logits.log_softmax(-1).transpose(0, 1),
+                torch.tensor([token for target in known for token in target], device=device),
+                made.lengths_B[rows],
+                torch.tensor([len(target) for target in known], device=device),
+                blank=config.blank,
+                reduction="mean",
+                zero_infinity=True,
+            )
+    if config.problem == "multi-label":
+        wanted = torch.zeros_like(logits)
+        for row, target in enumerate(known):
+            wanted[row, target] = 1
+        return F.binary_cross_entropy_with_logits(logits, wanted)
+    classes_B = torch.tensor([target[0] for target in known], device=device)
+    if config.kind == "x-vector":
+        cosines_BV = head.objective(logits)  # type: ignore[operator]
+        margin_BV = 0.4 * F.one_hot(classes_B, cosines_BV.shape[1])
+        return F.cross_entropy(30 * (cosines_BV - margin_BV), classes_B)
+    return F.cross_entropy(logits, classes_B)
