@@ -19,10 +19,11 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from skill_speech import Encoder, InputError, compress, evaluate
+from skill_speech import Encoder, InputError, compress, evaluate, load_encoder
 from skill_speech.compression import AnalysisConfig
 from skill_speech.distillation import StageConfig
 from skill_speech.encoder import hubert_config, wavlm_config
+from skill_speech.heads import HeadConfig, SpeechModel, make_head
 from skill_speech.run import ranks
 from skill_speech.similarity import load_analysis
 
@@ -245,6 +246,24 @@ def test_sharded_students_are_one_that_is_whole(teacher: str, speech: str, tmp_p
     updates, whole = by_update(tmp_path / "run", 2), by_update(tmp_path / "one", 1)
     assert updates == {update: whole[update] for update in updates}
     assert {*whole} - {*updates} == {("stage1", 0)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_head_is_shared_as_the_rest_is(strategy: str, teacher: str, speech: str, tmp_path: Path) -> None:
+    """A model with a CTC head: two ranks make the gradients of one process, the head's among them, and one model."""
+    encoder = load_encoder(teacher)
+    head = make_head(HeadConfig("ctc", 9), encoder.config)
+    SpeechModel(encoder, head).save_pretrained(tmp_path / "model")
+    common = {"teacher": str(tmp_path / "model"), "data": speech, "method": "dphubert", **settings(accumulate=2)}
+    run(tmp_path / "one", 1, **common)
+    run(tmp_path / "two", 2, **common, strategy=strategy)
+    assert_same_run(tmp_path / "one", 1, tmp_path / "two", 2)
+    gradients, _ = observed(tmp_path / "two", 2)
+    assert all("loss.outputs.head.lm_head.weight" in tensors for tensors in gradients.values())
+    one, two = (load_file(tmp_path / name / "model/head.safetensors") for name in ("one", "two"))
+    assert not torch.equal(one["lm_head.weight"], head.lm_head.weight)
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
 
 
 def test_what_cannot_be_shared_is_refused(teacher: str, speech: str, tmp_path: Path) -> None:
