@@ -84,11 +84,11 @@ def open_subject(
             f"{source}: an encoder without a head, or with one of no known kind: leave own_head out to train and score "
             "heads on it"
         )
-    print_, parameters = model_fingerprint(model), model.num_parameters()
+    mark, parameters = model_fingerprint(model), model.num_parameters()
     model.to(device)
     # In float32 the outputs are the plain encoder's but for rounding.
     model.encoder = optimize(model.encoder, "float32")  # type: ignore[assignment]
-    return Subject(name, source, model.eval(), print_, parameters)
+    return Subject(name, source, model.eval(), mark, parameters)
 
 
 def give_scorers(subjects: Sequence[Subject], cuts: Sequence[Cut], data: str) -> None:
@@ -97,17 +97,17 @@ def give_scorers(subjects: Sequence[Subject], cuts: Sequence[Cut], data: str) ->
     Raises:
         InputError: there are none, or the subjects do not answer the same question.
     """
+    first = subjects[0]
+    for subject in subjects[1:]:
+        mine, theirs = (one.model.head.config for one in (first, subject))  # type: ignore[union-attr]
+        if _question(mine) != _question(theirs):
+            raise InputError(
+                f"{subject.source}: its head ({theirs.kind}, {theirs.outputs} outputs) does not answer what that of "
+                f"{first.source} does ({mine.kind}, {mine.outputs} outputs, other labels): give another teacher, or "
+                "none"
+            )
     for subject in subjects:
         subject.scorer = make_scorer(subject.model, cuts, data, subject.source)
-    first = subjects[0].scorer
-    for subject in subjects[1:]:
-        other = subject.scorer
-        if _question(first.head) != _question(other.head):
-            raise InputError(
-                f"{subject.source}: its head ({other.head.kind}, {other.head.outputs} outputs) does not answer what "
-                f"that of {subjects[0].source} does ({first.head.kind}, {first.head.outputs} outputs, other labels): "
-                "give another teacher, or none"
-            )
 
 
 def _question(head: HeadConfig) -> tuple[Any, ...]:

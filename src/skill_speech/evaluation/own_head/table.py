@@ -92,8 +92,11 @@ def _shown(measure: str, found: Mapping[str, float] | None, sign: str) -> str:
     if found is None:
         return ""
     digits = 4 if measure in FRACTIONS else 2
-    value, low, high = (f"{found[part]:{sign}.{digits}f}" for part in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]" if math.isfinite(found["low"]) else value
+    value = f"{found['value']:{sign}.{digits}f}"
+    if not math.isfinite(found["low"]):
+        return value
+    low, high = (f"{found[part]:{sign}.{digits - 1}f}" for part in ("low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _notes(result: Mapping[str, Any]) -> tuple[str, ...]:
