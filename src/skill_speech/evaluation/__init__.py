@@ -1,4 +1,4 @@
-"""SUPERB: evaluate any encoder on ten tasks; and the head that a fine-tuned model has."""
+"""SUPERB: evaluate any encoder on ten tasks; or the head that a fine-tuned model has."""
 
 from .own_head import HeadEvaluation
 from .superb import Evaluation, evaluate

@@ -84,6 +84,31 @@ def head_table(result: Mapping[str, Any]) -> HeadTable:
     return HeadTable(title, ("model", "params", *(MEASURES[name] for name in measures)), tuple(lines), _notes(result))
 
 
+MOST_LABELS = 200
+"""Shown one by one: of more, own_head.json has the rest."""
+
+
+def by_label_table(result: Mapping[str, Any]) -> list[list[str]]:
+    """The measures of every label, heading first, of the model and its teacher; nothing where there are no labels."""
+    model, teacher = result["model"], result["teacher"]
+    several = [("", model)] if teacher is None else [("", model), (", teacher", teacher)]
+    labels = list(model["by_label"])[:MOST_LABELS]
+    if not labels:
+        return []
+    kinds = [name for name in MEASURES if any(name in model["by_label"][label] for label in labels)]
+    rows = [["label", "in the data", *(MEASURES[kind] + whose for kind in kinds for whose, _ in several)]]
+    for label in labels:
+        found = [one["by_label"].get(label, {}) for _, one in several]
+        items = found[0].get("items")
+        values = [_plain(kind, measures.get(kind)) for kind in kinds for measures in found]
+        rows.append([label, "" if items is None else f"{items:,.0f}", *values])
+    return rows
+
+
+def _plain(measure: str, value: float | None) -> str:
+    return "" if value is None else f"{value:.{4 if measure in FRACTIONS else 2}f}"
+
+
 def _line(name: str, size: str, metrics: Mapping[str, Any], measures: list[str], sign: str = "") -> tuple[str, ...]:
     return name, size, *(_shown(measure, metrics.get(measure), sign) for measure in measures)
 
