@@ -10,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from skill_speech import export, load_encoder, report
+from skill_speech import evaluate, export, load_encoder, load_model, report
 from skill_speech.errors import InputError
 from skill_speech.evaluation.results import make_table, results_of, write_table
 from skill_speech.evaluation.upstream import open_upstream
@@ -18,6 +18,7 @@ from skill_speech.exporting.formats import FORMATS
 from skill_speech.reporting.model_card import read_card, set_section, write_card
 from tests.card_code import assert_the_card_loads_it, section
 from tests.exported_models import student
+from tests.test_own_head import say_text, speech_model, write_manifest
 from tests.test_report_html import make_run
 
 
@@ -172,3 +173,47 @@ def test_report_puts_scores_into_the_students_card(model, tmp_path):
     once = (run / "model" / "README.md").read_text()
     report([str(run)])
     assert (run / "model" / "README.md").read_text() == once
+
+
+def test_report_puts_the_own_heads_scores_into_the_card_beside_the_others(tmp_path):
+    """In a section of their own after the others, and as results of the user's data; again is the same."""
+    run = make_run(tmp_path / "made", evaluation=False)
+    data = write_manifest(tmp_path, say_text)
+    speech_model(tmp_path / "theirs", "ForCTC", {})
+    load_model(tmp_path / "theirs").save_pretrained(run / "model")
+    text = "---\nlicense: mit\n---\n\n# small\n\n## Scores\n\nNone.\n\n## Limits\n\nMany.\n"
+    (run / "model/README.md").write_text(text)
+    evaluated(run / "evaluation", run / "model")
+    (run / "evaluation/evaluation.json").write_text('{"kind": "skill-speech evaluation", "synthetic": ""}')
+    result = evaluate([str(run / "model")], str(data), own_head=True, teacher=f"big={tmp_path / 'theirs'}").result
+    report([str(run)])
+    card = read_card(run / "model/README.md")
+    wer = result["model"]["metrics"]["wer"]
+    own = section(card, "Scores of its own head")
+    assert f"| {wer['value']:.2f} [{wer['low']:.1f}, {wer['high']:.1f}] |" in own
+    assert "| big (teacher) |" in own
+    assert "91.25" in section(card, "Scores")
+    assert card.text.index("## Scores of its own head") < card.text.index("## Limits")
+    found = {(one.task_type, one.dataset_name, one.metric_type): one.metric_value for one in card.data.eval_results}
+    speech = "automatic-speech-recognition"
+    assert found.pop((speech, "cuts.jsonl.gz", "wer")) == pytest.approx(wer["value"], abs=1e-4)
+    assert (speech, "cuts.jsonl.gz", "cer") in found
+    assert found[speech, "SUPERB", "per"] == 9.125
+    assert card.data.model_name == "small"
+    once = (run / "model/README.md").read_text()
+    report([str(run)])
+    assert (run / "model/README.md").read_text() == once
+    # Synthetic data is not for the hub, and another model's scores are not this one's.
+    own_head = run / "evaluation/own_head.json"
+    values = json.loads(own_head.read_text())
+    own_head.write_text(json.dumps(values | {"synthetic": "tones"}))
+    report([str(run)])
+    card = read_card(run / "model/README.md")
+    assert "**SYNTHETIC (tones): Own head (speech recognition) on cuts.jsonl.gz**" in section(
+        card, "Scores of its own head"
+    )
+    assert {one.dataset_name for one in card.data.eval_results} == {"SUPERB"}
+    before = (run / "model/README.md").read_text()
+    own_head.write_text(json.dumps(values | {"settings": {"model": "another"}}))
+    report([str(run)])
+    assert (run / "model/README.md").read_text() == before

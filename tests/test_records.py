@@ -18,7 +18,7 @@ from skill_speech.reporting.html import write_page
 from skill_speech.run.folder import RunFolder
 from skill_speech.run.records import RECORDS, read_record, refuse_damage
 from skill_speech.similarity import load_analysis
-from tests.test_report_html import make_run
+from tests.test_report_html import make_run, write_own_head
 
 WRONG = [math.nan, math.inf, -math.inf, -1, 0, 1e30, 1e308, 10**400, "many", "", None, [], {}, True, [[]], {"a": None}]
 TALLY = {"read": 9, "left_out": 1, "empty_in_a_row": 0, "converted": {"resampled": 2}}
@@ -53,6 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome["audio"] = {"stage1": TALLY}
     outcome["stages"]["stage1"] |= {"skipped": 3, "returns": 1, "validation": {"l1": 0.1}}
     (folder / "result.json").write_text(json.dumps(outcome))
+    write_own_head(folder / "evaluation")
     return folder
 
 
@@ -63,6 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("analysis/clusters.json", 4),
         ("evaluation/table.json", 3),
         ("evaluation/mine/pr.json", 3),
+        ("evaluation/own_head.json", 3),
     ],
 )
 def test_a_report_is_written_or_the_damaged_file_named(run: Path, name: str, values_each: int) -> None:

@@ -137,6 +137,35 @@ def write_evaluation(folder: Path) -> None:
         (folder / f"mine/{task}.json").write_text(json.dumps(values))
 
 
+def write_own_head(folder: Path, data: str = "dev", synthetic: str = "") -> None:
+    def scores(wer: float, cer: float) -> dict[str, Any]:
+        return {
+            name: {"value": value, "low": value - 1.25, "high": value + 1.5}
+            for name, value in (("wer", wer), ("cer", cer))
+        }
+
+    label = {"f1": 61.5, "items": 7}
+    values = {
+        "kind": "skill-speech evaluation",
+        "head": "ctc",
+        "problem": "single-label",
+        "data": data,
+        "synthetic": synthetic,
+        "settings": {"model": "0" * 16},
+        "model": {"name": "mine", "parameters": 363_211, "metrics": scores(8.125, 3.5), "by_label": {"yes": label}},
+        "teacher": {"name": "teacher-base", "parameters": 1_450_100, "metrics": scores(6.5, 2.75), "by_label": {}},
+        "difference": scores(1.625, 0.75),
+        "items": {"utterances": 1_234, "words": 9_876},
+        "without_reference": 2,
+        "hours": 1.75,
+        "notes": ["Greedy decoding."],
+        "bootstrap": {"resamples": 1_000, "of": "utterances", "seed": 5},
+        "audio": {"read": 1_237, "left_out": 3, "empty_in_a_row": 0, "kinds": {}, "converted": {}},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "own_head.json").write_text(json.dumps(values))
+
+
 class Page(HTMLParser):
     """Elements, texts and tables of a page; every element is closed in the order in which it was opened."""
 
@@ -201,6 +230,7 @@ def test_the_outcome_comes_first_and_is_that_of_the_files(run: Path) -> None:
     headings = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
     assert headings == [
         "outcome",
+        "own-head",
         "similarity",
         "survivors",
         "training",
@@ -210,6 +240,24 @@ def test_the_outcome_comes_first_and_is_that_of_the_files(run: Path) -> None:
         "configuration",
         "environment",
     ]
+
+
+def test_the_own_heads_scores_stand_beside_the_teachers(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mine", evaluation=False)
+    assert any("Not measured: there is no RUN/evaluation/own_head.json" in text for text in page_of(run).texts)
+    write_own_head(run / "evaluation", data=NASTY, synthetic="tones")
+    page = page_of(run)
+    assert page.row("WER ↓") == ["8.12 [6.9, 9.6]", "6.50 [5.2, 8.0]", "+1.62 [+0.4, +3.1]"]
+    assert page.row("params") == [human(363_211), human(1_450_100), ""]
+    said = " ".join(page.texts)
+    for words in (
+        f"SYNTHETIC (tones): Own head (speech recognition) on {NASTY}",
+        "1,234 utterances, 9,876 words; 1.75 h; 2 cuts without a reference; 3 with unusable audio.",
+        "In percent; in brackets 95 % intervals of 1,000 bootstrap resamples of utterances, seed 5",
+        "Greedy decoding.",
+    ):
+        assert words in said
+    assert page.row("yes") == ["7", "61.50", ""]
 
 
 def test_scores_stand_beside_the_teachers(run: Path) -> None:

@@ -24,7 +24,7 @@ EXAMPLES = {
     "compress": "make a small encoder of a large one; the same command goes on where it stopped",
     "import": "make a folder that every command takes out of a file of DPHuBERT, fairseq, TorchAudio and others",
     "export": "write a model for Transformers, ONNX, torch.export, TorchAudio or s3prl",
-    "evaluate": "train and score heads on frozen models: SUPERB's ten tasks",
+    "evaluate": "train and score heads on frozen models: SUPERB's ten tasks; or score a model's own head",
     "report": "one self-contained page about a finished run, or about several side by side",
     "profile": "parameters, MACs, speed and memory of a model",
 }
@@ -147,8 +147,14 @@ def _parser(name: str) -> Any:
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     if name == "evaluate":
         parser.add_argument("models", type=str, nargs="+", help="[NAME=]SOURCE, or fbank for log-mel filterbanks")
+        parser.add_argument(
+            "--own_head",
+            action=ActionYesNo(no_prefix="no_"),
+            default=False,
+            help="score the head that the model has, on any manifest with text or labels",
+        )
         parser.add_argument("--cache", action=ActionYesNo(no_prefix="no_"), default=True, help="keep hidden states")
-        parser.add_function_arguments(function, as_group=False, skip={"models", "cache"})
+        parser.add_function_arguments(function, as_group=False, skip={"models", "own_head", "cache"})
         return parser
     if name == "report":
         parser.add_argument("runs", type=str, nargs="+", help="folders of finished runs")
@@ -249,7 +255,8 @@ def _show_evaluation(evaluation: Any) -> int:
     from .tables import evaluation_table
 
     Console().print(evaluation_table(evaluation.table))
-    _print(f"{evaluation.folder / 'table.md'}")
+    for path in evaluation.files:
+        _print(f"{path}")
     return 0
 
 

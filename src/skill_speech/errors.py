@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     """
     if len(text) > SHOWN:
         text = f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
+    return visible(text)
+
+
+def visible(text: str) -> str:
+    """The text, however long, with what is not printed but acted on, or cannot be encoded, as its escape."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

@@ -15,6 +15,7 @@ from .pruning import human
 if TYPE_CHECKING:
     from .checkpoints import ImportResult
     from .compression import CompressionResult
+    from .evaluation.own_head import HeadTable
     from .evaluation.results import Table as EvaluationTable
     from .exporting import Measurement
 
@@ -135,8 +136,8 @@ def measurement_table(measurements: Sequence[Measurement]) -> Table:
     return table
 
 
-def evaluation_table(table: EvaluationTable) -> Table:
-    """Models and their scores on SUPERB's tasks, with what has to be known of them below."""
+def evaluation_table(table: EvaluationTable | HeadTable) -> Table:
+    """Models and their scores on SUPERB's tasks, or of their own heads, with what has to be known of them below."""
     heading, lines = table.cells()
     if len(lines) <= _SIDE_BY_SIDE:  # a column per model fits on every terminal
         rows = list(zip(heading, *lines, strict=True))

@@ -170,6 +170,7 @@ def open_cuts(
     absolute_paths: bool = False,
     max_bad: float | str = "1%",
     found: AudioTally | None = None,
+    labels: bool = False,
 ) -> CutSet:
     """Opens training data: a manifest or shards (read lazily), a CutSet, or anything else that `prepare` takes.
 
@@ -182,13 +183,14 @@ def open_cuts(
         absolute_paths: a manifest or tsv may name files outside of its own folder.
         max_bad: as in `prepare`, for what is prepared here.
         found: gets what was wrong with audio that was prepared, here or before.
+        labels: keep what a manifest's supervisions have under custom["label"]; otherwise custom fields are left out.
 
     Raises InputError for anything that `prepare` refuses, and while iterating for a manifest line that is not a cut.
     """
     if isinstance(data, CutSet):
         return transformed(data, _To16kHz("the given cuts"))
     if not isinstance(data, str | Path):
-        return _mixture(data, absolute_paths, max_bad, found)
+        return _mixture(data, absolute_paths, max_bad, found, labels)
     if is_sharded(data):
         if not is_remote(str(data)):
             _read_list(Path(data).expanduser() / LIST, found)
@@ -200,20 +202,25 @@ def open_cuts(
             found.include(audio.state_dict())
         return cuts
     _read_list(_list_of(path), found)
-    cuts = transformed(CutSet(_ManifestReader(path, absolute_paths, bare=True)), _To16kHz(str(path)))
+    cuts = transformed(CutSet(_ManifestReader(path, absolute_paths, bare=True, labels=labels)), _To16kHz(str(path)))
     # The wrong kind of file should fail here, not in the middle of a run.
     if next(iter(cuts), None) is None:
         raise InputError(f"{path}: the manifest is empty")
     return cuts
 
 
-def _mixture(parts: Sequence[Part], absolute_paths: bool, max_bad: float | str, found: AudioTally | None) -> CutSet:
+def _mixture(
+    parts: Sequence[Part], absolute_paths: bool, max_bad: float | str, found: AudioTally | None, labels: bool
+) -> CutSet:
     for part in parts:
         if not (math.isfinite(part.weight) and part.weight > 0):
             raise InputError(f"{part.path}: its weight is {part.weight:g}; it must be positive")
     if not parts:
         raise InputError("the list of data is empty")
-    sets = [open_cuts(part.path, absolute_paths=absolute_paths, max_bad=max_bad, found=found) for part in parts]
+    sets = [
+        open_cuts(part.path, absolute_paths=absolute_paths, max_bad=max_bad, found=found, labels=labels)
+        for part in parts
+    ]
     return CutSet(Mixture(tuple(sets), tuple(part.weight for part in parts)))
 
 
@@ -246,11 +253,13 @@ class _ManifestReader:
     lhotse would run, or addresses are refused.
 
     `bare`: without what training does not need and what may be large: custom fields, features, alignments.
+    `labels`: but with the supervisions' custom["label"].
     """
 
     path: Path
     absolute_paths: bool = False
     bare: bool = False
+    labels: bool = False
 
     def __iter__(self) -> Iterator[Cut]:
         corpus = Corpus(self.path.parent, self.absolute_paths)
@@ -260,7 +269,7 @@ class _ManifestReader:
                 item = json.loads(line.decode())
                 check_line(item)
                 if self.bare:
-                    _strip(item)
+                    _strip(item, self.labels)
                 yield self._to_cut(deserialize_item(item), number, corpus)
         except InputError:
             raise
@@ -335,14 +344,16 @@ class _ManifestReader:
         return found
 
 
-def _strip(item: dict[str, Any]) -> None:
-    custom = item.pop("custom", None)
-    for name in ("features", "alignment"):
+def _strip(item: dict[str, Any], labels: bool) -> None:
+    for name in ("custom", "features", "alignment"):
         item.pop(name, None)
-    if isinstance(custom, dict) and isinstance(custom.get("label"), str | int):  # what a classifier is to say
-        item["custom"] = {"label": custom["label"]}
-    for inside in (*(item.get("supervisions") or ()), *(mixed["cut"] for mixed in item.get("tracks") or ())):
-        _strip(inside)
+    for said in item.get("supervisions") or ():
+        custom = said.get("custom") or {}
+        _strip(said, labels)
+        if labels and "label" in custom:
+            said["custom"] = {"label": custom["label"]}
+    for mixed in item.get("tracks") or ():
+        _strip(mixed["cut"], labels)
 
 
 @dataclass

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..encoder import Encoder
 from ..errors import InputError
 from ..files import atomic_write, read_json, write_json
 from ..markdown import escaped
 from ..pruning import human
+from ..run.folder import is_fresh
 from ..run.records import read_record
 from .corpora import TASKS
 from .published import COLUMNS, Column, published_rows, superb_s
 from .upstream import fingerprint
+
+if TYPE_CHECKING:
+    from .own_head import HeadTable
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def write_table(folder: Path, table: Table) -> None:
     write_json(folder / "table.json", asdict(table))
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Table | HeadTable) -> str:
     """Rows, notes and sources of a table, without its title."""
     heading, lines = table.cells(escaped)
     text = [_line(heading), _line(["---", *["---:"] * (len(heading) - 1)])]
@@ -154,6 +158,20 @@ def _refuse_missing_measures(path: Path, values: Mapping[str, Any]) -> None:
 
 RESULT = "skill-speech evaluation"
 """What a result's JSON says of its kind."""
+
+MARK = "evaluation.json"
+"""Says that a folder is of an evaluation, and on what kind of corpora."""
+
+OWN_HEAD = "own_head"
+"""Beginning of the names of what an evaluation of a model's own head writes, those of its scratch files after a dot."""
+
+
+def free_for_results(folder: Path) -> bool:
+    """Whether results may be written into a folder: one of an evaluation of any kind, or an empty one."""
+    if not folder.is_dir() or (folder / MARK).exists():
+        return folder.is_dir()
+    own = [path.name for path in folder.iterdir() if path.name.removeprefix(".").startswith(OWN_HEAD)]
+    return is_fresh(folder, own)
 
 
 def _row(model: str, tasks: Mapping[str, dict[str, Any]], synthetic: bool) -> Row:

@@ -43,6 +43,11 @@ BATCH_SECONDS = {"cpu": 16.0, "cuda": 160.0}
 """Audio encoded at a time, padding included."""
 
 
+def batch_seconds(device: torch.device) -> float:
+    """The same for a device of any kind."""
+    return BATCH_SECONDS.get(device.type, BATCH_SECONDS["cuda"])
+
+
 class HiddenStates:
     """The hidden states of some utterances.
 
@@ -165,8 +170,8 @@ class HiddenStates:
 
     def _encode(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Encode utterances of similar length together, and yield them as they come."""
-        limit = BATCH_SECONDS.get(self.upstream.device.type, BATCH_SECONDS["cuda"]) * SAMPLE_RATE
-        for batch in _similar(indices, [num_samples(self.cuts[index]) for index in indices], limit):
+        limit = batch_seconds(self.upstream.device) * SAMPLE_RATE
+        for batch in similar_lengths(indices, [num_samples(self.cuts[index]) for index in indices], limit):
             waveforms = [read_waveform(self.cuts[index], self.audio) for index in batch]
             for index, states_LTD in zip(batch, self.upstream.encode(waveforms), strict=True):
                 yield index, self._reduce(states_LTD).cpu()
@@ -234,7 +239,7 @@ def _stamp() -> Callable[[str], str]:
     return stamp
 
 
-def _similar(indices: Sequence[int], lengths: Sequence[int], limit: float) -> Iterator[list[int]]:
+def similar_lengths(indices: Sequence[int], lengths: Sequence[int], limit: float) -> Iterator[list[int]]:
     """Batches of neighbours in length, longest first, of at most `limit` samples with the padding."""
     batch: list[int] = []
     longest = 0

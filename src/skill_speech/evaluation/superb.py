@@ -1,16 +1,16 @@
-"""The public function: any encoders on SUPERB's tasks, with s3prl's protocol."""
+"""The public function: any encoders on SUPERB's tasks, with s3prl's protocol; or a model's own head."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,25 +23,29 @@ from ..figures.plots import layer_weight_map
 from ..files import atomic_write, remove_leftovers, write_json
 from ..limits import check_options
 from ..run import ranks
-from ..run.folder import differences, is_fresh
+from ..run.folder import differences
 from ..run.hold import held
 from ..run.records import read_record
 from .cache import StateCache
 from .corpora import TASKS, TaskData, find_corpora, missing_reason, read_task, synthetic_mark
+from .metrics.packages import require_package
+from .own_head import HeadEvaluation, evaluate_own_head
 from .protocol import REVISIONS, TaskConfig, changes_of, known_tasks, task_config
-from .results import RESULT, Table, make_table, read_results, write_table
+from .results import MARK, RESULT, Table, free_for_results, make_table, read_results, write_table
 from .run import fingerprint_of, measures_of, run_task
-from .upstream import Upstream, open_upstream, split_name
+from .upstream import Upstream, open_device, open_upstream, split_name
 
 logger = logging.getLogger(__name__)
 
 CACHE_FOLDER = "hidden_states"
 
-MARK = "evaluation.json"
-"""Says that a folder is of an evaluation, and on what kind of corpora."""
-
 NEEDED = {"pr": "jiwer", "asr": "jiwer", "sf": "jiwer", "sd": "pyannote.metrics"}
 """Packages that only the metrics of some tasks need."""
+
+
+OF_CORPORA = ("tasks", "compare", "learning_rates", "steps", "settings", "cache", "cache_gb")
+OF_OWN_HEAD = ("teacher", "target_lang", "max_bad", "absolute_paths")
+"""Options of `evaluate` that go with SUPERB's tasks, or with a model's own head, and not with the other."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,22 @@ class Evaluation:
     table: Table
     results: dict[str, dict[str, dict[str, Any]]]
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a reader may want to see."""
+        return (self.folder / "table.md",)
+
 
 def evaluate(
     models: Sequence[str],
     data: str,
-    output: str,
+    output: str | None = None,
     *,
+    own_head: bool = False,
+    teacher: str = "auto",
+    target_lang: str | None = None,
+    max_bad: float | str = "1%",
+    absolute_paths: bool = False,
     tasks: str = "all",
     compare: Literal["published"] | None = None,
     learning_rates: list[float] | None = None,
@@ -73,16 +87,26 @@ def evaluate(
     cache_gb: float = 100.0,
     device: str | None = None,
     seed: int = 0,
-) -> Evaluation:
+) -> Evaluation | HeadEvaluation:
     """Train and score heads on the frozen hidden states of some encoders; what is done already is not done again.
+
+    With `own_head`, score the head that a fine-tuned model has instead, on any manifest with text or labels, beside its
+    teacher's (`evaluate_own_head`).
 
     Started by torchrun or srun in several processes, these share the encoding of what goes to the cache, and the
     scoring; heads are small, and each process trains the same ones.
 
     Args:
-        models: each [NAME=]SOURCE, where SOURCE is what `load_encoder` takes, or "fbank" for log-mel filterbanks.
-        data: the folder of corpora; each task's is found by its layout.
-        output: where the results go.
+        models: each [NAME=]SOURCE, where SOURCE is what `load_encoder` takes, or "fbank" for log-mel filterbanks; with
+            own_head one, which `load_model` takes.
+        data: the folder of corpora; each task's is found by its layout. With own_head a manifest with text or labels,
+            or a folder in LibriSpeech's layout.
+        output: where the results go; with own_head, by default RUN/evaluation of RUN/model.
+        own_head: score the model's own head.
+        teacher: own_head only: "auto" is the one in RUN/config.yaml of RUN/model, "none" leaves it out; else a SOURCE.
+        target_lang: own_head only: of a model or teacher that has adapters for many languages, by its code.
+        max_bad: own_head only: the share of the audio that may be unusable, such as 1% or 0.01.
+        absolute_paths: own_head only: the manifest may name files outside of its own folder.
         tasks: "all", or a comma-separated list of pr, asr, ks, qbe, sid, asv, sd, er, ic, sf. With "all", tasks without
             a corpus are named and left out.
         compare: "published" puts published results beside ours.
@@ -99,8 +123,18 @@ def evaluate(
             that is going on there; published rows asked for beside synthetic data; the disk is full.
         Stopped: by SIGTERM or SIGUSR1; the same call resumes.
     """
-    check_options(evaluate, dict(locals()))
+    options = dict(locals())
+    check_options(evaluate, options)
+    _refuse_other_kind(options, OF_CORPORA if own_head else OF_OWN_HEAD, own_head)
     ranks.join()
+    if own_head:
+        names = list(_sources(models).values())
+        if len(names) > 1:
+            raise InputError(f"own_head is of one model, and {len(names)} are given; its teacher is given as teacher")
+        shared = {name: options[name] for name in ("device", "seed", *OF_OWN_HEAD)}
+        return evaluate_own_head(names[0], data, output, **shared)
+    if output is None:
+        raise InputError("no place for the results: give --output")
     asked, sources = known_tasks(tasks), _sources(models)
     _refuse_unknown(settings or {})
     folds = _read_tasks(Path(data), asked, strict=tasks.strip().lower() != "all")
@@ -134,7 +168,7 @@ def evaluate(
         for model in sources.values():
             plan(open_upstream(model, torch.device("cpu")))
         for name, model in sources.items():
-            upstream = open_upstream(model, _device(device))
+            upstream = open_upstream(model, open_device(device))
             states = StateCache(folder / CACHE_FOLDER, upstream.fingerprint, cache_gb * 1e9) if cache else None
             todo = plan(upstream)
             logger.info("%s: %s", name, ", ".join(todo) or "already done")
@@ -148,6 +182,15 @@ def evaluate(
                 result = header | {"settings": wanted, "started": started} | outcome
                 ranks.on_first(partial(write_json, folder / name / f"{task}.json", result))
         return ranks.on_first(lambda: _finish(folder, list(sources), compare))
+
+
+def _refuse_other_kind(options: Mapping[str, Any], others: Sequence[str], own_head: bool) -> None:
+    """See that no option is given that this evaluation would not look at."""
+    defaults = inspect.signature(evaluate).parameters
+    given = [name for name in others if options[name] != defaults[name].default]
+    if given:
+        goes = "SUPERB's tasks, not with own_head" if own_head else "own_head only"
+        raise InputError(f"{', '.join(given)}: goes with {goes}; leave it out")
 
 
 def _sources(models: Sequence[str]) -> dict[str, str]:
@@ -186,9 +229,8 @@ def _read_tasks(data: Path, asked: Sequence[str], strict: bool) -> dict[str, lis
 
 def _require_packages(tasks: Sequence[str]) -> None:
     for task in tasks:
-        package = NEEDED.get(task)
-        if package and find_spec(package.partition(".")[0]) is None:
-            raise InputError(f"{task} is scored by {package}: pip install 'skill-speech[evaluation]'")
+        if task in NEEDED:
+            require_package(NEEDED[task], task)
 
 
 def _refuse_other_folder(folder: Path, synthetic: str) -> None:
@@ -198,7 +240,7 @@ def _refuse_other_folder(folder: Path, synthetic: str) -> None:
         changed = differences(read_record(mark, "evaluation"), _mark(synthetic))
         if changed:
             raise InputError(f"{folder}: holds results of other data: {'; '.join(changed)}. Choose another --output")
-    elif folder.exists() and (not folder.is_dir() or not is_fresh(folder)):
+    elif folder.exists() and not free_for_results(folder):
         raise InputError(f"{folder}: not empty and not an evaluation; choose another --output")
 
 
@@ -282,14 +324,3 @@ def _finish(folder: Path, names: Sequence[str], compare: str | None) -> Evaluati
                 with atomic_write(folder / name / f"layer_weights.{suffix}") as temporary:
                     save_figure(figure, temporary)
     return Evaluation(folder, table, results)
-
-
-def _device(device: str | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r}: {str(error).splitlines()[0]}; leave --device out") from None
-    return chosen

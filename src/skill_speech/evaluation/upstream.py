@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..checkpoints import load_encoder
 from ..encoder import Encoder
 from ..errors import InputError
+from ..heads import SpeechModel
 from ..kernels import optimize
 from .filterbanks import HOP, WINDOW, Filterbanks
 
@@ -68,6 +69,22 @@ def open_upstream(model: str, device: torch.device) -> Upstream:
     if source == FILTERBANKS:
         return FilterbankUpstream(name, device)
     return EncoderUpstream(name, source, device)
+
+
+def open_device(device: str | None) -> torch.device:
+    """The device that a user names, by default an accelerator if there is one.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r}: {str(error).splitlines()[0]}; leave --device out") from None
+    return chosen
 
 
 def split_name(model: str) -> tuple[str, str]:
@@ -152,4 +169,18 @@ def fingerprint(encoder: Encoder) -> str:
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def model_fingerprint(model: SpeechModel) -> str:
+    """Of an encoder, its head, and the files that its outputs are read by."""
+    digest = hashlib.sha256(fingerprint(model.encoder).encode())
+    if model.head is not None:
+        digest.update(json.dumps(model.head.config.to_dict(), sort_keys=True).encode())
+        for name, tensor in sorted(model.head.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    for name, content in sorted(model.files.items()):
+        digest.update(name.encode())
+        digest.update(content)
     return digest.hexdigest()[:16]

@@ -13,6 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..evaluation.own_head import read_own_head_result
 from ..evaluation.results import read_results
 from ..limits import check_settings
 from ..profiling import Profile, short_name
@@ -73,6 +74,7 @@ class Evidence:
         metrics: stage → rows of metrics.csv, each with "step" and what was logged there.
         widths: of the teacher and the student; None where the run did not record them.
         scores: of SUPERB's tasks, if they were measured.
+        own_head: scores of the head that the model has, if they were measured: contents of own_head.json.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Evidence:
     metrics: dict[str, list[dict[str, float]]]
     widths: tuple[Widths, Widths] | None
     scores: Scores | None
+    own_head: dict[str, Any] | None
 
     @property
     def teacher_name(self) -> str:
@@ -135,6 +138,7 @@ def read_evidence(folder: Path) -> Evidence:
             metrics={stage: _read_metrics(folder / stage / "metrics.csv") for stage in STAGES},
             widths=widths,
             scores=_read_scores(folder / "evaluation"),
+            own_head=read_own_head_result(folder / "evaluation"),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / 'result.json'}: not what compress writes ({error}); run it again") from None

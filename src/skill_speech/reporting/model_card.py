@@ -132,21 +132,33 @@ def write_card(card: ModelCard, path: Path) -> None:
         temporary.write_text(str(card), encoding="utf-8", errors="backslashreplace")
 
 
-def set_section(card: ModelCard, title: str, text: str) -> None:
-    """Give a card's section `title` (of level two) this text; a card that has no such section gets it at its end."""
-    parts: dict[str, list[str]] = {"before": [], "mine": [], "after": []}
-    place, fenced = "before", False
-    for line in card.text.splitlines():
+def set_section(card: ModelCard, title: str, text: str, after: str | None = None) -> None:
+    """Give a card's section `title` (of level two) this text.
+
+    A card that has no such section gets it behind the section `after`, or at its end.
+    """
+    parts = _sections(card.text)
+    mine = (title, f"## {title}\n\n{text}")
+    names = [name for name, _ in parts]
+    if title in names:
+        parts[names.index(title)] = mine
+        parts = [part for part in parts if part[0] != title or part is mine]
+    else:
+        parts.insert(names.index(after) + 1 if after is not None and after in names else len(parts), mine)
+    blocks = [block.strip("\n") for _, block in parts]
+    card.text = "\n" + "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _sections(text: str) -> list[tuple[str | None, str]]:
+    """The sections of a card, each with its title; what is in front of the first one has none."""
+    parts: list[tuple[str | None, list[str]]] = [(None, [])]
+    fenced = False
+    for line in text.splitlines():
         fenced ^= line.lstrip().startswith("```")
         if line.startswith("## ") and not fenced:
-            if line.removeprefix("## ").strip() == title:
-                place = "mine"
-            elif place == "mine":
-                place = "after"
-        parts[place].append(line)
-    parts["mine"] = [f"## {title}", "", text]
-    blocks = ["\n".join(lines).strip("\n") for lines in parts.values()]
-    card.text = "\n" + "\n\n".join(filter(None, blocks)) + "\n"
+            parts.append((line.removeprefix("## ").strip(), []))
+        parts[-1][1].append(line)
+    return [(title, "\n".join(lines)) for title, lines in parts]
 
 
 def teacher_licence(source: str, revision: str | None) -> str | None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import load_encoder
+from ..checkpoints import load_encoder, load_model
+from ..evaluation.own_head import FILE, MEASURES, head_table, read_own_head_result
 from ..evaluation.published import COLUMNS
 from ..evaluation.results import make_table, markdown, results_of
+from ..evaluation.upstream import model_fingerprint
+from ..heads import SpeechModel
 from ..run.folder import evaluation_of
 from .model_card import SCORES, harmless, read_card, set_section, write_card
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
+    from huggingface_hub import EvalResult, ModelCard
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +35,15 @@ HUB_TASKS = {
     "sf": "slot-filling",
 }
 """What the hub calls SUPERB's tasks; those that it has no name for have the field's."""
+
+HUB_HEADS = {"ctc": "automatic-speech-recognition", "x-vector": "speaker-verification"}
+"""What it calls the tasks of heads, where these are no classifiers."""
+
+SUPERB, OWN_DATA = "superb", "own-data"
+"""Kinds of data in the metadata: what it is on the hub, and that it is of the user's own."""
+
+OWN_HEAD_SCORES = "Scores of its own head"
+"""The section."""
 
 
 def set_scores(card: ModelCard, results: dict[str, dict[str, Any]]) -> None:
@@ -54,12 +68,10 @@ By `skill-speech evaluate`: heads trained on the hidden states of the frozen enc
     comparable = {
         task: values for task, values in results.items() if not values["synthetic"] and not values["not_the_protocol"]
     }
-    title = next((line.removeprefix("# ") for line in card.text.splitlines() if line.startswith("# ")), "")
-    card.data["model_name"] = title if comparable else None
-    card.data["eval_results"] = [
+    found = [
         EvalResult(
             task_type=HUB_TASKS[column.task],
-            dataset_type="superb",
+            dataset_type=SUPERB,
             dataset_name="SUPERB",
             dataset_config=column.task,
             dataset_split="test",
@@ -69,7 +81,51 @@ By `skill-speech evaluate`: heads trained on the hidden states of the frozen enc
         )
         for column in COLUMNS
         if column.task in comparable
-    ] or None
+    ]
+    others = [one for one in card.data.get("eval_results") or [] if one.dataset_type != SUPERB]
+    _give_results(card, found + others)
+
+
+def set_own_head(card: ModelCard, result: Mapping[str, Any]) -> None:
+    """Write the scores of a model's own head into its card: as a table beside the teacher's, and as metadata.
+
+    Those on synthetic data are titled so, and are not given to the hub.
+
+    Args:
+        card: of the model.
+        result: contents of own_head.json.
+    """
+    from huggingface_hub import EvalResult
+
+    shown = head_table(result)
+    text = f"""**{harmless(shown.title)}**
+
+{markdown(shown)}
+
+By `skill-speech evaluate --own_head`, in float32, every utterance as if it were alone."""
+    set_section(card, OWN_HEAD_SCORES, text, after=SCORES)
+    data = harmless(result["data"])
+    found = [
+        EvalResult(
+            task_type=HUB_HEADS.get(result["head"], "audio-classification"),
+            dataset_type=OWN_DATA,
+            dataset_name=data,
+            metric_type=measure,
+            metric_name=title.rpartition(" ")[0],
+            metric_value=round(result["model"]["metrics"][measure]["value"], 4),
+        )
+        for measure, title in MEASURES.items()
+        if measure in result["model"]["metrics"] and not result["synthetic"]
+    ]
+    others = [one for one in card.data.get("eval_results") or [] if one.dataset_type != OWN_DATA]
+    _give_results(card, others + found)
+
+
+def _give_results(card: ModelCard, results: list[EvalResult]) -> None:
+    """Give the hub results, under the card's own title."""
+    title = next((line.removeprefix("# ") for line in card.text.splitlines() if line.startswith("# ")), "")
+    card.data["model_name"] = title if results else None
+    card.data["eval_results"] = results or None
 
 
 def update_card(run: Path) -> None:
@@ -78,14 +134,33 @@ def update_card(run: Path) -> None:
     Raises:
         InputError: the student or its card cannot be read.
     """
-    evaluation, path = evaluation_of(run / "model"), run / "model" / "README.md"
-    if evaluation is None or not path.is_file():
+    path = run / "model" / "README.md"
+    if not path.is_file():
         return
-    results = results_of(load_encoder(run / "model"), evaluation)
-    if not results:
-        logger.warning("%s: no result of %s, whose card stays as it is", evaluation, run / "model")
+    found: dict[str, Callable[[ModelCard], None]] = {}
+    evaluation = evaluation_of(run / "model")
+    if evaluation is not None:
+        results = results_of(load_encoder(run / "model"), evaluation)
+        if results:
+            found[", ".join(results)] = partial(set_scores, results=results)
+    own = evaluation_of(run / "model", FILE)
+    if own is not None:
+        result = own_head_of(load_model(run / "model"), own)
+        if result is not None:
+            found["its own head"] = partial(set_own_head, result=result)
+    if not found:
+        if evaluation or own:
+            logger.warning("%s: no result of %s, whose card stays as it is", evaluation or own, run / "model")
         return
     card = read_card(path)
-    set_scores(card, results)
+    for set_one in found.values():
+        set_one(card)
     write_card(card, path)
-    logger.info("%s: scores of %s", path, ", ".join(results))
+    logger.info("%s: scores of %s", path, ", ".join(found))
+
+
+def own_head_of(model: SpeechModel, folder: Path) -> dict[str, Any] | None:
+    """The result of exactly this model's own head in a folder; None if there is none."""
+    result = read_own_head_result(folder)
+    mine = result is not None and result["settings"].get("model") == model_fingerprint(model)
+    return result if mine else None

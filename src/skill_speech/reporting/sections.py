@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..evaluation.own_head import by_label_table, head_table
 from ..evaluation.published import COLUMNS
 from ..figures.output import inline_svg
 from ..figures.plots import dendrogram, layer_weight_map, similarity_map
@@ -168,6 +169,27 @@ def _scores_of(run: Evidence) -> str:
     said = "".join(f"<li>{escape(note)}</li>" for note in notes)
     title = f'<p class="title">{escape(scores.title)}</p>'
     return f'<div class="scores">{title}{table(heading, rows, name="scores")}<ul class="notes">{said}</ul></div>'
+
+
+def _own_head(runs: Sequence[Evidence]) -> str:
+    def write(run: Evidence) -> str:
+        if run.own_head is None:
+            return paragraph(
+                "Not measured: there is no RUN/evaluation/own_head.json, which skill-speech evaluate RUN/model "
+                "--own_head --data DATA writes for a model with a head.",
+                "absent",
+            )
+        shown = head_table(run.own_head)
+        heading, lines = shown.cells()
+        rows = [list(cells) for cells in zip(heading, *lines, strict=True)]
+        listed = table(["", *rows[0][1:]], rows[1:], name="scores of the model's own head")
+        labels = by_label_table(run.own_head)
+        each = details("Every label", table(labels[0], labels[1:], name="scores of every label")) if labels else ""
+        said = "".join(f"<li>{escape(note)}</li>" for note in shown.notes)
+        title = f'<p class="title">{escape(shown.title)}</p>'
+        return f'<div class="scores">{title}{listed}{each}<ul class="notes">{said}</ul></div>'
+
+    return _per_run(runs, write, beside=False)
 
 
 def _role(row: dict[str, Any], run: Evidence) -> str:
@@ -566,6 +588,7 @@ def _duration(seconds: float) -> str:
 
 SECTIONS = (
     Section("outcome", "Outcome", _outcome),
+    Section("own-head", "The model's own head", _own_head),
     Section("similarity", "Layers and their clusters", _similarity),
     Section("survivors", "Survivors per layer", _survivors),
     Section("training", "Sparsity and losses", _training),

@@ -149,12 +149,19 @@ def is_fresh(folder: Path, allowed: Collection[str] = ()) -> bool:
     return all(name in (*allowed, LOCK) or LEFTOVER.fullmatch(name) for name in names)
 
 
-def evaluation_of(model: str | Path) -> Path | None:
-    """Where the scores of RUN/model are expected: RUN/evaluation, if `evaluate` wrote something there."""
+def evaluation_of(model: str | Path, file: str = "table.json") -> Path | None:
+    """Where the scores of RUN/model are expected: RUN/evaluation, if `evaluate` wrote a file there."""
     folder = Path(model)
     folder = (folder.parent if folder.is_file() else folder).resolve()
     found = folder.parent / "evaluation"
-    return found if folder.name == "model" and (found / "table.json").is_file() else None
+    return found if folder.name == "model" and (found / file).is_file() else None
+
+
+def run_of(model: str | Path) -> Path | None:
+    """The run that a model is of, which is RUN/model; None for any other model."""
+    folder = Path(model)
+    folder = (folder.parent if folder.is_file() else folder).resolve()
+    return folder.parent if folder.name == "model" and (folder.parent / "config.yaml").is_file() else None
 
 
 def _write_settings(path: Path, settings: dict[str, Any]) -> None:

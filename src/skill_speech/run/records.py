@@ -71,6 +71,8 @@ COSTS = Only(
 CURVE = Only({"widths": [COUNT], "seconds": [AMOUNT]})
 MACHINE = {"processor": str, "threads": COUNT, "precision": str}
 LOSSES = Each(LOSS)
+ESTIMATES = Each({"value": LOSS, "low": LOSS, "high": LOSS})
+HEAD = {"name": str, "parameters": COUNT, "metrics": ESTIMATES, "by_label": Each(LOSSES)}
 METRICS = Each(Either((LOSS, LOSSES)))  # diarization keeps the error of every threshold and median
 WIDTHS = {"channels": [COUNT], "heads": [[COUNT]], "units": [COUNT]}
 STAGE = {
@@ -178,6 +180,29 @@ RECORDS: dict[str, tuple[Any, str]] = {
             "layer_weights": [LOSS],
         },
         "delete it and run evaluate again",
+    ),
+    "own-head": (
+        {
+            "kind": str,
+            "head": str,
+            "data": str,
+            "synthetic": str,
+            "settings": dict,
+            "model": HEAD,
+            "teacher": Either((HEAD, None)),
+            "difference": Either((ESTIMATES, None)),
+            "items": Each(COUNT),
+            "without_reference": COUNT,
+            "hours": AMOUNT,
+            "notes": [str],
+            "bootstrap": {"resamples": COUNT, "of": str, "seed": COUNT},
+            "audio": TALLY,
+        },
+        "delete it and run evaluate again",
+    ),
+    "own-head progress": (
+        {"done": COUNT, "said": [dict], "audio": TALLY | {"empty_in_a_row": COUNT}},
+        "delete it, and the same command starts again",
     ),
     "fold": ({"metrics": METRICS, "dev": METRICS, "layer_weights": [LOSS]}, "delete it and run evaluate again"),
     "table": (
