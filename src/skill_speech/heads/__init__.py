@@ -2,7 +2,7 @@
 
 from .config import AdapterConfig, HeadConfig, TDNNConfig
 from .heads import Head, HeadOutput, make_head
-from .model import SpeechModel, head_of, save_head
+from .model import SpeechModel, head_of, save_head, save_head_config
 
 __all__ = [
     "AdapterConfig",
@@ -14,4 +14,5 @@ __all__ = [
     "head_of",
     "make_head",
     "save_head",
+    "save_head_config",
 ]
