@@ -205,7 +205,7 @@ def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture
         assert word in text
     with pytest.raises(SystemExit):
         main(["export", "--help"])
-    assert "hub id, folder or file, as `load_encoder` takes it" in " ".join(capsys.readouterr().out.split())
+    assert "hub id, folder or file, as `load_model` takes it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

@@ -54,8 +54,9 @@ def test_the_command_is_the_function(model, capsys, monkeypatch):
         "output": "out",
         "format": "onnx",
         "quantize": "int8",
-        "hidden_states": "all",
+        "hidden_states": None,
         "length_aware": False,
+        "target_lang": None,
         "scores": None,
         "push_to_hub": None,
     }
@@ -141,9 +142,9 @@ def test_a_missing_package_is_named(model, tmp_path, monkeypatch):
 @pytest.mark.parametrize("format", ["onnx", "torch-export", "s3prl", "transformers"])
 def test_length_aware_is_for_every_format_that_can_say_it(format, model, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr("skill_speech.exporting.formats._save", lambda encoder, *_: saved.append(encoder) or ())
+    monkeypatch.setattr("skill_speech.exporting.formats._save", lambda model, *_: saved.append(model) or ())
     export(model, str(tmp_path / "out"), format=format, length_aware=True)
-    assert saved[0].config.length_aware
+    assert saved[0].encoder.config.length_aware
 
 
 def test_length_aware_goes_into_what_is_written(model, tmp_path):

@@ -45,6 +45,13 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "torchaudio": LAYOUT,
         "s3prl": CONTRACT,
     },
+    "heads": {
+        "transformers": "heads::test_a_folder_of_the_same_task_with_the_same_logits",
+        "onnx": "head_runtimes::test_onnx_gives_the_heads_outputs",
+        "torch-export": "head_runtimes::test_torch_export_gives_the_heads_outputs",
+        "torchaudio": "head_runtimes::test_torchaudio_has_a_place_for_ctc",
+        "s3prl": "head_runtimes::test_s3prl_has_the_encoder_alone_and_says_so",
+    },
     "`load_encoder` reads it back": ALONE
     | {"transformers": "transformers::test_load_encoder_reads_it_back_and_what_was_fine_tuned"},
 }

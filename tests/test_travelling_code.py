@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 
 import skill_speech
-from skill_speech.exporting.travel.remote_code import ENCODER
+from skill_speech.exporting.travel.remote_code import ENCODER, HEADS
 
 PACKAGE = Path(skill_speech.__file__).parent
-FILES = sorted([*(PACKAGE / "encoder").glob("*.py"), *(PACKAGE / "exporting/travel").glob("*.py")])
+FILES = sorted(
+    [
+        *(PACKAGE / "encoder").glob("*.py"),
+        *(PACKAGE / "exporting/travel").glob("*.py"),
+        *(PACKAGE / "heads" / name for name in HEADS.values()),
+    ]
+)
 PYTHON = (3, 9)
 
 LATER_ARGUMENTS = {
@@ -109,6 +115,11 @@ def _is_type(node: ast.AST) -> bool:
 def test_all_files_of_the_encoder_travel() -> None:
     here = {path.name for path in (PACKAGE / "encoder").glob("*.py")} - {"__init__.py"}
     assert here == set(ENCODER)
+
+
+def test_files_that_lie_beside_each_other_have_names_of_their_own() -> None:
+    travel = {path.name for path in (PACKAGE / "exporting/travel").glob("*.py")}
+    assert len({*ENCODER, *HEADS, *travel}) == len(ENCODER) + len(HEADS) + len(travel)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -20,7 +20,7 @@ from skill_speech import InputError, compress, load_encoder, load_model
 from skill_speech.compression import AnalysisConfig
 from skill_speech.distillation import HeadTraining, OutputLoss, Stage1Config, Stage2Config
 from skill_speech.distillation.outputs import distance, labelled_loss
-from skill_speech.heads import HeadConfig, HeadOutput, TDNNConfig, head_macs, make_head
+from skill_speech.heads import HeadConfig, HeadOutput, TDNNConfig, make_head
 from tests.transformers_models import LARGE_STYLE, TINY, build
 
 VOCABULARY = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4} | {one: 5 + at for at, one in enumerate("abcdefgh")}
@@ -181,7 +181,7 @@ def test_labels_that_cannot_be_had_are_refused(teachers: dict[str, Path], speech
     load_encoder(teachers["wavlm-ctc"]).save_pretrained(bare)
     cases = (
         (teachers["wavlm-ctc"], silent, "no supervision with a text in the first"),
-        (teachers["hubert-keywords"], silent, "no supervision with a label"),
+        (teachers["hubert-keywords"], silent, "no supervision with a label that the model has"),
         (bare, speech, "has no head to learn labels with"),
         (teachers["wavlm-diarization"], speech, "labels for frame heads"),
     )
@@ -269,10 +269,10 @@ def test_labels_losses_are_those_of_transformers(tmp_path: Path) -> None:
         found = labelled_loss(model(waveforms_BT, lengths_B), [[5, 6, 6], [7], [8, 9]], model.head)
         assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
         # An utterance without a label is left out.
-        alone = labelled_loss(model(waveforms_BT, lengths_B), [[5, 6, 6], None, None], model.head)
+        alone = labelled_loss(model(waveforms_BT, lengths_B), [[5, 6, 6], [], []], model.head)
         first = theirs(waveforms_BT[:1], labels=labels[:1]).loss
         assert alone.item() == pytest.approx(first.item(), rel=1e-4)
-        assert labelled_loss(model(waveforms_BT), [None, [], None], model.head) is None
+        assert labelled_loss(model(waveforms_BT), [[], [], []], model.head) is None
     theirs = build("WavLM", TINY | TEACHERS["wavlm-speakers"][2], "ForXVector")
     theirs.save_pretrained(tmp_path / "speakers")
     model = load_model(tmp_path / "speakers")
@@ -302,7 +302,7 @@ def test_macs_of_a_head_are_counted(name: str, teachers: dict[str, Path]) -> Non
         output = model.encoder(torch.randn(1, 32_000))
         with FlopCounterMode(display=False) as counter:
             model.head(output)
-    counted = head_macs(model.head.config, model.encoder.config, 2.0) * 2.0
+    counted = model.head.macs(output.lengths_B[0].item())
     assert counted == pytest.approx(counter.get_total_flops() / 2, rel=1e-6)
     assert model.head.num_parameters() == sum(weight.numel() for weight in model.head.parameters())
     assert math.isfinite(counted)

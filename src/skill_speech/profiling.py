@@ -1,4 +1,4 @@
-"""What an encoder costs: parameters, multiply-accumulates, real-time factor, memory."""
+"""What a model costs: parameters, multiply-accumulates, real-time factor, memory."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .encoder import Encoder
+    from .heads import Head
     from .kernels import OptimizedEncoder
 
 
+HEAD = "head"
+"""What was fine-tuned on top of an encoder, as a component."""
 REST = "norms and the rest"
 """What a forward pass does between its components."""
 
@@ -53,19 +56,19 @@ class Timing:
 
 @dataclass(frozen=True)
 class Profile:
-    """The costs of one encoder.
+    """The costs of one model.
 
     Attributes:
         model: where it came from.
-        parameters: by component.
+        parameters: by component, `HEAD` where there is one.
         macs: multiply-accumulates per second of audio, by component.
         seconds: length of the utterance for which speed, memory and the quadratic part of the MACs hold.
-        real_time_factor: seconds of computing per second of audio, one utterance at a time, float32, the encoder as it
+        real_time_factor: seconds of computing per second of audio, one utterance at a time, float32, the model as it
             is loaded; median of some.
         threads: CPU threads used for that.
         memory: bytes of resident memory at the peak of loading and encoding, beyond what torch itself takes; None where
             it was not measured in a process of its own.
-        timings: of the optimized encoder, by component; none where they were not asked for.
+        timings: of the optimized encoder without a head, by component; none where they were not asked for.
     """
 
     model: str
@@ -109,7 +112,7 @@ def profile(
     """Measure a model, and another one beside it, each in a process of its own.
 
     Args:
-        model: hub id, folder or file, as `load_encoder` takes it.
+        model: hub id, folder or file, as `load_model` takes it.
         compare: another model, its teacher say.
         seconds: length of the utterance that is encoded.
         threads: CPU threads; by default as many as torch takes.
@@ -167,14 +170,15 @@ def _components(optimized: OptimizedEncoder) -> dict[str, list[nn.Module]]:
     }
 
 
-def measure(encoder: Encoder, model: str, seconds: float = 10.0, repeats: int = 5) -> Profile:
-    """Profile of an encoder that is in memory, without its memory.
+def measure(encoder: Encoder, model: str, seconds: float = 10.0, repeats: int = 5, head: Head | None = None) -> Profile:
+    """Profile of a model that is in memory, without its memory.
 
     Args:
         encoder: on a CPU, in evaluation mode.
         model: what to call it.
         seconds: length of the utterance.
         repeats: how many times it is encoded; the median counts.
+        head: that stands on the encoder.
 
     Raises:
         InputError: an utterance shorter than a frame.
@@ -192,12 +196,19 @@ def measure(encoder: Encoder, model: str, seconds: float = 10.0, repeats: int = 
     with torch.inference_mode():
         for _ in range(repeats + 1):
             started = time.perf_counter()
-            encoder(waveform_BT)
+            output = encoder(waveform_BT)
+            if head is not None:
+                head(output)
             times.append(time.perf_counter() - started)
+    parameters = parameters_by_component(encoder.config, widths)
+    macs = macs_by_component(encoder.config, widths, seconds)
+    if head is not None:
+        parameters[HEAD] = sum(weight.numel() for weight in head.parameters())
+        macs[HEAD] = head.macs(encoder.config.num_frames(waveform_BT.shape[1])) / seconds
     return Profile(
         model=model,
-        parameters=parameters_by_component(encoder.config, widths),
-        macs=macs_by_component(encoder.config, widths, seconds),
+        parameters=parameters,
+        macs=macs,
         seconds=seconds,
         real_time_factor=median(times[1:]) / seconds,  # the first one warms up
         threads=torch.get_num_threads(),
@@ -230,7 +241,7 @@ def _in_own_process(source: str, seconds: float, threads: int | None, times: str
 def _main(source: str, seconds: float, threads: int, times: str) -> None:
     import torch
 
-    from .checkpoints import load_encoder
+    from .checkpoints import load_model
     from .hardware import multiplies_bfloat16
     from .kernels import Precision, optimize
 
@@ -238,8 +249,9 @@ def _main(source: str, seconds: float, threads: int, times: str) -> None:
         torch.set_num_threads(threads)
     torch.nn.functional.linear(torch.randn(8, 8), torch.randn(8, 8))  # lets torch set itself up
     before = peak_memory()
-    encoder = load_encoder(source)
-    values = asdict(measure(encoder, source, seconds))
+    loaded = load_model(source)
+    encoder = loaded.encoder
+    values = asdict(measure(encoder, source, seconds, head=loaded.head))
     values["memory"] = peak_memory() - before
     waveform_BT = torch.randn(1, round(seconds * encoder.config.sampling_rate))
     precisions: list[Precision] = ["float32"]

@@ -48,9 +48,9 @@ def profile_table(profiles: Sequence[Profile]) -> Table:
     ):
         totals = [float(sum(part.values())) for part in parts]
         row(title, totals, [human(total) for total in totals])
-        names = list(parts[0])
+        names = list(dict.fromkeys(name for part in parts for name in part))
         for name in names:
-            values = [float(part[name]) for part in parts]
+            values = [float(part.get(name, 0)) for part in parts]
             row(f"  {name}", values, [human(value) for value in values], end_section=name == names[-1])
     factors = [profile.real_time_factor for profile in profiles]
     row("real-time factor", factors, [f"{factor:.4f}" for factor in factors])

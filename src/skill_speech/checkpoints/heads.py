@@ -121,6 +121,25 @@ def read_files(find: Callable[[str], Path | None]) -> dict[str, bytes]:
     return found
 
 
+def texts_of(texts: Mapping[Any, Any], source: str) -> dict[str, bytes]:
+    """What else belongs to a model, where its files stand as texts in another one.
+
+    Raises:
+        InputError: one is no JSON object.
+    """
+    found = {}
+    for name in FILES:
+        if name in texts:
+            try:
+                found[name] = str(texts[name]).encode()
+                fits = isinstance(json.loads(found[name]), dict)
+            except (ValueError, RecursionError):
+                fits = False
+            if not fits:
+                raise InputError(f"{source}: {name} in it is no JSON object")
+    return found
+
+
 def read_language(find: Callable[[str], Path | None], language: str, source: str) -> dict[str, Tensor]:
     """The weights of one language of a model with an adapter for each (MMS).
 

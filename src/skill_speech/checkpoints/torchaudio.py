@@ -3,12 +3,13 @@
 A file holds {"state_dict", "config"}: weights under TorchAudio's names, and the arguments that build their model. Every
 layer has its own heads, feed-forward units and channels; a sublayer that lost all of them is absent, its output bias
 too. The last convolution's output is multiplied by `dummy_weight`, which is our feature scale, before the feature
-projection's norm, whose mean and variance go over the channels that are left, as ours do.
+projection's norm, whose mean and variance go over the channels that are left, as ours do. A CTC head is the linear
+layer `aux`; there is a place for no other head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from ..encoder import ConvConfig, Encoder, EncoderConfig, LayerConfig
 from ..encoder.config import BASE_CONVS
 from ..errors import InputError
 from ..files import atomic_write
+from ..heads import Head
 from .checkpoint import Checkpoint
 from .gated import apply_gates, apply_layer_gates
+from .heads import check_vocabulary, read_head, texts_of
 from .hugging_face import convert_weights, direction_norm, weight_names
 from .settings import Settings, plain
 from .shapes import config_from_shapes
@@ -29,6 +32,7 @@ from .weights import StateDict, build
 # Both normalise waveforms with torch's layer_norm, whose epsilon this is.
 INPUT_NORM_EPS = 1e-5
 LAYER = "encoder.transformer.layers."
+AUX = "aux"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 # The flag of a sublayer in the configuration, its weights that read the hidden states, and the one that writes them.
 SUBLAYERS = (
@@ -49,7 +53,7 @@ def find_encoder(names: Any) -> str | None:
 
 
 def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: str) -> Checkpoint:
-    """The encoder of a state dict that `find_encoder` finds one in.
+    """The encoder of a state dict that `find_encoder` finds one in, and its CTC head.
 
     Args:
         weights: under TorchAudio's names, perhaps with a prefix and other models beside it.
@@ -92,7 +96,19 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
     if gates:
         encoder, written = apply_gates(encoder, settings, gates), "DPHuBERT (stage 1, pruned while reading)"
     written = "DiariZen" if prefix == "wavlm_model." else written
-    return Checkpoint(encoder.eval(), written, tuple(assumed), direction_norm(theirs, ours))
+    values = Settings(beside, source)
+    head = _head(weights, prefix, values, ours)
+    files = texts_of(values.take("files", dict, {}), source)
+    check_vocabulary(head, files, source)
+    return Checkpoint(encoder.eval(), written, tuple(assumed), direction_norm(theirs, ours), head, files)
+
+
+def _head(weights: dict[Any, Any], prefix: str, beside: Settings, config: EncoderConfig) -> Head | None:
+    """The linear layer over tokens, None if there is none; the blank is the first of them, where the file is silent."""
+    names = {f"lm_head.{kind}": f"{prefix}{AUX}.{kind}" for kind in ("weight", "bias")}
+    found = {ours: weights[theirs] for ours, theirs in names.items() if isinstance(weights.get(theirs), Tensor)}
+    values = {"pad_token_id": beside.take("blank", int, 0), "final_dropout": beside.take("final_dropout", float, 0.0)}
+    return read_head(values, found, config, beside.source) if found else None
 
 
 def _of_encoder(weights: dict[Any, Any], prefix: str, source: str) -> dict[str, Tensor]:
@@ -233,15 +249,29 @@ def _refuse_left_weights(theirs: StateDict, config: EncoderConfig) -> None:
         raise InputError(f"{theirs.source}: its configuration has no place for the weight {left[0]}")
 
 
-def save_torchaudio(encoder: Encoder, path: str | Path) -> None:
-    """Write an encoder as DPHuBERT does, for its own code and DiariZen's.
+def save_torchaudio(
+    encoder: Encoder, path: str | Path, head: Head | None = None, files: Mapping[str, bytes] | None = None
+) -> None:
+    """Write an encoder, and a CTC head on it, as DPHuBERT does, for its own code and DiariZen's.
 
     A sublayer without heads or units is left out if its output bias is zero, and written with a width of zero
     otherwise. Beside the two parts that their code reads stands what the layout has no place for.
 
+    Args:
+        encoder: in evaluation mode.
+        path: of the file.
+        head: that stands on the encoder.
+        files: what else belongs to the model, by name: of a tokenizer, JSON texts.
+
     Raises:
-        InputError: the layout cannot express the encoder.
+        InputError: the layout cannot express the encoder, or has no place for the head.
     """
+    if head is not None and (head.config.kind != "ctc" or head.adapter is not None):
+        what = "add_adapter" if head.config.kind == "ctc" else f"the head {head.config.kind}"
+        raise InputError(
+            f"a model with {what} has no place in the TorchAudio layout, which knows CTC heads alone; "
+            "skill-speech import writes the encoder by itself"
+        )
     config = encoder.config
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     _check_expressible(config, gated=any(name.endswith("log_alpha") for name in weights))
@@ -255,6 +285,9 @@ def save_torchaudio(encoder: Encoder, path: str | Path) -> None:
             else:
                 place = f"{LAYER}{number}.{output.split('.')[0]}."
                 state = {name: tensor for name, tensor in state.items() if not name.startswith(place)}
+    if head is not None:
+        own = {name.replace("lm_head", AUX): tensor.detach().cpu() for name, tensor in head.state_dict().items()}
+        state, values["aux_num_out"] = state | own, head.config.outputs
     content = {
         # Cloned, so that no tensor takes a larger one's memory along.
         "state_dict": {name: tensor.clone() for name, tensor in state.items()},
@@ -264,6 +297,8 @@ def save_torchaudio(encoder: Encoder, path: str | Path) -> None:
             "heads": [list(layer.heads) for layer in config.layers],
             "input_norm_eps": config.input_norm_eps,
             "length_aware": config.length_aware,
+            **({} if head is None else {"blank": head.config.blank, "final_dropout": head.config.dropout}),
+            **({} if not files else {"files": {name: content.decode() for name, content in files.items()}}),
         },
     }
     with atomic_write(path) as temporary, temporary.open("wb") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checkpoints import read_checkpoint, resolve_revision, warn_of_assumptions
 from ..checkpoints.tokenizers import Tokenizer
-from ..data import AudioTally, LabelKind, check_same_data, open_cuts, require_labels, split_cuts
+from ..data import AudioTally, LabelField, check_same_data, find_labels, open_cuts, split_cuts
 from ..distillation import (
     DistillationLoss,
     Method,
@@ -33,7 +33,7 @@ from ..encoder import Encoder, EncoderConfig
 from ..errors import InputError
 from ..files import require_space
 from ..hardware import multiplies_bfloat16
-from ..heads import Head, head_macs
+from ..heads import Head
 from ..pruning import REFERENCE_SECONDS, Budget, ControlName, Times, Widths, attach_gates, check_rounding
 from ..run import ranks
 from ..run.folder import RunFolder
@@ -88,7 +88,8 @@ class Plan:
         cuts, validation: audio to learn from, and held out.
         head: what was fine-tuned on the teacher, and is going to be on the student.
         files: what else belongs to the teacher, by name: tokenizer, vocabulary, feature extractor.
-        encode: from the text or label of an utterance to outputs of the head, where labels weigh something.
+        encode: from the transcript or labels of an utterance to outputs of the head, where labels weigh something.
+        labels: where the data has them.
         audio: what was wrong with the audio's files.
         data_note: what the data is, to be compared with when the run resumes.
         analysis: how layers are grouped; None where nothing needs it.
@@ -105,6 +106,7 @@ class Plan:
     head: Head | None
     files: Mapping[str, bytes]
     encode: Encode | None
+    labels: LabelField | None
     audio: AudioTally
     data_note: dict[str, Any]
     analysis: AnalysisPlan | None
@@ -148,10 +150,10 @@ class Plan:
         audio = AudioTally(config.max_bad)
         cuts, validation = _open_data(config, audio)
         parts = {"data": cuts, "validation_data": validation}
-        encode = None
+        encode, field = None, None
         if config.head.labels:
-            encode = encoder_of_labels(config.teacher, head, checkpoint.files)
-            require_labels(cuts, kind_of_labels(head), "set head.labels to 0, or give a manifest that has them")
+            encode, known = encoder_of_labels(config.teacher, head, checkpoint.files)
+            field = find_labels(cuts, known, "set head.labels to 0, or give a manifest that has them")
         note = run.on_first(lambda: check_same_data(run / "data.json", parts, config.accept_changed_data))
         if config.start_from is not None:
             _check_source(Path(config.start_from))
@@ -182,6 +184,7 @@ class Plan:
             head=head,
             files=checkpoint.files if head is not None else {},
             encode=encode,
+            labels=field,
             audio=audio,
             data_note=note,
             analysis=analysis,
@@ -189,11 +192,6 @@ class Plan:
         )
         plan._check_disk(run)
         return plan
-
-    @property
-    def labels(self) -> LabelKind | None:
-        """What is learned from the data besides the audio."""
-        return None if self.encode is None else kind_of_labels(self.head)
 
     def gated(self) -> Encoder:
         """A copy of the teacher with gates, as stage 1 begins with."""
@@ -322,6 +320,7 @@ def fast_precision() -> Precision:
 
 def make_budget(config: CompressionConfig, teacher: EncoderConfig, times: Times | None, head: Head | None) -> Budget:
     """What the settings allow the student to cost, its head included."""
+    frames = teacher.num_frames(round(REFERENCE_SECONDS * teacher.sampling_rate))
     return Budget.of(
         teacher,
         sparsity=config.sparsity,
@@ -331,7 +330,7 @@ def make_budget(config: CompressionConfig, teacher: EncoderConfig, times: Times 
         latency=config.latency,
         times=times,
         head_parameters=0 if head is None else head.num_parameters(),
-        head_macs=0 if head is None else head_macs(head.config, teacher, REFERENCE_SECONDS),
+        head_macs=0 if head is None else head.macs(frames) / REFERENCE_SECONDS,
     )
 
 
@@ -364,13 +363,10 @@ def table_of_times(config: CompressionConfig, teacher: Encoder, run: RunFolder) 
     return run.on_first(look)
 
 
-def kind_of_labels(head: Head | None) -> LabelKind:
-    """Whether a head's labels are transcripts."""
-    return "text" if head is not None and head.config.kind == "ctc" else "label"
-
-
-def encoder_of_labels(teacher: str, head: Head | None, files: Mapping[str, bytes]) -> Encode:
-    """What brings texts or labels to a head's outputs; of a label that the head does not know, to none.
+def encoder_of_labels(
+    teacher: str, head: Head | None, files: Mapping[str, bytes]
+) -> tuple[Encode, Callable[[Any], bool] | None]:
+    """What brings transcripts or labels to a head's outputs, and says which labels it knows (None for transcripts).
 
     Raises:
         InputError: labels are of no use to this teacher.
@@ -379,11 +375,13 @@ def encoder_of_labels(teacher: str, head: Head | None, files: Mapping[str, bytes
         raise InputError(f"head.labels: {teacher} has no head to learn labels with, or head.keep is false")
     config = head.config
     if config.kind == "ctc":
-        return Tokenizer(files, config, teacher).encode
+        tokenizer = Tokenizer(files, config, teacher)
+        return lambda said: tokenizer.encode(said[0]), None
     if config.kind == "frame" or config.problem == "regression":
         raise InputError(f"head.labels: labels for {config.kind} heads of {config.problem} outputs cannot be given")
-    numbers = {label: number for number, label in enumerate(config.labels)}
-    return lambda label: [numbers[one] for one in (label, *label.split(",")) if one in numbers]
+    return lambda said: [
+        number for one in said if (number := config.number_of(one)) is not None
+    ], lambda one: config.number_of(one) is not None
 
 
 def make_gated(teacher: Encoder, stage: Stage1Config, units: tuple[PrunedUnits, ...]) -> Encoder:
@@ -441,7 +439,13 @@ def _count(config: CompressionConfig) -> int | None:
 
 def _open_data(config: CompressionConfig, found: AudioTally) -> tuple[CutSet, CutSet | None]:
     """Training cuts, and validation cuts if there are any."""
-    cuts = open_cuts(config.data, absolute_paths=config.absolute_paths, max_bad=found.max_bad, found=found)
+    cuts = open_cuts(
+        config.data,
+        absolute_paths=config.absolute_paths,
+        max_bad=found.max_bad,
+        found=found,
+        labels=config.head.labels > 0,
+    )
     if config.validation_data is not None:
         return cuts, open_cuts(config.validation_data, absolute_paths=config.absolute_paths, max_bad=found.max_bad)
     if config.validation_seconds <= 0:

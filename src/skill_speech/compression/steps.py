@@ -33,8 +33,8 @@ from ..encoder import Encoder, EncoderConfig
 from ..environment import environment
 from ..errors import InputError
 from ..files import atomic_write
-from ..heads import Head, SpeechModel, head_macs
-from ..profiling import Profile, measure, peak_memory
+from ..heads import Head, SpeechModel
+from ..profiling import measure, peak_memory
 from ..pruning import (
     CONTROLS,
     Control,
@@ -396,8 +396,8 @@ class Finish(Step):
         _say_bad_audio(run / "bad_audio.json", audio)
         grouped = needs_clusters(self.plan.config.method)
         outcome = {
-            "teacher": asdict(costs(teacher, self.plan.head, str(settings["teacher"]))),
-            "student": asdict(costs(final, head, str(run / "model"))),
+            "teacher": asdict(measure(teacher, str(settings["teacher"]), head=self.plan.head)),
+            "student": asdict(measure(final, str(run / "model"), head=head)),
             "head": None if head is None else head.config.to_dict(),
             "loss_after_surgery": stages["stage2"]["validation_at_start"].get("distillation"),
             "loss": stages["stage2"]["validation"].get("distillation"),
@@ -429,16 +429,6 @@ class Finish(Step):
         folder = self.run / "stage2/student"
         fill(distance, read_weights(folder / PROJECTIONS), str(folder))
         return distance.outputs.head.eval()
-
-
-def costs(encoder: Encoder, head: Head | None, name: str) -> Profile:
-    """What an encoder and its head cost."""
-    found = measure(encoder, name)
-    if head is None:
-        return found
-    parameters = found.parameters | {"head": head.num_parameters()}
-    macs = found.macs | {"head": head_macs(head.config, encoder.config, found.seconds)}
-    return replace(found, parameters=parameters, macs=macs)
 
 
 def _say_bad_audio(path: Path, audio: dict[str, dict[str, Any]]) -> None:

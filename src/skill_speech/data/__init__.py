@@ -8,18 +8,28 @@ from .audio import SAMPLE_RATE, BadAudio, load_waveform
 from .batches import Position, TrainingBatches, evaluation_batches
 from .dataset import AudioBatch, WaveformDataset, audio_loader
 from .fingerprint import Fingerprint, check_same_data, fingerprint
-from .labels import LabelKind, label_of, require_labels
+from .labels import (
+    LABEL_FIELDS,
+    LabelField,
+    find_labels,
+    label_field,
+    labels_of,
+    listed,
+    transcript_of,
+    value_of,
+)
 from .manifests import Part, open_cuts, prepare
 from .split import split_cuts
 from .tally import AudioTally, Note, tallied
 
 __all__ = [
+    "LABEL_FIELDS",
     "SAMPLE_RATE",
     "AudioBatch",
     "AudioTally",
     "BadAudio",
     "Fingerprint",
-    "LabelKind",
+    "LabelField",
     "Note",
     "Part",
     "Position",
@@ -28,12 +38,16 @@ __all__ = [
     "audio_loader",
     "check_same_data",
     "evaluation_batches",
+    "find_labels",
     "fingerprint",
-    "label_of",
+    "label_field",
+    "labels_of",
+    "listed",
     "load_waveform",
     "open_cuts",
     "prepare",
-    "require_labels",
     "split_cuts",
     "tallied",
+    "transcript_of",
+    "value_of",
 ]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from .audio import BadAudio, audio_path, doubts, load_waveform
-from .labels import LabelKind, label_of
+from .labels import LabelField, labels_of
 from .tally import Note
 
 
@@ -30,17 +30,17 @@ class AudioBatch(NamedTuple):
     lengths_B: Tensor
     ids: tuple[str, ...]
     notes: tuple[Note, ...] = ()
-    labels: tuple[str | None, ...] = ()
+    labels: tuple[tuple[Any, ...], ...] = ()
 
 
 class WaveformDataset(Dataset[AudioBatch]):
     """Reads batches: `dataset[cuts]` is the AudioBatch of a CutSet; to be used with a sampler that yields CutSets.
 
     Args:
-        labels: what is wanted of the cuts' supervisions; None for nothing.
+        labels: where the cuts' supervisions have what is wanted of them; None for nothing.
     """
 
-    def __init__(self, labels: LabelKind | None = None) -> None:
+    def __init__(self, labels: LabelField | None = None) -> None:
         self.labels = labels
 
     def __getitem__(self, cuts: CutSet) -> AudioBatch:
@@ -56,14 +56,14 @@ class WaveformDataset(Dataset[AudioBatch]):
             waveforms.append(torch.from_numpy(waveform_T))
             ids.append(cut.id)
             if self.labels is not None:
-                labels.append(label_of(cut, self.labels))
+                labels.append(labels_of(cut, self.labels))
         lengths_B = torch.tensor([len(waveform_T) for waveform_T in waveforms], dtype=torch.int64)
         padded_BT = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True) if waveforms else torch.empty(0, 0)
         return AudioBatch(padded_BT, lengths_B, tuple(ids), tuple(notes), tuple(labels))
 
 
 def audio_loader(
-    batches: Iterable[CutSet], *, workers: int = 0, labels: LabelKind | None = None
+    batches: Iterable[CutSet], *, workers: int = 0, labels: LabelField | None = None
 ) -> DataLoader[AudioBatch]:
     """A DataLoader of AudioBatch over `TrainingBatches` or `evaluation_batches`.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder import EncoderOutput
-from .outputs import OutputLoss
+from .outputs import Labels, OutputLoss
 from .targets import Target
 
 
@@ -71,14 +71,14 @@ class DistillationLoss(nn.Module):
         student: EncoderOutput,
         teacher: EncoderOutput,
         valid_BT: Tensor | None = None,
-        labels: Sequence[str | None] = (),
+        labels: Labels = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised (0-d), and the terms of it: "distillation" of the layers and, with a head, of `OutputLoss`.
 
         Args:
             student, teacher: of the same waveforms.
             valid_BT: True for frames that count; None for all.
-            labels: text or label of each utterance, for the head.
+            labels: transcript or labels of each utterance, for the head.
         """
         terms = self.of_layers(student.layers, teacher.layers, valid_BT)
         if self.outputs is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +13,7 @@ from ..kernels import attach_kernels
 from ..pruning import Control, find_gates
 from .acceleration import Compiled, teacher_for_computing
 from .loss import DistillationLoss
+from .outputs import Labels
 
 Config = TypeVar("Config", bound="Stage2Config")
 Parts = tuple[Encoder, DistillationLoss, Control | None]
@@ -152,7 +152,7 @@ class Distillation(nn.Module):
         *,
         step: int | None = None,
         seed: int | None = None,
-        labels: Sequence[str | None] = (),
+        labels: Labels = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised (0-d), and its terms (0-d, without gradients).
 
@@ -161,7 +161,7 @@ class Distillation(nn.Module):
             lengths_B: of padded waveforms; None where all are equally long.
             step: updates made so far in training, for the control's penalty; None leaves the penalty out.
             seed: of what the student draws (gates, dropout).
-            labels: text or label of each utterance, for the head.
+            labels: transcript or labels of each utterance, for the head.
         """
         total, terms = self.distil(waveforms_BT, lengths_B, seed, labels)
         shown = {name: value.detach() for name, value in terms.items()}
@@ -178,7 +178,7 @@ class Distillation(nn.Module):
         waveforms_BT: Tensor,
         lengths_B: Tensor | None = None,
         seed: int | None = None,
-        labels: Sequence[str | None] = (),
+        labels: Labels = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (0-d) and its terms; what the student draws on the way, it draws from `seed`."""
         with torch.no_grad():

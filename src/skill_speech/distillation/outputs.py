@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from ..encoder import EncoderOutput
 from ..heads import Head, HeadConfig, HeadOutput
 
-Encode = Callable[[str], list[int]]
-"""From a transcript or a label to the outputs that stand for it."""
+Labels = Sequence[tuple[Any, ...]]
+"""Of each utterance of a batch its labels, or its transcript; nothing where there is none."""
+Encode = Callable[[tuple[Any, ...]], list[int]]
+"""From an utterance's transcript or labels to the outputs that stand for them."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,12 @@ class OutputLoss(nn.Module):
         self._teacher = [copy.deepcopy(teacher).eval().requires_grad_(False)]
         self.head, self.config, self.encode = copy.deepcopy(teacher).requires_grad_(True), config, encode
 
-    def forward(
-        self, student: EncoderOutput, teacher: EncoderOutput, labels: Sequence[str | None] = ()
-    ) -> dict[str, Tensor]:
+    def forward(self, student: EncoderOutput, teacher: EncoderOutput, labels: Labels = ()) -> dict[str, Tensor]:
         """The terms, each 0-d: "outputs" and, where labels weigh something and there are any, "labels".
 
         Args:
             student, teacher: of the same waveforms.
-            labels: text or label of each utterance; None where there is none.
+            labels: transcript or labels of each utterance.
         """
         device = student.last_hidden_state_BTD.device
         with torch.autocast(device.type, enabled=False):  # a head costs next to nothing, and its softmax is touchy
@@ -74,7 +75,7 @@ class OutputLoss(nn.Module):
             terms = {"outputs": distance(made, wanted, self.head.config, self.config.temperature)}
             if self.config.labels and labels:
                 assert self.encode is not None
-                targets = [None if label is None else self.encode(label) for label in labels]
+                targets = [self.encode(given) if given else [] for given in labels]
                 loss = labelled_loss(made, targets, self.head)
                 terms |= {} if loss is None else {"labels": loss}
         return terms
@@ -128,7 +129,7 @@ def distance(student: HeadOutput, teacher: HeadOutput, config: HeadConfig, tempe
     return apart.masked_fill(~valid_BT, 0).sum() / valid_BT.sum()
 
 
-def labelled_loss(made: HeadOutput, targets: Sequence[list[int] | None], head: Head) -> Tensor | None:
+def labelled_loss(made: HeadOutput, targets: Sequence[Sequence[int]], head: Head) -> Tensor | None:
     """The loss of the labels (0-d), a mean over the utterances that have one; None if none has.
 
     CTC's is divided by the number of tokens, and that of a transcript that does not fit into its frames is 0. A speaker
@@ -136,7 +137,7 @@ def labelled_loss(made: HeadOutput, targets: Sequence[list[int] | None], head: H
 
     Args:
         made: by the head.
-        targets: outputs of each utterance: its tokens, or its labels.
+        targets: outputs of each utterance: its tokens, or its labels; none where they are not known.
         head: whose outputs they are.
     """
     config, device = head.config, made.logits.device

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from ..checkpoints import IN_FOLDER, load_encoder
-from ..encoder import Encoder
+from ..checkpoints import IN_FOLDER, load_model
 from ..errors import InputError
 from ..files import atomic_folder, refuse_existing, refuse_full_disk
+from ..heads import SpeechModel, save_head_config
 from ..limits import check_options
-from ..reporting.model_card import LOADING, plain_card, read_card, set_section, write_card
+from ..reporting.model_card import LOADING, pipeline_tag, plain_card, read_card, set_section, write_card
 from ..run.folder import evaluation_of
 from .loading import LIBRARIES, how_to_load
 from .measuring import Measurement
+from .processors import processor_files
 from .program import HiddenStates
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Export:
         folder: where to.
         format: of it.
         size: bytes of all its files.
-        measurements: size, speed and error of an ONNX model and, first, of the encoder in torch; empty for the others.
+        measurements: size, speed and error of an ONNX model and, first, of the model in torch; empty for the others.
         address: on the hub, if it was pushed there.
     """
 
@@ -53,39 +54,51 @@ def export(
     *,
     format: Format,
     quantize: Literal["int8"] | None = None,
-    hidden_states: HiddenStates = "all",
+    hidden_states: HiddenStates | None = None,
     length_aware: bool = False,
+    target_lang: str | None = None,
     scores: str | None = None,
     push_to_hub: str | None = None,
 ) -> Export:
-    """Write an encoder as another runtime wants it, with its model card.
+    """Write a model as another runtime wants it: encoder, head, processor and model card.
 
     Args:
-        model: hub id, folder or file, as `load_encoder` takes it.
+        model: hub id, folder or file, as `load_model` takes it.
         output: a folder that does not exist yet or is empty.
-        format: "transformers" for AutoModel, "onnx" for onnxruntime, "torch-export" for torch alone, "torchaudio" for
-            DPHuBERT's and TorchAudio's layout, "s3prl" for an upstream folder.
+        format: "transformers" for AutoModel and pipelines, "onnx" for onnxruntime, "torch-export" for torch alone,
+            "torchaudio" for DPHuBERT's and TorchAudio's layout, which has a place for no head but CTC, "s3prl" for an
+            upstream folder, which is the encoder alone.
         quantize: "int8" for 8-bit weights and activations; ONNX only.
-        hidden_states: "last" leaves the other hidden states out; ONNX and torch-export only.
+        hidden_states: which come out, "all" or "last"; by default all of an encoder alone, and none of a model with a
+            head, which gives logits; ONNX and torch-export only.
         length_aware: keep padding out of everything, so that a padded batch equals its utterances one by one.
+        target_lang: of a model that has adapters for many languages (MMS), by its code; None for the one that its
+            weights have.
         scores: a folder of `evaluate` whose results of this very encoder go into the card; of RUN/model they are looked
             for in RUN/evaluation.
         push_to_hub: repository on the hub that the folder is uploaded to when it is complete.
 
     Raises:
-        InputError: a model or a card of it that cannot be read, options that do not go together, a package that the
-            format needs and that is not installed, scores of other encoders only, an output folder in use, a hub that
-            does not take it.
+        InputError: a model or a card of it that cannot be read, options that do not go together, a head that the
+            format has no place for, a package that the format needs and that is not installed, scores of other encoders
+            only, an output folder in use, a hub that does not take it.
     """
     check_options(export, dict(locals()))
     _check(format, quantize, hidden_states, length_aware)
     refuse_existing(output)
-    encoder = load_encoder(model, length_aware=length_aware)
-    card = _card(encoder, model, scores)
-    _adapt_card(card, encoder, format, quantize, hidden_states, push_to_hub)
+    loaded = load_model(model, length_aware=length_aware, target_lang=target_lang)
+    if format == "s3prl" and loaded.head is not None:
+        logger.warning(
+            "warning: %s: its %s head is left out; s3prl has heads of its own", model, loaded.head.config.kind
+        )
+        loaded.head = None
+    if hidden_states is None and loaded.head is None:
+        hidden_states = "all"
+    card = _card(loaded, model, scores)
+    _adapt_card(card, loaded, format, quantize, hidden_states, push_to_hub)
     folder = Path(output)
     with refuse_full_disk(folder), atomic_folder(folder) as temporary:
-        measurements = _save(encoder, temporary, format, quantize, hidden_states)
+        measurements = _save(loaded, temporary, model, format, quantize, hidden_states)
         write_card(card, temporary / "README.md")
     return Export(
         folder=folder,
@@ -96,10 +109,10 @@ def export(
     )
 
 
-def _check(format: str, quantize: str | None, hidden_states: str, length_aware: bool) -> None:
+def _check(format: str, quantize: str | None, hidden_states: str | None, length_aware: bool) -> None:
     if quantize and format != "onnx":
-        raise InputError(f"quantize goes with format onnx only; {format} keeps the encoder's weights")
-    if hidden_states != "all" and format not in TRACED:
+        raise InputError(f"quantize goes with format onnx only; {format} keeps the model's weights")
+    if hidden_states == "last" and format not in TRACED:
         raise InputError(
             f"hidden_states goes with formats {' and '.join(TRACED)} only; {format} has them all on demand"
         )
@@ -111,18 +124,18 @@ def _check(format: str, quantize: str | None, hidden_states: str, length_aware: 
         need_onnx()
 
 
-def _card(encoder: Encoder, model: str, scores: str | None) -> ModelCard:
+def _card(loaded: SpeechModel, model: str, scores: str | None) -> ModelCard:
     """The model's own card, or a plain one, with the scores that there are."""
     path = Path(model)
     path = (path.parent if path.name in IN_FOLDER else path) / "README.md"
-    card = read_card(path) if path.is_file() else plain_card(encoder, model)
+    card = read_card(path) if path.is_file() else plain_card(loaded, model)
     folder = Path(scores) if scores is not None else evaluation_of(model)
     if folder is None:
         return card
     from ..evaluation.results import results_of
     from ..reporting.scores import set_scores
 
-    results = results_of(encoder, folder)
+    results = results_of(loaded.encoder, folder)
     if results:
         set_scores(card, results)
         logger.info("the model card has the scores of %s from %s", ", ".join(results), folder)
@@ -134,46 +147,73 @@ def _card(encoder: Encoder, model: str, scores: str | None) -> ModelCard:
 
 
 def _adapt_card(
-    card: ModelCard, encoder: Encoder, format: Format, quantize: str | None, hidden_states: str, repository: str | None
+    card: ModelCard,
+    loaded: SpeechModel,
+    format: Format,
+    quantize: str | None,
+    hidden_states: str | None,
+    repository: str | None,
 ) -> None:
     """Let a card speak of the folder that it will be in."""
+    head = None if loaded.head is None else loaded.head.config
     text = how_to_load(
         format,
-        width=encoder.config.hidden_size,
+        width=loaded.encoder.config.hidden_size,
+        head=head,
         hidden_states=hidden_states,
         quantized=quantize is not None,
         repository=repository,
     )
     set_section(card, LOADING, text)
     card.data["library_name"] = LIBRARIES.get(format)
+    if head is not None or card.data.get("pipeline_tag") is not None:
+        card.data["pipeline_tag"] = pipeline_tag(head)
     if quantize:  # scores are those of the float32 encoder
         card.data["model_name"] = card.data["eval_results"] = None
 
 
 def _save(
-    encoder: Encoder, folder: Path, format: Format, quantize: Literal["int8"] | None, hidden_states: HiddenStates
+    model: SpeechModel,
+    folder: Path,
+    source: str,
+    format: Format,
+    quantize: Literal["int8"] | None,
+    hidden_states: HiddenStates | None,
 ) -> tuple[Measurement, ...]:
-    if format == "onnx":
-        from .onnx_model import save_onnx
-
-        return save_onnx(encoder, folder, hidden_states, quantize)
     if format == "transformers":
         from .hugging_face import save_transformers
 
-        save_transformers(encoder, folder)
-    elif format == "torch-export":
-        from .torch_export import save_torch_export
-
-        save_torch_export(encoder, folder, hidden_states)
+        save_transformers(model, folder, source)
     elif format == "torchaudio":
         from ..checkpoints.torchaudio import save_torchaudio
 
-        save_torchaudio(encoder, folder / "model.pth")
-    else:
+        save_torchaudio(model.encoder, folder / "model.pth", model.head, model.files)
+    elif format == "s3prl":
         from .s3prl import save_s3prl
 
-        save_s3prl(encoder, folder)
+        save_s3prl(model.encoder, folder)
+    else:
+        _write_beside(model, folder, source)
+    if format == "torch-export":
+        from .torch_export import save_torch_export
+
+        save_torch_export(model, folder, hidden_states)
+    elif format == "onnx":
+        from .onnx_model import save_onnx
+
+        return save_onnx(model, folder, hidden_states, quantize)
     return ()
+
+
+def _write_beside(model: SpeechModel, folder: Path, source: str) -> None:
+    """What the outputs of a traced program stand for: head.json and the files of tokenizer and feature extractor."""
+    if model.head is None:
+        return
+    save_head_config(model.head.config, folder)
+    # The program normalises waveforms by itself.
+    files = processor_files(model.files, model.head.config, model.encoder.config, normalizes=False, source=source)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def _push(folder: Path, repository: str) -> str:

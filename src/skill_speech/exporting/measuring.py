@@ -1,4 +1,4 @@
-"""Size, speed and error of an exported model beside the encoder it was made of."""
+"""Size, speed and error of an exported model beside the one it was made of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..encoder import Encoder
+from ..heads import SpeechModel
+from .program import HiddenStates, named_outputs
 
 SECONDS = 10
 REPEATS = 3
@@ -20,14 +21,14 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """The costs of one form of a model, and how far it is from the encoder.
+    """The costs of one form of a model, and how far it is from what it was made of.
 
     Attributes:
         name: runtime and precision.
         size: bytes of the weights, with the graph where there is one.
         real_time_factor: seconds of computing per second of audio, one utterance of 10 s at a time; median of three.
-        difference: largest difference of a value of any hidden state that comes out, relative to the largest value of
-            that hidden state; on noise.
+        difference: largest difference of a value of anything that comes out (logits, embeddings, hidden states),
+            relative to the largest value of the same output; on noise.
     """
 
     name: str
@@ -36,31 +37,32 @@ class Measurement:
     difference: float
 
 
-def measure(encoder: Encoder, models: dict[str, Path]) -> tuple[Measurement, ...]:
-    """The encoder in torch, then ONNX models of it by name, all on as many threads as their runtimes take."""
+def measure(model: SpeechModel, hidden_states: HiddenStates | None, models: dict[str, Path]) -> tuple[Measurement, ...]:
+    """The model in torch, then ONNX models of it by name, all on as many threads as their runtimes take."""
+    encoder = model.encoder
     waveforms_BT = torch.randn(1, SECONDS * encoder.config.sampling_rate, generator=torch.Generator().manual_seed(0))
     lengths_B = torch.tensor([waveforms_BT.shape[1]])
     with torch.inference_mode():
-        made, factor = _timed(lambda: encoder(waveforms_BT, lengths_B))
-    wanted = [made.last_hidden_state_BTD, *made.hidden_states]
-    weights = sum(weight.numel() * weight.element_size() for weight in encoder.parameters())
+        wanted, factor = _timed(lambda: named_outputs(encoder, model.head, hidden_states, waveforms_BT, lengths_B))
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     measurements = [Measurement("torch float32", weights, factor, 0.0)]
     inputs = {"waveforms": waveforms_BT.numpy(), "lengths": lengths_B.numpy()}
     for name, path in models.items():
-        arrays, factor = _run(path, inputs)
-        difference = max(_difference(torch.from_numpy(a), b) for a, b in zip(arrays, wanted, strict=False))
+        made, factor = _run(path, inputs)
+        difference = max(_difference(tensor, wanted[output]) for output, tensor in made.items())
         size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
         measurements.append(Measurement(name, size, factor, difference))
     return tuple(measurements)
 
 
-def _run(path: Path, inputs: dict[str, Any]) -> tuple[list[Any], float]:
-    """The hidden states that a model makes, the last one first, and its real-time factor."""
+def _run(path: Path, inputs: dict[str, Any]) -> tuple[dict[str, Tensor], float]:
+    """What comes out of a model by name, without the counts of frames, and its real-time factor."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs() if output.name != "frames"]
-    return _timed(lambda: session.run(names, inputs))
+    names = [output.name for output in session.get_outputs() if not output.name.endswith("frames")]
+    arrays, factor = _timed(lambda: session.run(names, inputs))
+    return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}, factor
 
 
 def _timed(encode: Callable[[], Any]) -> tuple[Any, float]:

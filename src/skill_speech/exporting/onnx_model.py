@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..encoder import Encoder
 from ..encoder.layers import TimeNorm
 from ..errors import InputError
+from ..heads import SpeechModel
 from .measuring import Measurement, measure
 from .program import HiddenStates, Program
 
@@ -69,36 +69,37 @@ def need_onnx() -> None:
 
 
 def save_onnx(
-    encoder: Encoder,
+    model: SpeechModel,
     folder: Path,
-    hidden_states: HiddenStates = "all",
+    hidden_states: HiddenStates | None,
     quantize: Literal["int8"] | None = None,
 ) -> tuple[Measurement, ...]:
     """Write model.onnx, an example that encodes a WAV file with it, and a page that does so in a browser.
 
     Args:
-        encoder: in evaluation mode.
+        model: in evaluation mode.
         folder: that exists.
-        hidden_states: whether all hidden states come out or the last one alone.
+        hidden_states: whether all hidden states come out, the last one alone or none.
         quantize: "int8" for linear maps whose weights and activations are 8 bits, the latter scaled as they come.
 
     Returns:
-        Size, speed and error of the encoder in torch and of the models, float32 first.
+        Size, speed and error of the model in torch and of the exported ones, float32 first.
     """
-    for name in EXAMPLES:
+    for name in EXAMPLES if model.head is None else EXAMPLES[:1]:  # the page draws hidden states
         shutil.copyfile(Path(__file__).parent / "travel" / name, folder / name)
     if quantize is None:
-        _save_float32(encoder, folder / FILE, hidden_states)
-        return measure(encoder, {"onnxruntime float32": folder / FILE})
+        _save_float32(model, folder / FILE, hidden_states)
+        return measure(model, hidden_states, {"onnxruntime float32": folder / FILE})
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         float32 = Path(scratch) / FILE
-        _save_float32(encoder, float32, hidden_states)
+        _save_float32(model, float32, hidden_states)
         _save_int8(float32, folder / FILE)
-        return measure(encoder, {"onnxruntime float32": float32, "onnxruntime int8": folder / FILE})
+        models = {"onnxruntime float32": float32, "onnxruntime int8": folder / FILE}
+        return measure(model, hidden_states, models)
 
 
-def _save_float32(encoder: Encoder, path: Path, hidden_states: HiddenStates) -> None:
-    program = Program(encoder, hidden_states)
+def _save_float32(model: SpeechModel, path: Path, hidden_states: HiddenStates | None) -> None:
+    program = Program(model, hidden_states)
     for module in list(program.modules()):
         for name, part in module.named_children():
             if isinstance(part, TimeNorm):
@@ -118,15 +119,17 @@ def _save_float32(encoder: Encoder, path: Path, hidden_states: HiddenStates) -> 
             verbose=False,
         )
         _tidy(exported.model)
-        weights = sum(weight.numel() * weight.element_size() for weight in encoder.parameters())
+        weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
         exported.save(path, external_data=weights > LARGEST)
 
 
 def _tidy(model: Any) -> None:
     """Name the frames and take out where in which file a node comes from: paths of the machine that exported it."""
+    shortened = any(value.name == "encoder_frames" for value in model.graph.outputs)
     for value in model.graph.outputs:
         if len(value.shape) == 3:
-            value.shape = type(value.shape)(["batch", "frames", value.shape[2]])
+            frames = "encoder_frames" if shortened and value.name != "logits" else "frames"
+            value.shape = type(value.shape)(["batch", frames, value.shape[2]])
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None

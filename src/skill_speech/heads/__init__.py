@@ -2,8 +2,7 @@
 
 from .config import AdapterConfig, HeadConfig, TDNNConfig
 from .heads import Head, HeadOutput, make_head
-from .model import SpeechModel, head_of, save_head
-from .size import head_macs
+from .model import SpeechModel, head_of, save_head, save_head_config
 
 __all__ = [
     "AdapterConfig",
@@ -12,8 +11,8 @@ __all__ = [
     "HeadOutput",
     "SpeechModel",
     "TDNNConfig",
-    "head_macs",
     "head_of",
     "make_head",
     "save_head",
+    "save_head_config",
 ]

@@ -98,6 +98,12 @@ class HeadConfig:
         if self.adapter is not None and self.kind in ("sequence", "frame"):
             raise ValueError(f"a {self.kind} classifier takes no adapter")
 
+    def number_of(self, label: Any) -> int | None:
+        """The output that a label stands for: that of this name, or of this number; None for others."""
+        if str(label) in self.labels:
+            return self.labels.index(str(label))
+        return label if type(label) is int and 0 <= label < self.outputs else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         return dataclasses.asdict(self)

@@ -5,13 +5,13 @@ Shapes: B utterances, T frames, D width, L layers, V outputs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..encoder.config import EncoderConfig
+from ..encoder.config import ConvConfig, EncoderConfig
 from ..encoder.encoder import EncoderOutput, first_steps
 from .config import AdapterConfig, HeadConfig, TDNNConfig
 
@@ -33,6 +33,9 @@ class HeadOutput(NamedTuple):
 
 class Head(nn.Module):
     """What all heads have in common.
+
+    `forward` asks for the parts by their names alone, which may as well be those of a model of Transformers: there they
+    stand beside the encoder, under Transformers' names of their weights.
 
     Args:
         config: of the head.
@@ -57,6 +60,14 @@ class Head(nn.Module):
         """Number of parameters."""
         return sum(weight.numel() for weight in self.parameters())
 
+    def macs(self, frames: int) -> int:
+        """Multiply-accumulates in matrix products and convolutions, for one utterance of so many frames."""
+        raise NotImplementedError
+
+    def shorten(self, frames: int) -> tuple[int, int]:
+        """Frames that are left of so many for the head to read, and the multiply-accumulates of getting there."""
+        return (frames, 0) if self.adapter is None else self.adapter.macs(frames)
+
     def read(self, output: EncoderOutput) -> tuple[Tensor, Tensor]:
         """What the head reads of an encoder's output (B, T, D), and how many of the frames are valid (B,)."""
         x_BTD, frames_B = output.last_hidden_state_BTD, output.lengths_B
@@ -79,6 +90,11 @@ class CTCHead(Head):
         x_BTD, frames_B = self.read(output)
         return HeadOutput(self.lm_head(self.dropout(x_BTD)), frames_B)
 
+    def macs(self, frames: int) -> int:
+        """As of `Head`."""
+        frames, before = self.shorten(frames)
+        return before + frames * self.lm_head.weight.numel()
+
 
 class SequenceHead(Head):
     """A projection, the mean over frames and a linear layer over labels, as SUPERB classifies (arXiv 2105.01051)."""
@@ -95,6 +111,10 @@ class SequenceHead(Head):
         valid_BT1 = first_steps(frames_B, x_BTD.shape[1])[..., None]
         return HeadOutput(self.classifier(x_BTD.masked_fill(~valid_BT1, 0).sum(1) / frames_B[:, None]))
 
+    def macs(self, frames: int) -> int:
+        """As of `Head`."""
+        return frames * self.projector.weight.numel() + self.classifier.weight.numel()
+
 
 class FrameHead(Head):
     """A linear layer over labels, frame by frame (who speaks when, say)."""
@@ -107,6 +127,10 @@ class FrameHead(Head):
         """Logits of every frame."""
         x_BTD, frames_B = self.read(output)
         return HeadOutput(self.classifier(x_BTD), frames_B)
+
+    def macs(self, frames: int) -> int:
+        """As of `Head`."""
+        return frames * self.classifier.weight.numel()
 
 
 class XVectorHead(Head):
@@ -132,17 +156,27 @@ class XVectorHead(Head):
         """
         x_BTD, frames_B = self.read(output)
         x_BTD = self.projector(x_BTD)
-        lost = sum(layer.dilation * (layer.kernel - 1) for layer in self.config.tdnn)
+        layers: Any = list(self.tdnn)
+        lost = sum(layer.dilation * (layer.steps - 1) for layer in layers)
         if not torch.compiler.is_compiling() and x_BTD.shape[1] <= lost + 1:
             raise ValueError(f"an utterance of {x_BTD.shape[1]} frames; the speaker embedding needs {lost + 2}")
-        for layer in self.tdnn:
+        for layer in layers:
             x_BTD = layer(x_BTD)
         # Transformers takes the dilation for 1: frames beyond the end of a shorter utterance count there.
-        counted = lost if self.length_aware else sum(layer.kernel - 1 for layer in self.config.tdnn)
+        counted = lost if self.length_aware else sum(layer.steps - 1 for layer in layers)
         frames_B = (frames_B - counted).clamp(max=x_BTD.shape[1])
         mean_BD, deviation_BD = _mean_and_deviation(x_BTD, frames_B)
         embeddings_BD = self.feature_extractor(torch.cat([mean_BD, deviation_BD], -1))
         return HeadOutput(self.classifier(embeddings_BD), None, embeddings_BD)
+
+    def macs(self, frames: int) -> int:
+        """As of `Head`; the objective has no part in it."""
+        frames, total = self.shorten(frames)
+        total += frames * self.projector.weight.numel()
+        for shape, layer in zip(self.config.tdnn, self.tdnn):
+            frames -= shape.dilation * (shape.kernel - 1)
+            total += frames * sum(weight.numel() for weight in layer.parameters() if weight.dim() > 1)
+        return total + self.feature_extractor.weight.numel() + self.classifier.weight.numel()
 
 
 class TDNNLayer(nn.Module):
@@ -192,6 +226,16 @@ class Adapter(nn.Module):
             x_BTD = layer(x_BTD)
             frames_B = torch.div(frames_B - 1, self.stride, rounding_mode="floor") + 1
         return x_BTD, frames_B.clamp(max=x_BTD.shape[1])
+
+    def macs(self, frames: int) -> tuple[int, int]:
+        """Frames that come out when so many go in, and the multiply-accumulates of it."""
+        total = 0 if self.proj is None else frames * self.proj.weight.numel()
+        for layer in self.layers:
+            conv = layer.get_submodule("conv")
+            assert isinstance(conv, nn.Conv1d)
+            frames = ConvConfig(conv.out_channels, conv.kernel_size[0], conv.stride[0]).num_frames(frames + 2)
+            total += frames * conv.weight.numel()
+        return frames, total
 
 
 class AdapterLayer(nn.Module):

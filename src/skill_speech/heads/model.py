@@ -63,7 +63,12 @@ def save_head(head: Head, folder: Path) -> None:
 
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
     _write(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
-    _write(folder / CONFIG, (json.dumps(head.config.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
+    save_head_config(head.config, folder)
+
+
+def save_head_config(config: HeadConfig, folder: Path) -> None:
+    """Write head.json: what a head is, and what its outputs stand for."""
+    _write(folder / CONFIG, (json.dumps(config.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def head_of(config: HeadConfig, encoder: Encoder, weights: Mapping[str, Tensor]) -> Head:

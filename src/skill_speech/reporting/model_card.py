@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..checkpoints.model_files import ModelFiles
-from ..encoder import Encoder, EncoderConfig
+from ..encoder import EncoderConfig
 from ..errors import InputError
 from ..files import atomic_write
+from ..heads import HeadConfig, SpeechModel
 from ..profiling import Profile
 from ..pruning import human
 from .stages import asked_for, heard, told_times
@@ -70,14 +71,22 @@ def write_model_card(path: Path, settings: dict[str, Any], outcome: dict[str, An
     write_card(card, path)
 
 
-def plain_card(encoder: Encoder, source: str) -> ModelCard:
-    """The card of an encoder that came without one: what can be said of it by itself."""
+def pipeline_tag(head: HeadConfig | None) -> str:
+    """What the hub calls the task of a model."""
+    if head is None or head.kind == "x-vector":
+        return "feature-extraction"
+    return "automatic-speech-recognition" if head.kind == "ctc" else "audio-classification"
+
+
+def plain_card(model: SpeechModel, source: str) -> ModelCard:
+    """The card of a model that came without one: what can be said of it by itself."""
     name = harmless(Path(source).resolve().name if Path(source).exists() else source)
-    size = human(encoder.num_parameters())
+    encoder, size = model.encoder, human(model.num_parameters())
     licence = teacher_licence(source, None)
+    what = "The speech encoder of " if model.head is None else f"The speech model (head: {model.head.config.kind}) "
     card = _card(
         name.rpartition("/")[2],
-        f"The speech encoder of `{name}` (family {encoder.config.family}, {size} parameters), written by skill-speech.",
+        f"{what}`{name}` (family {encoder.config.family}, {size} parameters), written by skill-speech.",
         licence=licence,
         teacher=name,
         tags=[],

@@ -16,22 +16,18 @@ from lhotse import SupervisionSegment
 from lhotse.cut import Cut
 from numpy.typing import NDArray
 
+from ...data import LabelField, label_field, listed, transcript_of, value_of
 from ...errors import InputError
 from ...heads import HeadConfig
 
-FIELDS = ("label", "speaker", "language", "gender", "text")
 NO_LABEL = -1
 """In place of an output's number: in these frames nothing is said."""
 
 
 def texts(cuts: Sequence[Cut]) -> dict[str, str]:
     """Id → what is said, of the cuts of which that is known; of several supervisions one after another."""
-    found = {}
-    for cut in cuts:
-        parts = [part.text for part in sorted(cut.supervisions, key=lambda part: part.start) if part.text is not None]
-        if parts:
-            found[cut.id] = " ".join(parts)
-    return found
+    found = ((cut.id, transcript_of(cut)) for cut in cuts)
+    return {name: text for name, text in found if text is not None}
 
 
 def speakers(cuts: Sequence[Cut], data: str) -> dict[str, str]:
@@ -123,9 +119,7 @@ class Labels:
 
     def find(self, value: Any) -> int | None:
         """The output that a label stands for: that of this name, or of this number; None for others."""
-        if str(value) in self.numbers:
-            return self.numbers[str(value)]
-        return value if type(value) is int and 0 <= value < len(self.names) else None
+        return self.numbers[str(value)] if str(value) in self.numbers else self.head.number_of(value)
 
     def number(self, value: Any) -> int:
         """The output that a label of the model stands for."""
@@ -137,15 +131,14 @@ class Labels:
         """Outputs by their names, as they stand in a table."""
         return ", ".join(self.names[number] for number in numbers)
 
-    def _field(self, cuts: Sequence[Cut]) -> str:
-        for field in FIELDS:
-            values = [value for cut in cuts for part in cut.supervisions for value in _listed(value_of(part, field))]
-            if values and (field == "label" or any(self.find(value) is not None for value in values)):
-                return field
-        raise InputError(
-            f"{self.data}: none of its {len(cuts)} cuts has a label of {self.model} ({_some(self.names)}): give their "
-            'supervisions custom["label"], or a speaker, language, gender or text that is one'
-        )
+    def _field(self, cuts: Sequence[Cut]) -> LabelField:
+        field = label_field(cuts, lambda value: self.find(value) is not None)
+        if field is None:
+            raise InputError(
+                f"{self.data}: none of its {len(cuts)} cuts has a label of {self.model} ({_some(self.names)}): give "
+                'their supervisions custom["label"], or a speaker, language, gender or text that is one'
+            )
+        return field
 
     def _refuse_unknown(self, cuts: Sequence[Cut]) -> None:
         said = dict.fromkeys(str(value) for cut in cuts for part in cut.supervisions for value in self._unknown(part))
@@ -156,7 +149,7 @@ class Labels:
             )
 
     def _values(self, part: SupervisionSegment) -> list[Any]:
-        return _listed(value_of(part, self.field))
+        return listed(value_of(part, self.field))
 
     def _unknown(self, part: SupervisionSegment) -> list[Any]:
         return [value for value in self._values(part) if self.find(value) is None]
@@ -182,12 +175,6 @@ def numbers(cuts: Sequence[Cut], head: HeadConfig, data: str) -> dict[str, list[
     return found
 
 
-def value_of(part: SupervisionSegment, field: str) -> Any:
-    """What a supervision has in one of FIELDS; None for nothing."""
-    value = (part.custom or {}).get("label") if field == "label" else getattr(part, field)
-    return None if value == "" else value
-
-
 def _as_numbers(value: Any, head: HeadConfig, where: str) -> list[float]:
     if isinstance(value, Mapping) and set(value) == set(head.labels):
         value = [value[name] for name in head.labels]
@@ -203,10 +190,6 @@ def _frames(cut: Cut, seconds_per_frame: float) -> Iterator[tuple[SupervisionSeg
     """Supervisions, each with its first frame and the one after its last."""
     for part in cut.supervisions:
         yield part, max(0, round(part.start / seconds_per_frame)), max(0, round(part.end / seconds_per_frame))
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -5,13 +5,19 @@ Shapes: B utterances, T samples or frames, D hidden size, V vocabulary or labels
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    CausalLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+    XVectorOutput,
+)
 
 # Earlier versions of Transformers take along the files that this one imports, but not those that they import in turn:
 # that is what the imports that nothing here uses are for.
@@ -19,6 +25,8 @@ from ...encoder.config import EncoderConfig  # noqa: F401
 from ...encoder.encoder import Encoder, first_steps, initialize
 from ...encoder.inputs import as_tensor
 from ...encoder.layers import TransformerLayer  # noqa: F401
+from ...heads.config import HeadConfig  # noqa: F401
+from ...heads.heads import AMSoftmax, CTCHead, FrameHead, Head, HeadOutput, SequenceHead, XVectorHead, make_head
 from .configuration_skill_speech import SkillSpeechConfig
 from .remote_code import write_code  # noqa: F401
 
@@ -35,8 +43,13 @@ class SkillSpeechPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize(module)
-        if isinstance(module, SkillSpeechForSequenceClassification) and module.layer_weights is not None:
+        if isinstance(module, SkillSpeechWithHead) and module.layer_weights is not None:
             nn.init.constant_(module.layer_weights, 1 / len(module.layer_weights))
+        elif isinstance(module, AMSoftmax):
+            nn.init.normal_(module.weight)
+        elif isinstance(module, nn.LayerNorm):  # of an adapter, which is new where the encoder's are there
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> None:
         """There are none: the input is audio."""
@@ -115,15 +128,56 @@ class SkillSpeechModel(SkillSpeechPreTrainedModel):
         return output if _as_dict(self.config, return_dict) else output.to_tuple()
 
 
-class SkillSpeechForCTC(SkillSpeechPreTrainedModel):
-    """The encoder with a linear layer over characters, phonemes, … trained by CTC (Graves et al. 2006)."""
+class Encoded(NamedTuple):
+    """What a head reads of an encoder's output."""
+
+    last_hidden_state_BTD: Tensor
+    hidden_states: tuple[Tensor, ...]
+    lengths_B: Tensor
+
+
+class SkillSpeechWithHead(SkillSpeechPreTrainedModel):
+    """The encoder and a head, whose parts are the model's own: their weights have Transformers' names."""
+
+    kind = ""
+    head_class: Any = Head
+    read = Head.read
 
     def __init__(self, config: SkillSpeechConfig) -> None:
         super().__init__(config)
         self.skill_speech = SkillSpeechModel(config)
-        self.dropout = nn.Dropout(config.final_dropout)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        head = make_head(config.head_config(self.kind), config.encoder_config)
+        self.length_aware = head.length_aware
+        self.layer_weights, self.adapter = head.layer_weights, head.adapter
+        for name, part in head.named_children():
+            setattr(self, name, part)
         self.post_init()
+
+    def _head(
+        self,
+        input_values: Any,
+        attention_mask: Any,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> tuple[HeadOutput, tuple[Tensor, ...] | None]:
+        """What the head makes of waveforms, and the encoder's hidden states if they are asked for."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        input_values, attention_mask = self._inputs(input_values, attention_mask)
+        outputs = self.skill_speech(input_values, attention_mask, output_attentions, True, True)
+        B, T, _ = outputs.last_hidden_state.shape
+        if attention_mask is None:
+            frames_B = torch.full((B,), T, device=outputs.last_hidden_state.device)
+        else:
+            frames_B = self._get_feat_extract_output_lengths(attention_mask.sum(-1))
+        encoded = Encoded(outputs.last_hidden_state, outputs.hidden_states, frames_B)
+        return self.head_class.forward(self, encoded), outputs.hidden_states if output_hidden_states else None
+
+
+class SkillSpeechForCTC(SkillSpeechWithHead):
+    """The encoder with a linear layer over characters, phonemes, … trained by CTC (Graves et al. 2006)."""
+
+    kind, head_class = "ctc", CTCHead
 
     def forward(
         self,
@@ -144,22 +198,12 @@ class SkillSpeechForCTC(SkillSpeechPreTrainedModel):
         """
         if labels is not None and labels.max() >= self.config.vocab_size:
             raise ValueError(f"a label is {int(labels.max())}; vocab_size is {self.config.vocab_size}")
-        input_values, attention_mask = self._inputs(input_values, attention_mask)
-        outputs = self.skill_speech(input_values, attention_mask, output_attentions, output_hidden_states, True)
-        logits_BTV = self.lm_head(self.dropout(outputs.last_hidden_state))
-        output = CausalLMOutput(
-            loss=None if labels is None else self._loss(logits_BTV, attention_mask, labels),
-            logits=logits_BTV,
-            hidden_states=outputs.hidden_states,
-        )
+        made, states = self._head(input_values, attention_mask, output_attentions, output_hidden_states)
+        loss = None if labels is None else self._loss(made.logits, made.lengths_B, labels)
+        output = CausalLMOutput(loss=loss, logits=made.logits, hidden_states=states)
         return output if _as_dict(self.config, return_dict) else output.to_tuple()
 
-    def _loss(self, logits_BTV: Tensor, attention_mask: Tensor | None, labels_BN: Tensor) -> Tensor:
-        B, T, _ = logits_BTV.shape
-        if attention_mask is None:
-            frames_B = torch.full((B,), T, device=logits_BTV.device)
-        else:
-            frames_B = self._get_feat_extract_output_lengths(attention_mask.sum(-1))
+    def _loss(self, logits_BTV: Tensor, frames_B: Any, labels_BN: Tensor) -> Tensor:
         given_BN = labels_BN >= 0
         # cuDNN's CTC is not deterministic and wants its lengths on the CPU.
         with torch.backends.cudnn.flags(enabled=False):
@@ -174,17 +218,10 @@ class SkillSpeechForCTC(SkillSpeechPreTrainedModel):
             )
 
 
-class SkillSpeechForSequenceClassification(SkillSpeechPreTrainedModel):
+class SkillSpeechForSequenceClassification(SkillSpeechWithHead):
     """The encoder, a projection, the mean over frames and a linear layer over labels, as SUPERB classifies."""
 
-    def __init__(self, config: SkillSpeechConfig) -> None:
-        super().__init__(config)
-        self.skill_speech = SkillSpeechModel(config)
-        states = config.num_hidden_layers + 1
-        self.layer_weights = nn.Parameter(torch.ones(states) / states) if config.use_weighted_layer_sum else None
-        self.projector = nn.Linear(config.hidden_size, config.classifier_proj_size)
-        self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
-        self.post_init()
+    kind, head_class = "sequence", SequenceHead
 
     def forward(
         self,
@@ -195,29 +232,87 @@ class SkillSpeechForSequenceClassification(SkillSpeechPreTrainedModel):
         return_dict: bool | None = None,
         labels: Tensor | None = None,
     ) -> tuple[Tensor, ...] | SequenceClassifierOutput:
-        """Logits (B, V) and, with labels (B,), the cross entropy; the other arguments are the encoder's."""
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        input_values, attention_mask = self._inputs(input_values, attention_mask)
-        outputs = self.skill_speech(input_values, attention_mask, output_attentions, True, True)
-        hidden_BTD = outputs.last_hidden_state
-        if self.layer_weights is not None:
-            weights_L111 = self.layer_weights.softmax(-1)[:, None, None, None]
-            hidden_BTD = (torch.stack(outputs.hidden_states) * weights_L111).sum(0)
-        projected_BTD = self.projector(hidden_BTD)
-        if attention_mask is None:
-            pooled_BD = projected_BTD.mean(1)
-        else:
-            frames_B = self._get_feat_extract_output_lengths(attention_mask.sum(-1))
-            valid_BT = first_steps(frames_B, projected_BTD.shape[1])
-            pooled_BD = projected_BTD.masked_fill(~valid_BT[..., None], 0).sum(1) / frames_B[:, None]
-        logits_BV = self.classifier(pooled_BD)
-        output = SequenceClassifierOutput(
-            loss=None if labels is None else F.cross_entropy(logits_BV.float(), labels),
-            logits=logits_BV,
-            hidden_states=outputs.hidden_states if output_hidden_states else None,
-        )
+        """Logits (B, V) and, with labels, the loss; the other arguments are the encoder's.
+
+        Args:
+            labels: (B,); of a `problem_type` of "multi_label_classification" zeros and ones (B, V), of "regression"
+                numbers of the logits' shape.
+        """
+        made, states = self._head(input_values, attention_mask, output_attentions, output_hidden_states)
+        loss = None if labels is None else self._loss(made.logits.float(), labels)
+        output = SequenceClassifierOutput(loss=loss, logits=made.logits, hidden_states=states)
         return output if _as_dict(self.config, return_dict) else output.to_tuple()
+
+    def _loss(self, logits_BV: Tensor, labels: Tensor) -> Tensor:
+        if self.config.problem_type == "regression":
+            return F.mse_loss(logits_BV, labels.to(logits_BV.dtype).view_as(logits_BV))
+        if self.config.problem_type == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits_BV, labels.to(logits_BV.dtype))
+        return F.cross_entropy(logits_BV, labels)
+
+
+class SkillSpeechForAudioFrameClassification(SkillSpeechWithHead):
+    """The encoder and a linear layer over labels, frame by frame."""
+
+    kind, head_class = "frame", FrameHead
+
+    def forward(
+        self,
+        input_values: Any,
+        attention_mask: Any = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, ...] | TokenClassifierOutput:
+        """Logits (B, T, V) and, with labels, the cross entropy; the other arguments are the encoder's.
+
+        Args:
+            labels: ones and zeros (B, T, V), of which the first largest counts, as in Transformers.
+        """
+        made, states = self._head(input_values, attention_mask, output_attentions, output_hidden_states)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(made.logits.flatten(0, 1).float(), labels.flatten(0, 1).argmax(-1))
+        output = TokenClassifierOutput(loss=loss, logits=made.logits, hidden_states=states)
+        return output if _as_dict(self.config, return_dict) else output.to_tuple()
+
+
+class SkillSpeechForXVector(SkillSpeechWithHead):
+    """The encoder and a time-delay network that makes one embedding of an utterance: whose voice it is."""
+
+    kind, head_class = "x-vector", XVectorHead
+    margin, scale = 0.4, 30.0
+
+    def forward(
+        self,
+        input_values: Any,
+        attention_mask: Any = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, ...] | XVectorOutput:
+        """Embeddings (B, D), logits (B, D) and, with labels (B,), the additive margin softmax (arXiv 1801.05599)."""
+        made, states = self._head(input_values, attention_mask, output_attentions, output_hidden_states)
+        loss = None
+        if labels is not None:
+            cosines_BV = self.objective(made.logits).float()
+            margins_BV = self.margin * F.one_hot(labels.flatten(), cosines_BV.shape[1])
+            loss = F.cross_entropy(self.scale * (cosines_BV - margins_BV), labels.flatten())
+        output = XVectorOutput(loss=loss, logits=made.logits, embeddings=made.embeddings_BD, hidden_states=states)
+        return output if _as_dict(self.config, return_dict) else output.to_tuple()
+
+
+OF_KIND: dict[str, type[SkillSpeechWithHead]] = {
+    model.kind: model
+    for model in (
+        SkillSpeechForCTC,
+        SkillSpeechForSequenceClassification,
+        SkillSpeechForAudioFrameClassification,
+        SkillSpeechForXVector,
+    )
+}
 
 
 def _mask(attention_mask: Any, waveforms_BT: Tensor) -> Tensor:

@@ -8,6 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ENCODER = ("config.py", "inputs.py", "layers.py", "encoder.py")
+HEADS = {"head_config.py": "config.py", "heads.py": "heads.py"}
+"""Files of heads/, by the names that they have beside those of the encoder."""
+
+# How imports read in the package and beside each other, of this folder's files and of those of heads/.
+FLAT_HERE = {r"^from \.\.\.heads\.config ": "from .head_config ", r"^from \.\.\.(encoder|heads)\.": "from ."}
+FLAT_HEADS = {r"^from \.config ": "from .head_config ", r"^from \.\.encoder\.": "from ."}
 
 
 def write_code(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
@@ -15,13 +21,20 @@ def write_code(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
 
     Args:
         folder: where the model is.
-        names: of further files of this folder.
+        names: of further files of this folder and of `HEADS`.
     """
     here = Path(__file__).parent
-    # In the package the encoder's files have a folder of their own; where an exported model is loaded they are here.
     for name in (*ENCODER, *names):
-        path = here / name if (here / name).exists() else here.parents[1] / "encoder" / name
-        code = re.sub(r"^from \.\.\.encoder\.", "from .", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        # In the package the encoder's files and the heads' have folders of their own; where an exported model is
+        # loaded they are here.
+        path, changes = here / name, FLAT_HERE
+        if not path.exists() and name in HEADS:
+            path, changes = here.parents[1] / "heads" / HEADS[name], FLAT_HEADS
+        elif not path.exists():
+            path, changes = here.parents[1] / "encoder" / name, {}
+        code = path.read_text(encoding="utf-8")
+        for inside, beside in changes.items():
+            code = re.sub(inside, beside, code, flags=re.MULTILINE)
         temporary = Path(folder) / f".{name}.tmp"
         temporary.write_text(code, encoding="utf-8")
         os.replace(temporary, Path(folder) / name)
