@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -716,3 +718,16 @@ def test_a_full_disk_is_one_line(
         assert not (tmp_path / "own_head.json").exists()
     evaluate([str(folder / "model")], str(data), str(tmp_path), own_head=True)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.distributed
+def test_two_processes_find_what_one_does(recognition: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    folder, data, _ = recognition
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "skill_speech.cli", "evaluate", str(folder / "model"), "--own_head", "--data", str(data)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*start, *command, "--output", str(tmp_path / "two")], check=True, env=environment)
+    one = evaluate([str(folder / "model")], str(data), str(tmp_path / "one"), own_head=True).result
+    two = json.loads((tmp_path / "two/own_head.json").read_text())
+    assert comparable(two) == json.loads(json.dumps(comparable(one)))
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["lock", "own_head.json", "own_head.tsv"]
