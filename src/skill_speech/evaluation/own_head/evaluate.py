@@ -160,8 +160,11 @@ def _open(name: str, source: str, teacher: str, target_lang: str | None, device:
     own = None if is_native(Path(source)) else target_lang
     subjects = [open_subject(name, source, where, target_lang=own)]
     run, revision = run_of(source), None
+    if teacher == "auto" and run is None:
+        teacher = "none"
     if teacher == "auto":
-        stated = RunFolder(run).stated if run is not None else {}.get
+        assert run is not None
+        stated = RunFolder(run).stated
         teacher, revision = stated("teacher") or "none", stated("revision")
         target_lang = target_lang or stated("target_lang")
     if teacher == "none":
