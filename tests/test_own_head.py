@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -667,7 +669,7 @@ def test_bad_audio_is_counted_and_bounded(
 
 def test_utterances_that_are_too_short_for_the_head_are_bad_audio(tmp_path: Path) -> None:
     data = write_manifest(tmp_path, lambda number, cut: [{"speaker": f"s{number % 2}"}])
-    model = speech_model(tmp_path / "model", "ForXVector", {"tdnn_kernel": [15, 15, 1]}, "WavLM")
+    speech_model(tmp_path / "model", "ForXVector", {"tdnn_kernel": [15, 15, 1]}, "WavLM")
     lost = 14 + 2 * 14  # and two frames for a deviation
     result = own_head(tmp_path, data)
     needed = 400 + 320 * (lost + 1)
@@ -677,7 +679,6 @@ def test_utterances_that_are_too_short_for_the_head_are_bad_audio(tmp_path: Path
     assert result["items"]["utterances"] == 12 - len(short)
     with pytest.raises(ValueError, match="the speaker embedding needs"):
         load_model(tmp_path / "model")(torch.randn(1, needed - 1))
-    assert model is not None
 
 
 def test_cuts_without_a_reference_are_counted(
@@ -716,3 +717,16 @@ def test_a_full_disk_is_one_line(
         assert not (tmp_path / "own_head.json").exists()
     evaluate([str(folder / "model")], str(data), str(tmp_path), own_head=True)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.distributed
+def test_two_processes_find_what_one_does(recognition: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    folder, data, _ = recognition
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "skill_speech.cli", "evaluate", str(folder / "model"), "--own_head", "--data", str(data)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*start, *command, "--output", str(tmp_path / "two")], check=True, env=environment)
+    one = evaluate([str(folder / "model")], str(data), str(tmp_path / "one"), own_head=True).result
+    two = json.loads((tmp_path / "two/own_head.json").read_text())
+    assert comparable(two) == json.loads(json.dumps(comparable(one)))
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["lock", "own_head.json", "own_head.tsv"]

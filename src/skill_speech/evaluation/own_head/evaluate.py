@@ -159,18 +159,17 @@ def _open(name: str, source: str, teacher: str, target_lang: str | None, device:
     where = open_device(device)
     own = None if is_native(Path(source)) else target_lang
     subjects = [open_subject(name, source, where, target_lang=own)]
-    run = run_of(source)
-    if teacher == "none" or (teacher == "auto" and run is None):
-        return subjects
-    revision = None
+    run, revision = run_of(source), None
+    if teacher == "auto" and run is None:
+        teacher = "none"
     if teacher == "auto":
         assert run is not None
         stated = RunFolder(run).stated
-        teacher, revision = str(stated("teacher")), stated("revision")
+        teacher, revision = stated("teacher") or "none", stated("revision")
         target_lang = target_lang or stated("target_lang")
-        name, teacher_source = split_name(teacher)[0], teacher
-    else:
-        name, teacher_source = split_name(teacher)
+    if teacher == "none":
+        return subjects
+    name, teacher_source = split_name(teacher)
     try:
         subjects.append(open_subject(name, teacher_source, where, revision=revision, target_lang=target_lang))
     except InputError as error:

@@ -130,9 +130,11 @@ def _notes(result: Mapping[str, Any]) -> tuple[str, ...]:
     left = f"; {result['without_reference']:,} cuts without a reference" if result["without_reference"] else ""
     bad = f"; {result['audio']['left_out']:,} with unusable audio" if result["audio"]["left_out"] else ""
     unit = "" if set(result["model"]["metrics"]) <= set(FRACTIONS) else "In percent; in"
+    heard = f"{result['hours']:.2f} h" if result["hours"] >= 1 else f"{60 * result['hours']:.1f} min"
+    paired = "; of the difference, paired" if result["difference"] is not None else ""
     return (
-        f"{items}; {result['hours']:.2f} h{left}{bad}.",
+        f"{items}; {heard}{left}{bad}.",
         f"{unit or 'In'} brackets 95 % intervals of {drawn['resamples']:,} bootstrap resamples of {drawn['of']}, seed "
-        f"{drawn['seed']}; of the difference, paired.",
+        f"{drawn['seed']}{paired}.",
         *result["notes"],
     )
