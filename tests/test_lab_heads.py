@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +16,12 @@ from lhotse.cut import Cut
 
 pytest.importorskip("espeakng_loader")
 
-from lab.heads import routes
 from lab.heads.data import TASKS, UNKNOWN, Sizes, label, labels_of, make_data, read_cuts, text
 from lab.heads.finetuning import Batches, FinetuningConfig, finetune, loss_of, tokenizer_of, with_new_head
-from lab.heads.routes import Budget, Cell, cells, run_cell, with_old_head
+from lab.heads.routes import ROUTES, Budget, Cell, cells, run_cell, with_old_head
 from lab.heads.scoring import Errors, count_errors, interval, resampled_rates
 from lab.heads.tables import tables, write_tables
 from skill_speech import load_encoder, load_model
-from skill_speech.compression import compress
 from skill_speech.data.audio import load_waveform
 from skill_speech.heads import HeadOutput
 from tests.transformers_models import TINY, build
@@ -219,32 +216,21 @@ TINY_BUDGET = Budget(
 )
 
 
-KEEPS_HEADS = "keep_head" in inspect.signature(compress).parameters
-
-
-def headless(*arguments: Any, keep_head: bool, **settings: Any) -> Any:
-    """What `compress` does without such an option."""
-    assert not keep_head
-    return compress(*arguments, **settings)
-
-
 @pytest.mark.slow
-def test_a_tiny_cell_of_every_headless_route(
-    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not KEEPS_HEADS:
-        monkeypatch.setattr(routes, "compress", headless)
+def test_a_tiny_cell_of_every_route(tiny: Path, data: Path, tmp_path: Path) -> None:
     teacher = tuned(tiny, data, "ctc", tmp_path / "tuned")
     records = {}
-    for cell in cells(["tiny"], ["ctc"], ["new-head", "old-head"], [1]):
+    for cell in cells(["tiny"], ["ctc"], ROUTES, [1]):
         record = run_cell(cell, teacher, data, tmp_path / "cells", TINY_BUDGET)
         records[cell.route] = record
         assert len(record["errors"]) == len(read_cuts(data, "ctc", "test"))
         assert record["rate"] > 0
-        (tmp_path / "records").mkdir(exist_ok=True)
-        (tmp_path / "records" / f"{cell.name}.json").write_text(json.dumps(record))
     assert records["new-head"]["parameters"] == records["old-head"]["parameters"]
-    assert len(records["new-head"]["losses"]) > 0 == len(records["old-head"]["losses"])
+    assert records["whole"]["parameters"] == pytest.approx(records["old-head"]["parameters"], rel=0.02)
+    assert [bool(records[route]["losses"]) for route in ROUTES] == [False, True, False]
+    whole = load_model(tmp_path / "cells" / "tiny-ctc-whole-seed1" / "model")
+    assert not whole.head.lm_head.weight.equal(load_model(teacher).head.lm_head.weight)  # it has learned
+    assert tokenizer_of(whole).encode("it's me") == tokenizer_of(load_model(teacher)).encode("it's me")
     runs = {name: tmp_path / "cells" / f"tiny-ctc-{name}-seed1" for name in ("headless", "new-head")}
     surgeries = {(run / "surgery" / "model.safetensors").read_bytes() for run in runs.values()}
     assert len(surgeries) == 1

@@ -20,9 +20,8 @@ from typing import Any
 from lab.heads.data import labels_of, manifest, read_cuts
 from lab.heads.finetuning import FinetuningConfig, finetune, with_new_head
 from lab.heads.scoring import count_errors
-from skill_speech import load_encoder, load_model
+from skill_speech import distillation, load_encoder, load_model
 from skill_speech.compression import AnalysisConfig, CompressionResult, StageConfig, analyze, compress
-from skill_speech.distillation import LossConfig
 from skill_speech.environment import environment
 from skill_speech.heads import SpeechModel
 
@@ -51,7 +50,7 @@ class Budget:
     batch_seconds: float = 12.0
     learning_rate: float = 1e-3
     outputs: float = 1.0
-    temperature: float = 2.0
+    temperature: float = 1.0
     finetuning_rate: float = 5e-4
     calibration_seconds: float = 300.0
     validation_seconds: float = 60.0
@@ -118,8 +117,7 @@ def run_cell(cell: Cell, teacher: Path, data: Path, output: Path, budget: Budget
     started = time.monotonic()
     losses: list[float] = []
     if cell.route == "whole":
-        outputs = LossConfig(outputs=budget.outputs, temperature=budget.temperature)
-        result = _compress(cell, teacher, data, output, budget, stage2=budget.stage2, keep_head=True, loss=outputs)
+        result = _compress(cell, teacher, data, output, budget, stage2=budget.stage2, keep_head=True)
         model = load_model(result.folder / "model")
     else:
         result = _compress(cell, teacher, data, output, budget, stage2=budget.stage2, keep_head=False)
@@ -173,7 +171,7 @@ def _compress(
         heard,
         str(run),
         **{"start_from": str(analysed / "analysis")} | settings,
-        keep_head=keep_head,
+        head=distillation.HeadTraining(keep=keep_head, outputs=budget.outputs, temperature=budget.temperature),
         sparsity=budget.sparsity,
         analysis=analysis,
         stage1=budget.first(),
