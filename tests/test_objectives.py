@@ -83,12 +83,12 @@ def test_a_distance_is_a_choice_of_terms() -> None:
     assert weights.of("both") == weights
     states = [torch.randn(2, 9, 6) for _ in range(4)]
     others = [torch.randn(2, 9, 6) for _ in range(4)]
-    terms = DistillationLoss(make_targets("all-layers", 3), 6, weights.of("both")).of_layers(states, others)
+    terms = DistillationLoss(make_targets("all-layers", 3), 6, weights, distance="both").of_layers(states, others)
     of_pairs = [temporal_distance(s, t) for s, t in zip(states, others, strict=True)]
     assert terms["temporal"].item() == pytest.approx(torch.stack(of_pairs).mean().item(), rel=1e-5)
     expected = 2.0 * terms["l1"] + 0.5 * terms["l2"] + terms["cosine"] + 3.0 * terms["temporal"]
     assert terms["distillation"].item() == pytest.approx(expected.item(), rel=1e-6)
-    alone = DistillationLoss(make_targets("all-layers", 3), 6, weights.of("temporal")).of_layers(states, others)
+    alone = DistillationLoss(make_targets("all-layers", 3), 6, weights, distance="temporal").of_layers(states, others)
     assert alone.keys() == {"distillation", "temporal"}
 
 

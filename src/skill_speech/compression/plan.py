@@ -240,7 +240,7 @@ class Plan:
         )
         outputs = None if self.head is None else OutputLoss(self.head, config.head, self.encode)
         width = self.teacher.config.hidden_size
-        return DistillationLoss(targets, width, config.loss.of(config.distance), scales, outputs)
+        return DistillationLoss(targets, width, config.loss, scales, outputs, config.distance)
 
     def _check_disk(self, run: RunFolder) -> None:
         """See that what a run keeps fits onto the disk: checkpoints (12 bytes per parameter), four sets of weights.

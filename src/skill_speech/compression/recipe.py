@@ -205,10 +205,10 @@ def compress(
         output: the run's folder; the student will be in its `model`.
         method: "skill", or one of the methods it is compared with: a name for the next three.
         targets: which layers are matched, by the name of the method that has them; by default as the method has it.
-        distance: "l1-cosine" frame by frame, "temporal" between the frames of an utterance, or "both"; by default as the
-            method has it.
-        input: what the student hears in training: "clean", "masked", "noisy" or "masked-noisy" speech; by default as the
-            method has it.
+        distance: "l1-cosine" frame by frame, "temporal" between the frames of an utterance, or "both"; by default as
+            the method has it.
+        input: what the student hears in training: "clean", "masked", "noisy" or "masked-noisy" speech; by default as
+            the method has it.
         clusters: number of layer clusters K, or "auto".
         input_normalization: bring waveforms to mean 0 and variance 1 first, in teacher and student; by default as the
             teacher's files say.

@@ -58,6 +58,7 @@ class DistillationLoss(nn.Module):
         targets: what to match.
         hidden_size: width D of the layers.
         config: weights of the terms.
+        distance: which of the terms count.
         outputs: between the heads of student and teacher, where there are any.
         scales: what the states of each layer h_0 … h_L are divided by, on both sides, before they are averaged; None
             for the states as they are. See `skill_speech.similarity.LayerScales` for why.
@@ -70,9 +71,10 @@ class DistillationLoss(nn.Module):
         config: LossConfig | None = None,
         scales: Sequence[float] | None = None,
         outputs: OutputLoss | None = None,
+        distance: Distance = "l1-cosine",
     ) -> None:
         super().__init__()
-        self.targets, self.config = tuple(targets), config or LossConfig()
+        self.targets, self.config = tuple(targets), (config or LossConfig()).of(distance)
         self.scales = None if scales is None else tuple(float(scale) for scale in scales)
         count = 1 + max(target.projection for target in self.targets)
         self.projections = nn.ModuleList(_identity(hidden_size) for _ in range(count))
