@@ -56,8 +56,8 @@ def test_other_methods():
     assert [target.projection for target in shared] == [0, 1, 1, 1]
 
 
-def test_an_unknown_method_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="unknown method 'magic'; known: skill, "):
+def test_unknown_targets_are_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="unknown targets 'magic'; known: skill, "):
         make_targets("magic", 12)
 
 

@@ -14,7 +14,7 @@ from skill_speech import InputError, analyze, compress, evaluate, export, prepar
 from skill_speech.cli import main
 from skill_speech.compression import AnalysisConfig
 from skill_speech.data import Part
-from skill_speech.distillation import HeadTraining, LossConfig, Stage2Config, StageConfig
+from skill_speech.distillation import HeadTraining, InputConfig, LossConfig, Stage2Config, StageConfig
 from skill_speech.evaluation.protocol import PROTOCOL, task_config
 from skill_speech.limits import LIMITS, Number, limits_of
 
@@ -28,6 +28,7 @@ CONFIGS = {
     "stage2": Stage2Config,
     "loss": LossConfig,
     "head": HeadTraining,
+    "augmentation": InputConfig,
 }
 
 
@@ -90,7 +91,9 @@ def test_a_number_that_cannot_be_meant_is_refused_by_name(
         assert message.startswith(f"{name} is "), (value, message)
         assert "\n" not in message
         assert len(message) < 250
-    assert [value for value in IMPOSSIBLE[:6] if limit.allows(value)] == ([-1] if "gain" in name else [])
+    assert [value for value in IMPOSSIBLE[:6] if limit.allows(value)] == (
+        [-1] if "gain" in name or "snr" in name else []
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -86,6 +86,7 @@ PROCESSES = _whole(1, 65_536)
 RATE = Number(0, 10, above=True)
 SHARE = Number(0, 1)
 WEIGHT = Number(0, 1e6)
+DECIBELS = Number(-50, 100)
 WIDTH = _whole(1, 65_536)
 UPDATES = _whole(1)
 LENGTH = Number(0, 1e9, note="updates, or below 1 a share of the stage")
@@ -139,7 +140,17 @@ LIMITS: dict[str, dict[str, Number]] = {
         "shrink_every": _whole(0, note="0 for never"),
         "shrink_below": Number(0, 0.5),
     },
-    "LossConfig": {"l1": WEIGHT, "l2": WEIGHT, "cosine": WEIGHT},
+    "LossConfig": {"l1": WEIGHT, "l2": WEIGHT, "cosine": WEIGHT, "temporal": WEIGHT},
+    "InputConfig": {
+        "mask_share": Number(0, 0.95),
+        "mask_frames": _whole(1, 1_000),
+        "noisy_share": SHARE,
+        "snr_low": DECIBELS,
+        "snr_high": DECIBELS,
+        "speakers_share": SHARE,
+        "reverberation_share": SHARE,
+        "reverberation_high": Number(0.1, 5),
+    },
     "HeadTraining": {
         "outputs": WEIGHT,
         "temperature": Number(0.01, 1_000),
@@ -228,6 +239,7 @@ NESTED = {
     "stage1": LIMITS["Stage2Config"] | LIMITS["Stage1Config"],
     "stage2": LIMITS["Stage2Config"],
     "loss": LIMITS["LossConfig"],
+    "augmentation": LIMITS["InputConfig"],
     "head": LIMITS["HeadTraining"],
 }
 """Option of `compress` with fields of its own → what they may be."""

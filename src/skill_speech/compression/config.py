@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from ..data import Part
-from ..distillation import HeadTraining, LossConfig, Method, Stage1Config, Stage2Config
+from ..distillation import (
+    Distance,
+    HeadTraining,
+    Input,
+    InputConfig,
+    LossConfig,
+    Method,
+    Stage1Config,
+    Stage2Config,
+    Targets,
+)
 from ..distillation.parallel import Precision, Strategy
 from ..errors import InputError
 from ..pruning import ControlName, ImportanceName, MissedBudget
@@ -55,6 +65,9 @@ class CompressionConfig:
     data: list[Part] | str
     output: Annotated[str, MAY_CHANGE]
     method: Method
+    targets: Targets | None
+    distance: Distance | None
+    input: Input | None
     clusters: int | Literal["auto"]
     input_normalization: bool | None
     sparsity: float | None
@@ -68,6 +81,8 @@ class CompressionConfig:
     stage2: Stage2Config
     minutes: float | None
     loss: LossConfig
+    augmentation: InputConfig
+    noise: str | None
     head: HeadTraining
     target_lang: str | None
     share_projections: bool
@@ -134,6 +149,11 @@ class CompressionConfig:
                         f"{name}.{key} is {getattr(stage, key)}; it must lie between 0 and {name}.steps, "
                         f"{stage.steps}: give {'all of them' if name == 'stage1' else 'both'}, as the recipes do"
                     )
+        if self.augmentation.snr_low > self.augmentation.snr_high:
+            raise InputError(
+                f"augmentation.snr_low is {self.augmentation.snr_low:g}; it must be at most augmentation.snr_high, "
+                f"{self.augmentation.snr_high:g}"
+            )
         if not any(self.loss.weights().values()):
             *names, last = (f"loss.{name}" for name in self.loss.weights())
             raise InputError(f"{', '.join(names)} and {last} are all 0: there is nothing to learn; give one of them")

@@ -15,13 +15,24 @@ from torch import Tensor
 
 from ..checkpoints import read_checkpoint, resolve_revision, warn_of_assumptions
 from ..checkpoints.tokenizers import Tokenizer
-from ..data import AudioTally, LabelField, check_same_data, find_labels, open_cuts, split_cuts
+from ..data import (
+    AudioTally,
+    LabelField,
+    audio_loader,
+    check_same_data,
+    evaluation_batches,
+    find_labels,
+    open_cuts,
+    split_cuts,
+)
 from ..distillation import (
+    METHODS,
     DistillationLoss,
     Method,
     OutputLoss,
     Stage1Config,
     Stage2Config,
+    StudentInput,
     groups_layers,
     make_targets,
     needs_clusters,
@@ -48,6 +59,8 @@ STAGE1, STAGE2 = Stage1Config(), Stage2Config()
 # in the loss of a one-shot cut (docs/results.md); longer stages are not compared yet (`python -m lab.control`).
 LEARNED_FROM = 1_000
 TIMES = "times.json"
+NOISE_SECONDS = 1_800.0
+"""Of a user's noise that is held in memory, 115 MB."""
 SOURCES = {"analysis": "analysis/clusters.json", "stage1": "stage1/result.json", "surgery": "surgery/result.json"}
 """The steps that another run can start from, and what says that they are done."""
 
@@ -92,6 +105,7 @@ class Plan:
         labels: where the data has them.
         audio: what was wrong with the audio's files.
         data_note: what the data is, to be compared with when the run resumes.
+        student_input: what is done to the student's speech.
         analysis: how layers are grouped; None where nothing needs it.
         scales_layers: the layers are brought to one scale.
     """
@@ -109,6 +123,7 @@ class Plan:
     labels: LabelField | None
     audio: AudioTally
     data_note: dict[str, Any]
+    student_input: StudentInput
     analysis: AnalysisPlan | None
     scales_layers: bool
 
@@ -139,14 +154,15 @@ class Plan:
         gated = make_gated(teacher, config.stage1, config.pruned_units)
         budget.check(gated)
         check_rounding(gated, budget, config.round_to)
-        grouped = needs_clusters(config.method)
+        assert config.targets is not None
+        grouped = needs_clusters(config.targets)
         scaled = config.scale_layers
         if scaled is None:
-            scaled = groups_layers(config.method) and teacher.config.pre_norm
+            scaled = groups_layers(config.targets) and teacher.config.pre_norm
         if grouped or scaled:
             check_clusters(config.clusters, teacher.config, config.analysis)
         if not grouped:
-            make_targets(config.method, teacher.config.num_layers, count=_count(config))  # refuses what cannot be
+            make_targets(config.targets, teacher.config.num_layers, count=_count(config))  # refuses what cannot be
         audio = AudioTally(config.max_bad)
         cuts, validation = _open_data(config, audio)
         parts = {"data": cuts, "validation_data": validation}
@@ -187,6 +203,7 @@ class Plan:
             labels=field,
             audio=audio,
             data_note=note,
+            student_input=make_input(config, teacher.config.sampling_rate),
             analysis=analysis,
             scales_layers=scaled,
         )
@@ -205,15 +222,18 @@ class Plan:
             groups = run.on_first(lambda: load_analysis(run / "analysis")[1])
         if self.scales_layers:
             scales = run.on_first(lambda: load_scales(run / "analysis").tolist())
+        assert config.targets is not None
+        assert config.distance is not None
         targets = make_targets(
-            config.method,
+            config.targets,
             self.teacher.config.num_layers,
             groups,
             count=_count(config),
             share_projections=config.share_projections,
         )
         outputs = None if self.head is None else OutputLoss(self.head, config.head, self.encode)
-        return DistillationLoss(targets, self.teacher.config.hidden_size, config.loss, scales, outputs)
+        width = self.teacher.config.hidden_size
+        return DistillationLoss(targets, width, config.loss, scales, outputs, config.distance)
 
     def _check_disk(self, run: RunFolder) -> None:
         """See that what a run keeps fits onto the disk: checkpoints (12 bytes per parameter), four sets of weights.
@@ -252,6 +272,13 @@ def settle(config: CompressionConfig, run: RunFolder) -> tuple[CompressionConfig
     budgets = (config.sparsity, config.params, config.macs, config.speedup, config.latency)
     if all(budget is None for budget in budgets):
         config = replace(config, sparsity=0.75)
+    objective = METHODS[config.method]
+    config = replace(
+        config,
+        targets=config.targets or objective.targets,
+        distance=config.distance or objective.distance,
+        input=config.input or objective.input,
+    )
     if config.precision == "auto":
         stated = run.stated("precision")
         config = replace(config, precision=stated if stated in get_args(Precision) else run.on_first(fast_precision))
@@ -288,7 +315,7 @@ def _within_minutes(config: CompressionConfig, run: RunFolder) -> tuple[Compress
     gated = make_gated(teacher, config.stage1, config.pruned_units)
     budget.check(gated)
     pace = measure_pace(teacher, gated, budget, stages, config.precision)
-    groups_are_made = needs_clusters(config.method) and not config.start_from
+    groups_are_made = needs_clusters(config.targets or config.method) and not config.start_from
     fitting = fit(
         config.minutes,
         pace,
@@ -361,6 +388,36 @@ def table_of_times(config: CompressionConfig, teacher: Encoder, run: RunFolder) 
         return table
 
     return run.on_first(look)
+
+
+def make_input(config: CompressionConfig, rate: int) -> StudentInput:
+    """What is done to the student's speech, which is sampled at `rate`.
+
+    Raises:
+        InputError: there is no noise to be read.
+    """
+    assert config.input is not None
+    noise = []
+    if config.noise is not None and "noisy" in config.input:
+        noise = read_noise(config.noise, config.absolute_paths, config.seed)
+    return StudentInput(config.input, config.augmentation, noise, rate)
+
+
+def read_noise(source: str, absolute_paths: bool, seed: int) -> list[Tensor]:
+    """Recordings of noise (T,) at 16 kHz: some minutes of them, drawn by the seed, which stay in memory.
+
+    Raises:
+        InputError: there is none that can be read.
+    """
+    cuts = open_cuts(source, absolute_paths=absolute_paths)
+    batches = evaluation_batches(cuts, batch_seconds=15.6, limit_seconds=NOISE_SECONDS, seed=seed)
+    found = []
+    for batch in audio_loader(batches):
+        found += [row_T[:length] for row_T, length in zip(batch.waveforms_BT, batch.lengths_B.tolist(), strict=True)]
+    found = [noise_T.clone() for noise_T in found if bool(noise_T.any())]
+    if not found:
+        raise InputError(f"{source}: no noise that can be read: all of it is bad or silent")
+    return found
 
 
 def encoder_of_labels(

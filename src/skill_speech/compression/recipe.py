@@ -10,7 +10,17 @@ from typing import Literal
 
 from ..checkpoints import read_checkpoint
 from ..data import Part, open_cuts
-from ..distillation import HeadTraining, LossConfig, Method, Stage1Config, Stage2Config
+from ..distillation import (
+    Distance,
+    HeadTraining,
+    Input,
+    InputConfig,
+    LossConfig,
+    Method,
+    Stage1Config,
+    Stage2Config,
+    Targets,
+)
 from ..distillation.parallel import Precision, Strategy
 from ..files import atomic_folder, remove_leftovers
 from ..limits import check_options
@@ -139,6 +149,9 @@ def compress(
     output: str,
     *,
     method: Method = "skill",
+    targets: Targets | None = None,
+    distance: Distance | None = None,
+    input: Input | None = None,
     clusters: int | Literal["auto"] = 4,
     input_normalization: bool | None = None,
     sparsity: float | None = None,
@@ -152,6 +165,8 @@ def compress(
     stage2: Stage2Config = STAGE2,
     minutes: float | None = None,
     loss: LossConfig = LossConfig(),
+    augmentation: InputConfig = InputConfig(),
+    noise: str | None = None,
     head: HeadTraining = HeadTraining(),
     target_lang: str | None = None,
     share_projections: bool = False,
@@ -188,7 +203,12 @@ def compress(
         data: unlabelled speech: a manifest, shards, anything `prepare` takes, or a list of parts (path and weight) that
             are mixed.
         output: the run's folder; the student will be in its `model`.
-        method: "skill", or one of the methods it is compared with.
+        method: "skill", or one of the methods it is compared with: a name for the next three.
+        targets: which layers are matched, by the name of the method that has them; by default as the method has it.
+        distance: "l1-cosine" frame by frame, "temporal" between the frames of an utterance, or "both"; by default as
+            the method has it.
+        input: what the student hears in training: "clean", "masked", "noisy" or "masked-noisy" speech; by default as
+            the method has it.
         clusters: number of layer clusters K, or "auto".
         input_normalization: bring waveforms to mean 0 and variance 1 first, in teacher and student; by default as the
             teacher's files say.
@@ -205,6 +225,8 @@ def compress(
         minutes: how long the whole run may take on this machine: some updates are timed, and the lengths of both stages
             follow, in the proportions that they have otherwise.
         loss: weights of the distance between the layers of student and teacher.
+        augmentation: how the student's input is masked, and how noisy it is.
+        noise: recordings of noise, anything that `data` may be; by default noise is made.
         head: what becomes of the head of a fine-tuned teacher, and how its outputs are distilled.
         target_lang: the language of a teacher that has adapters for many (MMS), by its code.
         share_projections: one projection for all targets without layer 0 instead of one per target.

@@ -282,7 +282,7 @@ def train(
     plan, run, name, config = step.plan, step.run, step.name, step.plan.config
     assert config.precision != "auto"
     attach_weight_norm(student, direction_norm_K)
-    module = Distillation(plan.teacher, student, distance, stage, control)
+    module = Distillation(plan.teacher, student, distance, stage, control, plan.student_input)
     module.config = stage = fitting(module, stage, config.precision, name, run)
     seed = 2 * config.seed + (name == "stage2")
     held_out = None
@@ -394,7 +394,7 @@ class Finish(Step):
         audio |= {name: stage.pop("audio") for name, stage in stages.items() if "audio" in stage}
         run.save("bad_audio.json", audio)
         _say_bad_audio(run / "bad_audio.json", audio)
-        grouped = needs_clusters(self.plan.config.method)
+        grouped = needs_clusters(self.plan.config.targets or "")
         outcome = {
             "teacher": asdict(measure(teacher, str(settings["teacher"]), head=self.plan.head)),
             "student": asdict(measure(final, str(run / "model"), head=head)),

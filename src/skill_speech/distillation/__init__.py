@@ -1,22 +1,30 @@
 """Targets, loss and the training module."""
 
-from .loss import DistillationLoss, LossConfig
+from .inputs import Input, InputConfig, StudentInput
+from .loss import Distance, DistillationLoss, LossConfig
+from .methods import METHODS, Method, Objective
 from .module import Distillation, Stage1Config, Stage2Config, StageConfig
 from .outputs import HeadTraining, OutputLoss
-from .targets import METHODS, Method, Target, groups_layers, make_targets, needs_clusters
+from .targets import Target, Targets, groups_layers, make_targets, needs_clusters
 
 __all__ = [
     "METHODS",
+    "Distance",
     "Distillation",
     "DistillationLoss",
     "HeadTraining",
+    "Input",
+    "InputConfig",
     "LossConfig",
     "Method",
+    "Objective",
     "OutputLoss",
     "Stage1Config",
     "Stage2Config",
     "StageConfig",
+    "StudentInput",
     "Target",
+    "Targets",
     "groups_layers",
     "make_targets",
     "needs_clusters",

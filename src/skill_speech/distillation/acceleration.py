@@ -30,18 +30,42 @@ class Compiled:
         self.encoder = encoder
         # Crops have any length: one program for all of them.
         self._program: Any = torch.compile(encoder, dynamic=True) if compiles else encoder
+        self._masking: Any = torch.compile(encode_masked, dynamic=True) if compiles else encode_masked
 
-    def __call__(self, waveforms_BT: Tensor, lengths_B: Tensor | None = None) -> EncoderOutput:
-        """As `Encoder.forward`."""
+    def __call__(
+        self, waveforms_BT: Tensor, lengths_B: Tensor | None = None, mask_BT: Tensor | None = None
+    ) -> EncoderOutput:
+        """As `Encoder.forward`; with a mask, as `encode_masked`."""
         if self._program is self.encoder:
-            return self.encoder(waveforms_BT, lengths_B)
+            return self._run(self.encoder, encode_masked, waveforms_BT, lengths_B, mask_BT)
         try:
-            return self._program(waveforms_BT, lengths_B)
+            return self._run(self._program, self._masking, waveforms_BT, lengths_B, mask_BT)
         except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.ShortenTraceback) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             logger.warning("torch.compile failed (%s); going on without it", reason[0])
             self._program = self.encoder
-            return self.encoder(waveforms_BT, lengths_B)
+            return self._run(self.encoder, encode_masked, waveforms_BT, lengths_B, mask_BT)
+
+    def _run(
+        self, program: Any, masking: Any, waveforms_BT: Tensor, lengths_B: Tensor | None, mask_BT: Tensor | None
+    ) -> EncoderOutput:
+        made: EncoderOutput
+        if mask_BT is None:
+            made = program(waveforms_BT, lengths_B)
+        else:
+            made = masking(self.encoder, waveforms_BT, lengths_B, mask_BT)
+        return made
+
+
+def encode_masked(encoder: Encoder, waveforms_BT: Tensor, lengths_B: Tensor | None, mask_BT: Tensor) -> EncoderOutput:
+    """What an encoder makes of waveforms when everything behind h_0 sees zeros in the masked frames (B, T).
+
+    The h_0 of the output is the one before the mask.
+    """
+    features_BTD, frames_B = encoder.features(waveforms_BT, lengths_B)
+    masked_BTD = features_BTD.masked_fill(mask_BT[..., None], 0)
+    made = encoder.context(masked_BTD, None if lengths_B is None else frames_B)
+    return made._replace(features_BTD=features_BTD)
 
 
 def teacher_for_computing(teacher: Encoder, dtype: torch.dtype, compiles: bool = False) -> Encoder | OptimizedEncoder:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,38 +14,51 @@ from ..encoder import EncoderOutput
 from .outputs import Labels, OutputLoss
 from .targets import Target
 
+Distance = Literal["l1-cosine", "temporal", "both"]
+DISTANCES: tuple[Distance, ...] = get_args(Distance)
+
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the distance between a projected student state and its target.
+    """Weights of the terms of the distance between student and teacher; which of them count, `distance` says.
 
     Attributes:
         l1: weight of the mean absolute difference.
         l2: weight of the mean squared difference.
         cosine: weight of the cosine term.
+        temporal: weight of the mean squared difference of the cosines between all pairs of frames.
         cosine_form: "raw" is -cos, "log-sigmoid" is -log sigmoid(cos).
     """
 
     l1: float = 1.0
     l2: float = 0.0
     cosine: float = 1.0
+    temporal: float = 10.0
     cosine_form: Literal["raw", "log-sigmoid"] = "raw"
 
     def weights(self) -> dict[str, float]:
         """The weights by name, without the other settings."""
         return {name: value for name, value in vars(self).items() if not isinstance(value, str)}
 
+    def of(self, distance: Distance) -> LossConfig:
+        """The same with nothing for the terms that are no part of a distance."""
+        terms = {"l1-cosine": ("l1", "l2", "cosine"), "temporal": ("temporal",)}.get(distance, tuple(self.weights()))
+        nothing: dict[str, Any] = {name: 0.0 for name in self.weights() if name not in terms}
+        return replace(self, **nothing)
+
 
 class DistillationLoss(nn.Module):
     """Mean over targets of L1(P S, T) - cos(P S, T), averaged over frames (DESIGN: arXiv 2402.16830 on 2305.17651).
 
     One linear projection P per number in `Target.projection`, initialised to the identity. Every target weighs the
-    same, whether it averages one layer or six.
+    same, whether it averages one layer or six. With a weight for it, the temporal relation of the frames is compared as
+    well, without a projection: see `temporal_distance`.
 
     Args:
         targets: what to match.
         hidden_size: width D of the layers.
         config: weights of the terms.
+        distance: which of the terms count.
         outputs: between the heads of student and teacher, where there are any.
         scales: what the states of each layer h_0 … h_L are divided by, on both sides, before they are averaged; None
             for the states as they are. See `skill_speech.similarity.LayerScales` for why.
@@ -58,9 +71,10 @@ class DistillationLoss(nn.Module):
         config: LossConfig | None = None,
         scales: Sequence[float] | None = None,
         outputs: OutputLoss | None = None,
+        distance: Distance = "l1-cosine",
     ) -> None:
         super().__init__()
-        self.targets, self.config = tuple(targets), config or LossConfig()
+        self.targets, self.config = tuple(targets), (config or LossConfig()).of(distance)
         self.scales = None if scales is None else tuple(float(scale) for scale in scales)
         count = 1 + max(target.projection for target in self.targets)
         self.projections = nn.ModuleList(_identity(hidden_size) for _ in range(count))
@@ -95,11 +109,15 @@ class DistillationLoss(nn.Module):
             student, teacher: h_0 … h_L of each, all (B, T, D).
             valid_BT: True for frames that count; None for all.
         """
-        terms: dict[str, list[Tensor]] = {"l1": [], "l2": [], "cosine": []}
+        terms: dict[str, list[Tensor]] = {"l1": [], "l2": [], "cosine": [], "temporal": []}
         for target in self.targets:
-            projection = self.projections[target.projection]
-            predicted_BTD = projection(mean_of(student, target.student, self.scales)).float()
+            mean_BTD = mean_of(student, target.student, self.scales)
             wanted_BTD = mean_of(teacher, target.teacher, self.scales).float()
+            if self.config.temporal:
+                terms["temporal"].append(temporal_distance(mean_BTD, wanted_BTD, valid_BT))
+            if not (self.config.l1 or self.config.l2 or self.config.cosine):
+                continue
+            predicted_BTD = self.projections[target.projection](mean_BTD).float()
             if self.config.l1:
                 terms["l1"].append(_frame_mean((predicted_BTD - wanted_BTD).abs().mean(-1), valid_BT))
             if self.config.l2:
@@ -115,6 +133,32 @@ class DistillationLoss(nn.Module):
     def targets_of(self, output: EncoderOutput) -> list[Tensor]:
         """What a teacher's output gives to match (B, T, D), one for each target."""
         return [mean_of(output.layers, target.teacher, self.scales) for target in self.targets]
+
+
+def temporal_distance(student_BTD: Tensor, teacher_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+    """Mean squared difference of the cosines between frames t and u, over all pairs of an utterance's frames (0-d).
+
+    With frames of length 1 in the rows of S and T, what is compared are the matrices of frames by frames S Sᵀ and T Tᵀ
+    (temporal relation: STaR, arXiv 2312.09040). They are never made:
+
+        ‖S Sᵀ - T Tᵀ‖² = ‖Sᵀ S‖² - 2 ‖Sᵀ T‖² + ‖Tᵀ T‖²
+
+    where the matrices on the right are of features by features, however long the utterance is.
+    """
+    with torch.autocast(student_BTD.device.type, enabled=False):  # a small difference of large numbers
+        s_BTD, t_BTD = (F.normalize(x_BTD.float(), dim=-1) for x_BTD in (student_BTD, teacher_BTD))
+        B, T, _ = s_BTD.shape
+        frames_B = torch.full((B,), float(T), device=s_BTD.device)
+        if valid_BT is not None:
+            s_BTD, t_BTD = (x_BTD * valid_BT[..., None] for x_BTD in (s_BTD, t_BTD))
+            frames_B = valid_BT.sum(-1).float()
+        squares_B = [
+            (x_BTD.transpose(1, 2) @ y_BTD).square().sum((1, 2))
+            for x_BTD, y_BTD in ((s_BTD, s_BTD), (s_BTD, t_BTD), (t_BTD, t_BTD))
+        ]
+        apart_B = squares_B[0] - 2 * squares_B[1] + squares_B[2]
+        # Every pair of frames counts the same, in short utterances and long ones.
+        return apart_B.sum() / frames_B.square().sum()
 
 
 def _identity(width: int) -> nn.Linear:

@@ -12,6 +12,7 @@ from ..encoder import Encoder
 from ..kernels import attach_kernels
 from ..pruning import Control, find_gates
 from .acceleration import Compiled, teacher_for_computing
+from .inputs import StudentInput
 from .loss import DistillationLoss
 from .outputs import Labels
 
@@ -114,6 +115,7 @@ class Distillation(nn.Module):
         loss: between the states of both.
         config: of the stage; says how the optimiser is made and what is compiled.
         control: of the gates.
+        student_input: what is done to the student's speech in training.
     """
 
     def __init__(
@@ -123,8 +125,10 @@ class Distillation(nn.Module):
         loss: DistillationLoss,
         config: Stage2Config,
         control: Control | None = None,
+        student_input: StudentInput | None = None,
     ) -> None:
         super().__init__()
+        self.student_input = student_input or StudentInput()
         # Not a submodule: the teacher does not belong into the checkpoints.
         self._teacher = [attach_kernels(teacher).eval().requires_grad_(False)]
         self._computing: dict[tuple[torch.dtype, torch.device], Compiled] = {}
@@ -187,7 +191,11 @@ class Distillation(nn.Module):
         if seed is not None:
             # Last of all: what is made on first use may draw, and a resumed run uses it first in another update.
             torch.manual_seed(seed)
-        student = running(waveforms_BT, lengths_B)
+        heard_BT, mask_BT = waveforms_BT, None
+        if self.training:
+            heard_BT = self.student_input.waveforms(waveforms_BT)
+            mask_BT = self.student_input.mask(self.student.config.num_frames(waveforms_BT.shape[1]), len(waveforms_BT))
+        student = running(heard_BT, lengths_B, None if mask_BT is None else mask_BT.to(waveforms_BT.device))
         valid_BT = None
         if lengths_B is not None:
             frames = torch.arange(teacher.features_BTD.shape[1], device=waveforms_BT.device)

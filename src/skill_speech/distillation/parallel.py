@@ -70,7 +70,7 @@ def shard(student: Encoder, loss: DistillationLoss, mesh: Any) -> None:
     Each transformer layer is gathered when its turn comes and given up behind it. Gates stay whole: they are a few
     thousand numbers, of which the penalty needs all at once; `average_whole_gradients` is for them.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     whole = {gate.module.log_alpha for gate in find_gates(student)}
     # Of layers that pruning has emptied: torch 2.13 cannot gather what has no elements.
@@ -78,6 +78,8 @@ def shard(student: Encoder, loss: DistillationLoss, mesh: Any) -> None:
     for layer in student.layers:
         fully_shard(layer, mesh=mesh, ignored_params=whole)
     fully_shard(student, mesh=mesh, ignored_params=whole)
+    for part in ("features", "context"):  # which are called one by one where frames are masked between them
+        register_fsdp_forward_method(student, part)
     fully_shard(loss, mesh=mesh)
 
 
