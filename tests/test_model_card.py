@@ -48,6 +48,25 @@ def card(folder: Path, **changes: Any) -> str:
     return path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        ("ctc", "automatic-speech-recognition"),
+        ("sequence", "audio-classification"),
+        ("frame", "audio-classification"),
+        ("x-vector", "feature-extraction"),
+    ],
+)
+def test_the_card_of_a_model_with_a_head_says_so(kind: str, task: str, tmp_path: Path) -> None:
+    path = tmp_path / "run/model/README.md"
+    write_model_card(path, SETTINGS, OUTCOME | {"head": {"kind": kind, "outputs": 32}}, STUDENT)
+    text = path.read_text(encoding="utf-8")
+    assert ModelCard.load(path).data.pipeline_tag == task
+    assert f"A speech model (head: {kind}, 32 outputs) of 23.6M parameters" in text
+    assert 'load_model("path/to/this/folder")' in text
+    assert "load_encoder(" not in text
+
+
 def test_the_hub_reads_the_metadata(tmp_path: Path) -> None:
     card(tmp_path)
     data = ModelCard.load(tmp_path / "wavlm-mini/model/README.md").data.to_dict()

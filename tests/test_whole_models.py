@@ -120,6 +120,8 @@ def test_a_run_ends_in_a_model_of_the_same_kind(
             assert not torch.equal(student.head.state_dict()[weight], teacher.head.state_dict()[weight])
     for stage in ("stage1", "stage2"):
         assert float(rows(tmp_path / "run", stage)[-1]["validation/outputs"]) >= 0
+    assert outcome["head"] == {"kind": teacher.head.config.kind, "outputs": teacher.head.config.outputs}
+    assert "Distance of the outputs" in (tmp_path / "run/report.html").read_text()
     waveforms_BT = torch.randn(2, 16_000)
     with torch.no_grad():
         assert student(waveforms_BT).logits.shape == teacher(waveforms_BT).logits.shape

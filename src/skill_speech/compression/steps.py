@@ -398,9 +398,11 @@ class Finish(Step):
         outcome = {
             "teacher": asdict(measure(teacher, str(settings["teacher"]), head=self.plan.head)),
             "student": asdict(measure(final, str(run / "model"), head=head)),
-            "head": None if head is None else head.config.to_dict(),
+            "head": None if head is None else {"kind": head.config.kind, "outputs": head.config.outputs},
             "loss_after_surgery": stages["stage2"]["validation_at_start"].get("distillation"),
             "loss": stages["stage2"]["validation"].get("distillation"),
+            "outputs_after_surgery": stages["stage2"]["validation_at_start"].get("outputs"),
+            "outputs": stages["stage2"]["validation"].get("outputs"),
             "clusters": [list(group) for group in load_analysis(run / "analysis")[1].groups] if grouped else None,
             "stages": stages,
             "audio": audio,

@@ -167,7 +167,7 @@ def _adapt_card(
     set_section(card, LOADING, text)
     card.data["library_name"] = LIBRARIES.get(format)
     if head is not None or card.data.get("pipeline_tag") is not None:
-        card.data["pipeline_tag"] = pipeline_tag(head)
+        card.data["pipeline_tag"] = pipeline_tag(None if head is None else head.kind)
     if quantize:  # scores are those of the float32 encoder
         card.data["model_name"] = card.data["eval_results"] = None
 

@@ -13,7 +13,7 @@ from ..checkpoints.model_files import ModelFiles
 from ..encoder import EncoderConfig
 from ..errors import InputError
 from ..files import atomic_write
-from ..heads import HeadConfig, SpeechModel
+from ..heads import SpeechModel
 from ..profiling import Profile
 from ..pruning import human
 from .stages import asked_for, heard, told_times
@@ -54,28 +54,31 @@ def write_model_card(path: Path, settings: dict[str, Any], outcome: dict[str, An
     teacher = _name(str(settings["teacher"]))
     licence = teacher_licence(str(settings["teacher"]), settings["revision"])
     size = human(Profile(**outcome["student"]).total_parameters)
+    head = outcome.get("head")
+    what = "speech encoder" if head is None else f"speech model (head: {head['kind']}, {head['outputs']} outputs)"
     card = _card(
         harmless(path.parent.parent.name),
-        f"A speech encoder of {size} parameters, compressed from `{teacher}` by skill-speech.",
+        f"A {what} of {size} parameters, compressed from `{teacher}` by skill-speech.",
         licence=licence,
         teacher=teacher,
         tags=["knowledge-distillation", "pruning"],
+        kind=None if head is None else head["kind"],
     )
     set_section(card, "Size and speed", _costs(outcome))
     set_section(card, "How it was made", f"{_making(settings, outcome)}\n\n{_architecture(student)}")
     set_section(card, SCORES, NO_SCORES)
-    set_section(card, LOADING, _loading())
+    set_section(card, LOADING, _loading(None if head is None else head["kind"]))
     set_section(card, "Limits", _limits(student))
     set_section(card, "Licence", f"The teacher {_licence(teacher, licence)} Its terms apply to this student too.")
     set_section(card, "Citation", f"```bibtex\n{CITATION}\n```")
     write_card(card, path)
 
 
-def pipeline_tag(head: HeadConfig | None) -> str:
-    """What the hub calls the task of a model."""
-    if head is None or head.kind == "x-vector":
+def pipeline_tag(kind: str | None) -> str:
+    """What the hub calls the task of a model with a head of this kind, or without one."""
+    if kind is None or kind == "x-vector":
         return "feature-extraction"
-    return "automatic-speech-recognition" if head.kind == "ctc" else "audio-classification"
+    return "automatic-speech-recognition" if kind == "ctc" else "audio-classification"
 
 
 def plain_card(model: SpeechModel, source: str) -> ModelCard:
@@ -90,15 +93,18 @@ def plain_card(model: SpeechModel, source: str) -> ModelCard:
         licence=licence,
         teacher=name,
         tags=[],
+        kind=None if model.head is None else model.head.config.kind,
     )
     set_section(card, "Size", _architecture(encoder.config))
     set_section(card, SCORES, NO_SCORES)
-    set_section(card, LOADING, _loading())
+    set_section(card, LOADING, _loading(None if model.head is None else model.head.config.kind))
     set_section(card, "Licence", f"{_licence(name, licence)} Its terms apply here too.")
     return card
 
 
-def _card(title: str, summary: str, *, licence: str | None, teacher: str, tags: list[str]) -> ModelCard:
+def _card(
+    title: str, summary: str, *, licence: str | None, teacher: str, tags: list[str], kind: str | None
+) -> ModelCard:
     """Metadata, a title and a sentence."""
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -106,7 +112,7 @@ def _card(title: str, summary: str, *, licence: str | None, teacher: str, tags: 
         license=licence,
         base_model=teacher if "/" in teacher else None,
         library_name="skill-speech",
-        pipeline_tag="feature-extraction",
+        pipeline_tag=pipeline_tag(kind),
         tags=["speech", "audio", *tags, "skill-speech"],
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{summary}\n")
@@ -250,21 +256,38 @@ def _architecture(student: EncoderConfig) -> str:
 feed-forward units per layer {units}. The transformer's width is {student.hidden_size}."""
 
 
-def _loading() -> str:
-    return """```python
-from skill_speech import load_encoder
+def _loading(kind: str | None) -> str:
+    if kind is None:
+        code = """from skill_speech import load_encoder
 
 encoder = load_encoder("path/to/this/folder")
 out = encoder(waveforms_BT, lengths_B)  # 16 kHz mono, lengths optional
-out.hidden_states  # one tensor more than layers, in Transformers' order
+out.hidden_states  # one tensor more than layers, in Transformers' order"""
+        theirs = """from transformers import AutoModel
+
+model = AutoModel.from_pretrained("exported", trust_remote_code=True)"""
+    else:
+        code = """from skill_speech import load_model
+
+model = load_model("path/to/this/folder")
+model(waveforms_BT, lengths_B).logits  # 16 kHz mono, lengths optional
+model.encoder, model.head, model.files  # the encoder as of load_encoder, the head, the tokenizer's files"""
+        theirs = f"""from transformers import pipeline
+
+model = pipeline("{pipeline_tag(kind)}", model="exported", trust_remote_code=True)"""
+        if kind in ("frame", "x-vector"):
+            name = {"frame": "AutoModelForAudioFrameClassification", "x-vector": "AutoModelForAudioXVector"}[kind]
+            theirs = f"""from transformers import {name}
+
+model = {name}.from_pretrained("exported", trust_remote_code=True)"""
+    return f"""```python
+{code}
 ```
 
 With Transformers alone, after `skill-speech export path/to/this/folder --format transformers --output exported`:
 
 ```python
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("exported", trust_remote_code=True)
+{theirs}
 ```
 
 With ONNX Runtime, without torch: `skill-speech export path/to/this/folder --format onnx --output exported`."""

@@ -76,6 +76,10 @@ def _stats(run: Evidence) -> str:
         ),
         ("Distillation loss", _loss(run.outcome["loss"]), _loss_note(run)),
     ]
+    if run.outcome.get("head"):
+        head, before = run.outcome["head"], run.outcome["outputs_after_surgery"]
+        note = f"of the {head['kind']} head on held-out speech, {_loss(before)} after surgery; 0 is the teacher's"
+        cards.append(("Distance of the outputs", _loss(run.outcome["outputs"]), note))
     said = "".join(
         f'<div><dt>{escape(name)}</dt><dd class="figure">{escape(value)}</dd><dd class="more">{escape(more)}</dd></div>'
         for name, value, more in cards
@@ -90,7 +94,7 @@ def _loss_note(run: Evidence) -> str:
         return "no speech was held out to measure it on"
     note = f"on held-out speech; {_loss(run.outcome['loss_after_surgery'])} after surgery"
     weights = run.settings.get("loss", {})
-    if weights.get("cosine_form") == "raw":
+    if weights.get("cosine_form") == "raw" and run.settings.get("distance", "l1-cosine") != "temporal":
         note += f"; it cannot be lower than {0 - float(weights['cosine']):g}"
     return note
 
