@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from skill_speech.encoder import Encoder, EncoderConfig, EncoderOutput, hubert_config, layers, wavlm_config
 from skill_speech.encoder.layers import TimeNorm
 from skill_speech.exporting.program import Program
+from skill_speech.heads import SpeechModel
 from skill_speech.kernels import attach_kernels, has_kernels
 from skill_speech.kernels.attend import attend
 from skill_speech.kernels.convolution import convolve_by_products, convolve_normalized
@@ -251,7 +252,7 @@ def test_an_encoder_with_kernels_is_the_same_encoder(config):
 def test_what_is_compiled_or_exported_has_no_kernels(config, monkeypatch):
     plain = encoder_of(config)
     fast = attach_kernels(copy.deepcopy(plain))
-    assert not has_kernels(Program(fast, "all").encoder)
+    assert not has_kernels(Program(SpeechModel(fast), "all").encoder)
     assert not same(states(fast), states(plain))  # by rounding
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert same(states(fast), states(plain))
