@@ -103,8 +103,7 @@ def label(cut: Cut) -> str:
 def _sentences(root: Path, sizes: Sizes, jobs: int) -> tuple[list[Cut], list[Cut]]:
     """Corpora of SUPERB's asr, in one accent; no sentence is in both.
 
-    With the eight accents of `lab.speech` two hours of a hundred speakers are too little: hubert-mini got 23 % of the
-    words wrong that it had learned with, and 52 % of those of other speakers.
+    In the eight accents of `lab.speech`, two hours of a hundred speakers say too little of how others speak.
     """
     train, test = [], []
     for seed in range(sizes.casts):
