@@ -175,6 +175,19 @@ def test_labels_are_learned_where_there_are_any(teachers: dict[str, Path], speec
         assert min(losses) > 0
 
 
+def test_short_keywords_are_learned_from_when_they_may_be(teachers: dict[str, Path], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        (tmp_path / "words").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / f"words/{number}.wav", 0.1 * rng.standard_normal(16_000), 16_000)
+    given = settings(method="dphubert", control="exact") | {"validation_seconds": 0.0}
+    where = str(teachers["hubert-keywords"]), str(tmp_path / "words"), str(tmp_path / "run")
+    with pytest.raises(InputError, match="give more data or lower min_seconds"):
+        compress(*where, **given)
+    assert not (tmp_path / "run").exists()
+    assert compress(*where, **given, min_seconds=0.5).student.total_parameters
+
+
 def test_labels_that_cannot_be_had_are_refused(teachers: dict[str, Path], speech: Path, tmp_path: Path) -> None:
     silent = tmp_path / "silent.jsonl.gz"
     CutSet(cut.drop_supervisions() for cut in CutSet.from_file(speech)).to_file(silent)

@@ -112,6 +112,7 @@ LIMITS: dict[str, dict[str, Number]] = {
         "sparsity": Number(0, 1, above=True, below=True, words=(None,), note="0.75 keeps a quarter"),
         "speedup": Number(1, 1e6, above=True, words=(None,), note="4 takes a quarter of the time"),
         "round_to": _whole(1, 4_096, note="8, 16 or 32 suit most hardware"),
+        "min_seconds": Number(0.025, 7.8, note="a longer utterance is divided at 15.6 s"),
         "validation_seconds": Number(0, MOST_SECONDS, note="0 for no validation"),
         "validate_every": _whole(0, note="0 for none between a stage's start and its end"),
         "checkpoint_every": UPDATES,

@@ -92,6 +92,7 @@ class CompressionConfig:
     importance: ImportanceName
     missed_budget: Annotated[MissedBudget, MAY_CHANGE]
     round_to: int
+    min_seconds: float
     validation_data: str | None
     validation_seconds: float
     validate_every: int
@@ -139,6 +140,11 @@ class CompressionConfig:
 
         for name, stage in (("stage1", self.stage1), ("stage2", self.stage2)):
             batches_per_rank(stage, processes, name)
+            if 2 * self.min_seconds > stage.batch_seconds:
+                raise InputError(
+                    f"min_seconds is {self.min_seconds:g}; it must be at most half of {name}.batch_seconds, "
+                    f"{stage.batch_seconds:g}"
+                )
             if stage.activation_dropout and not stage.student_dropout:
                 raise InputError(
                     f"{name}.activation_dropout is {stage.activation_dropout:g}, and student_dropout is false"

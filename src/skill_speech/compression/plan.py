@@ -165,6 +165,10 @@ class Plan:
             make_targets(config.targets, teacher.config.num_layers, count=_count(config))  # refuses what cannot be
         audio = AudioTally(config.max_bad)
         cuts, validation = _open_data(config, audio)
+        if not any(cut.duration >= config.min_seconds for cut in cuts):
+            raise InputError(
+                f"no audio of at least {config.min_seconds:g} s to learn from: give more data or lower min_seconds"
+            )
         parts = {"data": cuts, "validation_data": validation}
         encode, field = None, None
         if config.head.labels:

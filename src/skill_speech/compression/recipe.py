@@ -176,6 +176,7 @@ def compress(
     importance: ImportanceName = "sensitivity",
     missed_budget: MissedBudget = "refuse",
     round_to: int = 1,
+    min_seconds: float = 2.0,
     validation_data: str | None = None,
     validation_seconds: float = 300.0,
     validate_every: int = 1_000,
@@ -243,6 +244,7 @@ def compress(
             have, or "cut" down to the budget all the same.
         round_to: numbers of channels and feed-forward units become multiples of it: 8, 16 or 32 for hardware that wants
             such widths.
+        min_seconds: shortest utterance that is learned from; of keywords of a second, give 0.5.
         validation_data: speech to log the loss on; by default a part of `data` is held out.
         validation_seconds: how much is held out.
         validate_every: updates between validations; 0 for none between a stage's start and its end.

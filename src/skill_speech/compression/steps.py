@@ -206,7 +206,12 @@ class Stage1(Step):
             return magnitude(gated)
         # A run of a few updates does not spend more on this than on learning.
         count = min(IMPORTANCE_BATCHES, max(8, config.stage1.steps))
-        batches = TrainingBatches(plan.cuts, batch_seconds=IMPORTANCE_SECONDS, seed=2 * config.seed)
+        batches = TrainingBatches(
+            plan.cuts,
+            batch_seconds=IMPORTANCE_SECONDS,
+            min_seconds=min(config.min_seconds, IMPORTANCE_SECONDS / 2),
+            seed=2 * config.seed,
+        )
         device = next(plan.teacher.parameters()).device
         loader = islice(audio_loader(batches), count)
         waveforms = (batch.waveforms_BT.to(device) for batch in loader if batch.ids)
@@ -302,7 +307,12 @@ def train(
     outcome = Stage(
         module,
         partial(
-            training_batches, plan.cuts, batch_seconds=stage.batch_seconds, seed=seed, whole=plan.labels is not None
+            training_batches,
+            plan.cuts,
+            batch_seconds=stage.batch_seconds,
+            min_seconds=config.min_seconds,
+            seed=seed,
+            whole=plan.labels is not None,
         ),
         held_out,
         partial(audio_loader, workers=config.workers, labels=plan.labels),
