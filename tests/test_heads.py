@@ -186,6 +186,29 @@ def test_an_unknown_head_is_named_and_left_out(tmp_path: Path, caplog: pytest.Lo
     assert "its head is of no kind that is known and is left out: regressor" in caplog.text
 
 
+def test_a_label_map_with_gaps_keeps_its_names(tmp_path: Path) -> None:
+    save(build("Hubert", TINY | {"num_labels": 3}, "ForSequenceClassification"), tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for changes, labels in (
+        ({"id2label": {"0": "a", "2": "c", "3": "d"}}, ("a", "LABEL_1", "c")),
+        ({"id2label": None, "label2id": {"x": 0, "y": 1, "z": 2}}, ("x", "y", "z")),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(values | changes))
+        assert load_model(tmp_path).head.config.labels == labels
+
+
+def test_a_head_that_is_stated_and_not_there_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(build("Wav2Vec2", TINY), tmp_path / "theirs")
+    path = tmp_path / "theirs/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["Wav2Vec2ForCTC"]}))
+    assert load_model(tmp_path / "theirs").head is None
+    assert "a Wav2Vec2ForCTC by its config.json, and no head in its weights" in caplog.text
+    load_model(save(build("Hubert", TINY, "ForCTC"), tmp_path / "ctc")).save_pretrained(tmp_path / "ours")
+    (tmp_path / "ours/head.json").unlink()
+    with pytest.raises(InputError, match=r"head\.safetensors is there, head\.json is not"):
+        load_model(tmp_path / "ours")
+
+
 def test_pre_training_leaves_no_head_and_no_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for kind in ("Wav2Vec2", "UniSpeech", "UniSpeechSat"):
         save(build(kind, TINY, "ForPreTraining"), tmp_path / kind)

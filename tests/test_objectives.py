@@ -152,6 +152,19 @@ def test_the_ratio_of_signal_and_noise_is_what_was_asked_for() -> None:
             assert (ratio_B - snr).abs().max() < 0.1
 
 
+def test_padding_stays_silent_and_does_not_count() -> None:
+    torch.manual_seed(0)
+    lengths_B = torch.tensor([16_000, 4_000, 9_000])
+    speech_BT = torch.randn(3, 16_000) * (torch.arange(16_000) < lengths_B[:, None])
+    config = InputConfig(noisy_share=1.0, snr_low=10.0, snr_high=10.0, reverberation_share=0.0, speakers_share=0.5)
+    for _ in range(5):
+        heard_BT = StudentInput("noisy", config).waveforms(speech_BT, lengths_B)
+        for heard_T, speech_T, length in zip(heard_BT, speech_BT, lengths_B.tolist(), strict=True):
+            assert not heard_T[length:].any()
+            powers = [x_T[:length].double().square().mean() for x_T in (speech_T, heard_T - speech_T)]
+            assert 10 * math.log10(powers[0] / powers[1]) == pytest.approx(10, abs=0.1)
+
+
 def test_shares_of_noise_and_rooms_are_those_that_were_asked_for() -> None:
     torch.manual_seed(0)
     speech_BT = torch.randn(400, 2_000)
@@ -270,6 +283,10 @@ def test_bad_noise_is_refused(corpus: tuple[str, str, str], tmp_path: Any) -> No
     with pytest.raises(InputError, match="no noise that can be read"):
         compress(teacher, speech, str(tmp_path / "run"), **settings(), input="noisy", noise=str(tmp_path / "silent"))
     assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="give input noisy or masked-noisy"):
+        compress(teacher, speech, str(tmp_path / "run"), **settings(), noise=str(tmp_path / "silent"))
+    with pytest.raises(InputError, match="are all 0"):
+        compress(teacher, speech, str(tmp_path / "run"), **settings(), distance="temporal", loss=LossConfig(temporal=0))
     with pytest.raises(InputError, match="snr_low is 5; it must be at most"):
         compress(
             teacher, speech, str(tmp_path / "other"), **settings(), augmentation=InputConfig(snr_low=5, snr_high=1)

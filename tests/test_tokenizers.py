@@ -41,6 +41,37 @@ def test_lower_case_and_only_a_vocabulary(tmp_path: Path) -> None:
     assert bare.encode("te") == [6, 5]
 
 
+def test_what_a_tokenizer_adds_is_no_output(tmp_path: Path) -> None:
+    """Without a word delimiter of its own in the vocabulary: Transformers numbers it on."""
+    plain = {"<pad>": 0, "<unk>": 1, "a": 2, "b": 3}
+    tokenizer = Tokenizer(files(tmp_path, plain), HeadConfig("ctc", 4), "m")
+    assert max(tokenizer.vocabulary.values()) > 3
+    assert tokenizer.encode("ab ba") == [2, 3, 3, 2]
+
+
+def test_tokens_of_several_characters_are_left_whole(tmp_path: Path) -> None:
+    phonemes = {"<pad>": 0, "<unk>": 1, "|": 2, "sh": 3, "e": 4, "eː": 5, "s": 6}
+    tokenizer = Tokenizer(files(tmp_path, phonemes), HeadConfig("ctc", 7), "m")
+    assert tokenizer.normalize(" she  seː ") == "she seː"
+
+
+def test_a_blank_that_is_not_the_padding_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Tokenizer(files(tmp_path, VOCABULARY), HeadConfig("ctc", 9, blank=8), "m")
+    assert "the blank of its CTC head is output 8, and its tokenizer pads with 0" in caplog.text
+
+
+def test_a_tokenizer_that_cannot_encode_is_one_line(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(files(tmp_path, VOCABULARY), HeadConfig("ctc", 9), "m")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise ImportError("phonemizer is not installed\npip install phonemizer")
+
+    tokenizer.tokenizer = fail
+    tokenizer.tokenizer.unk_token_id = 3  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"cannot encode text \(phonemizer is not installed\)"):
+        tokenizer.encode("tee")
+
+
 def test_no_tokenizer_and_damaged_ones_are_refused() -> None:
     with pytest.raises(InputError, match="no vocab"):
         Tokenizer({}, HeadConfig("ctc", 9), "m")

@@ -20,6 +20,7 @@ from skill_speech import InputError, compress, load_encoder, load_model
 from skill_speech.compression import AnalysisConfig
 from skill_speech.distillation import HeadTraining, OutputLoss, Stage1Config, Stage2Config
 from skill_speech.distillation.outputs import distance, labelled_loss
+from skill_speech.encoder import hubert_config
 from skill_speech.heads import HeadConfig, HeadOutput, TDNNConfig, make_head
 from tests.transformers_models import LARGE_STYLE, TINY, build
 
@@ -175,6 +176,70 @@ def test_labels_are_learned_where_there_are_any(teachers: dict[str, Path], speec
         assert min(losses) > 0
 
 
+def test_labels_that_the_head_does_not_know_are_none(
+    teachers: dict[str, Path], speech: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def relabelled(name: str, change: Any) -> str:
+        cuts = []
+        for cut in CutSet.from_file(speech):
+            change(cut.supervisions[0])
+            cuts.append(cut)
+        CutSet(cuts).to_file(tmp_path / f"{name}.jsonl.gz")
+        return str(tmp_path / f"{name}.jsonl.gz")
+
+    def unknown(said: SupervisionSegment) -> None:
+        said.custom = {"label": "never"}
+
+    def foreign(said: SupervisionSegment) -> None:
+        said.text = "你好"
+
+    given = settings(head=HeadTraining(labels=1.0), absolute_paths=True)
+    for teacher, change in (("hubert-keywords", unknown), ("wavlm-ctc", foreign)):
+        with pytest.raises(InputError, match="that the head knows in the first"):
+            compress(str(teachers[teacher]), relabelled(teacher, change), str(tmp_path / "run"), **given)
+        assert not (tmp_path / "run").exists()
+    # A label for something else does not hide the speakers, which this head knows by their numbers or names.
+    data = relabelled("speakers", lambda said: (unknown(said), setattr(said, "speaker", f"LABEL_{said.id[-1:]}")))
+    with caplog.at_level("INFO"):
+        compress(str(teachers["wavlm-speakers"]), data, str(tmp_path / "run"), **given, precision="float32")
+    assert "have a label (speaker) that the head knows" in caplog.text
+
+
+def test_a_run_starts_only_from_one_with_such_a_head(teachers: dict[str, Path], speech: Path, tmp_path: Path) -> None:
+    for keep in (True, False):
+        given = settings(head=HeadTraining(keep=keep), precision="float32")
+        compress(str(teachers["wavlm-ctc"]), str(speech), str(tmp_path / f"{keep}"), **given)
+        for step in ("stage1", "surgery"):
+            other = settings(head=HeadTraining(keep=not keep), start_from=str(tmp_path / f"{keep}" / step))
+            with pytest.raises(InputError, match=r"set head\.keep to"):
+                compress(str(teachers["wavlm-ctc"]), str(speech), str(tmp_path / "next"), **other)
+            assert not (tmp_path / "next").exists()
+
+
+def test_too_short_for_the_head_counts_for_the_layers_alone(teachers: dict[str, Path]) -> None:
+    model = load_model(teachers["wavlm-speakers"])
+    loss = OutputLoss(model.head, HeadTraining(labels=1.0), lambda said: [said[0]])
+    waveforms_BT, lengths_B = torch.randn(3, 16_000), torch.tensor([16_000, 900, 16_000])
+    with torch.no_grad():
+        output = model.encoder(waveforms_BT, lengths_B)
+        terms = loss(output, output, [(0,), (1,), (2,)])
+        assert all(bool(value.isfinite()) for value in terms.values())
+        short = model.encoder(waveforms_BT[:, :900])
+        assert loss(short, short) == {}
+        assert float(loss.weighed({})) == 0
+
+
+def test_no_label_is_a_label_where_any_number_may_hold() -> None:
+    config = HeadConfig("sequence", 3, problem="multi-label")
+    head = make_head(config, hubert_config(hidden_size=16, depth=1, num_heads=2, units=8, channels=8))
+    logits = torch.randn(3, 3)
+    found = labelled_loss(HeadOutput(logits), [[0, 2], [], None], head)
+    wanted = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    assert found.item() == pytest.approx(
+        torch.nn.functional.binary_cross_entropy_with_logits(logits[:2], wanted).item(), rel=1e-6
+    )
+
+
 def test_short_keywords_are_learned_from_when_they_may_be(teachers: dict[str, Path], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(12):
@@ -195,8 +260,8 @@ def test_labels_that_cannot_be_had_are_refused(teachers: dict[str, Path], speech
     bare = tmp_path / "bare"
     load_encoder(teachers["wavlm-ctc"]).save_pretrained(bare)
     cases = (
-        (teachers["wavlm-ctc"], silent, "no supervision with a text in the first"),
-        (teachers["hubert-keywords"], silent, "no supervision with a label that the model has"),
+        (teachers["wavlm-ctc"], silent, "no supervision with a text that the head knows"),
+        (teachers["hubert-keywords"], silent, "no supervision with a label that the head knows"),
         (bare, speech, "has no head to learn labels with"),
         (teachers["wavlm-diarization"], speech, "labels for frame heads"),
     )

@@ -38,6 +38,7 @@ PRE_TRAINING = {
     *("quantizer", "project_q", "project_hid", "dropout_features", "final_proj", "label_embs_concat"),
     *("ctc_proj", "speaker_proj", "label_embeddings_concat", "layer_norm_for_extract", "masked_spec_embed"),
 }
+WITH_HEADS = ("ForCTC", "ForSequenceClassification", "ForAudioFrameClassification", "ForXVector")
 PROBLEMS = {
     "single_label_classification": "single-label",
     "multi_label_classification": "multi-label",
@@ -85,6 +86,14 @@ def read_head(
     return _fill(config, encoder, kept, source)
 
 
+def warn_of_missing(values: Mapping[str, Any], head: Head | None, source: str) -> None:
+    """Say that a model is stated to have a head which is not in its weights."""
+    stated = values.get("architectures")
+    named = stated[0] if isinstance(stated, list) and stated and isinstance(stated[0], str) else ""
+    if head is None and named.endswith(WITH_HEADS):
+        logger.warning("warning: %s: a %s by its config.json, and no head in its weights", source, named)
+
+
 def read_own_head(folder: Path, encoder: EncoderConfig) -> Head | None:
     """The head that `SpeechModel.save_pretrained` wrote beside an encoder, None if there is none.
 
@@ -93,6 +102,8 @@ def read_own_head(folder: Path, encoder: EncoderConfig) -> Head | None:
     """
     path = folder / "head.json"
     if not path.is_file():
+        if (folder / "head.safetensors").is_file():
+            raise InputError(f"{folder}: head.safetensors is there, head.json is not; get it again, or remove both")
         return None
     try:
         config = HeadConfig.from_dict(read_json(path, MAX_FILE))
@@ -273,13 +284,15 @@ def _num_labels(values: Mapping[str, Any]) -> int:
 
 
 def _labels(values: Mapping[str, Any], outputs: int) -> tuple[str, ...]:
-    """The outputs' names in their order, none where they are not all named."""
+    """The outputs' names in their order; none where no output is named."""
     named = values.get("id2label")
-    if not isinstance(named, dict):
+    if not isinstance(named, dict) and isinstance(values.get("label2id"), dict):
+        named = {number: label for label, number in values["label2id"].items()}
+    if not isinstance(named, dict) or not named:
         return ()
-    by_number = {str(number): label for number, label in named.items()}
-    labels = tuple(by_number.get(str(number)) for number in range(outputs))
-    return tuple(map(str, labels)) if None not in labels and len(named) == outputs else ()
+    by_number = {str(number): label for number, label in named.items() if label is not None}
+    # What has no name gets Transformers' own for it.
+    return tuple(str(by_number.get(str(number), f"LABEL_{number}")) for number in range(outputs))
 
 
 def _problem(values: Mapping[str, Any], kind: str, outputs: int) -> str:

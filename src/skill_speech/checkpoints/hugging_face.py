@@ -14,7 +14,7 @@ from ..encoder import ConvConfig, EncoderConfig, full_layers
 from ..encoder.config import check_value
 from ..errors import InputError
 from .checkpoint import Checkpoint
-from .heads import FILES, check_vocabulary, of_language, read_files, read_head, read_language
+from .heads import FILES, check_vocabulary, of_language, read_files, read_head, read_language, warn_of_missing
 from .model_files import ModelFiles
 from .native import MODEL_TYPE, load_native
 from .weights import MERGE, StateDict, build, read_weights
@@ -99,6 +99,8 @@ def load_hugging_face(
         rest |= {name: tensor for name, tensor in theirs.items() if name.startswith("adapter.")}
         head = read_head(values, rest, config, source)
         check_vocabulary(head, own, source)
+    if not rest:
+        warn_of_missing(values, head, source)
     if values.get("add_adapter") and head is None:
         raise InputError(
             f"{source}: add_adapter in its config.json is not supported without a head of a known kind that reads it; "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,11 @@ from typing import Any
 
 from ..errors import InputError
 from ..heads import HeadConfig
+
+logger = logging.getLogger(__name__)
+
+SPECIAL = re.compile(r"<.+>|\[.+\]")
+"""Tokens that stand for no text, by their look."""
 
 
 class Tokenizer:
@@ -28,11 +35,19 @@ class Tokenizer:
     def __init__(self, files: Mapping[str, bytes], head: HeadConfig, source: str) -> None:
         if "vocab.json" not in files and "tokenizer.json" not in files:
             raise InputError(f"{source}: no vocab.json there: what the outputs of its CTC head stand for is not known")
-        self.source, self.blank = source, head.blank
+        self.source, self.blank, self.outputs = source, head.blank, head.outputs
         self.tokenizer = _load(files, source)
         self.vocabulary: dict[str, int] = self.tokenizer.get_vocab()
         special = set(self.tokenizer.all_special_tokens)
-        self._letters = {token for token in self.vocabulary if token not in special and len(token) == 1}
+        plain = [token for token in self.vocabulary if token not in special and not SPECIAL.fullmatch(token)]
+        # With tokens of several characters (phonemes, say) a text is not a row of letters.
+        self._letters = set(plain) if all(len(token) == 1 for token in plain) else set()
+        if self.tokenizer.pad_token_id is not None and self.tokenizer.pad_token_id != self.blank:
+            logger.warning(
+                "warning: %s: the blank of its CTC head is output %d, and its tokenizer pads with %d: texts that "
+                "Transformers decodes will differ",
+                *(source, self.blank, self.tokenizer.pad_token_id),
+            )
         self._cased = {letter for letter in self._letters if letter.lower() != letter.upper()}
 
     def normalize(self, text: str) -> str:
@@ -52,10 +67,19 @@ class Tokenizer:
         return " ".join(text.split())
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, none of which is the blank or stands for what is unknown."""
+        """The tokens of a text, none of which is the blank or stands for what is unknown; all of them are outputs.
+
+        Raises:
+            InputError: the tokenizer cannot do it: one of phonemes needs a package, for one.
+        """
         unknown = {self.blank, self.tokenizer.unk_token_id}
-        tokens = self.tokenizer(self.normalize(text), add_special_tokens=False)["input_ids"]
-        return [token for token in tokens if token not in unknown]
+        try:
+            tokens = self.tokenizer(self.normalize(text), add_special_tokens=False)["input_ids"]
+        except Exception as error:  # of whatever somebody else's tokenizer needs
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{self.source}: its tokenizer cannot encode text ({reason})") from None
+        # A tokenizer adds special tokens that it misses, and numbers them on from the vocabulary.
+        return [token for token in tokens if token not in unknown and 0 <= token < self.outputs]
 
     def decode(self, outputs: Sequence[int]) -> str:
         """The text of the most probable outputs, frame by frame: repeats are one, and blanks nothing."""

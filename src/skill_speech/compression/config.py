@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from ..data import Part
 from ..distillation import (
+    METHODS,
     Distance,
     HeadTraining,
     Input,
@@ -160,8 +161,12 @@ class CompressionConfig:
                 f"augmentation.snr_low is {self.augmentation.snr_low:g}; it must be at most augmentation.snr_high, "
                 f"{self.augmentation.snr_high:g}"
             )
-        if not any(self.loss.weights().values()):
-            *names, last = (f"loss.{name}" for name in self.loss.weights())
+        objective = METHODS[self.method]
+        if self.noise is not None and "noisy" not in (self.input or objective.input):
+            raise InputError("noise is for a student that hears some: give input noisy or masked-noisy")
+        used = self.loss.of(self.distance or objective.distance).weights()
+        if not any(used.values()):
+            *names, last = (f"loss.{name}" for name in used)
             raise InputError(f"{', '.join(names)} and {last} are all 0: there is nothing to learn; give one of them")
         if self.milestone_every % self.checkpoint_every:
             raise InputError(

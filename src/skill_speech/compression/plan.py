@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..checkpoints import read_checkpoint, resolve_revision, warn_of_assumptions
 from ..checkpoints.tokenizers import Tokenizer
+from ..checkpoints.weights import read_weights
 from ..data import (
+    LABEL_FIELDS,
     AudioTally,
     LabelField,
     audio_loader,
@@ -59,6 +61,8 @@ STAGE1, STAGE2 = Stage1Config(), Stage2Config()
 # in the loss of a one-shot cut (docs/results.md); longer stages are not compared yet (`python -m lab.control`).
 LEARNED_FROM = 1_000
 TIMES = "times.json"
+PROJECTIONS = "projections.safetensors"
+"""What stages learn besides the student: projections, and its head."""
 NOISE_SECONDS = 1_800.0
 """Of a user's noise that is held in memory, 115 MB."""
 SOURCES = {"analysis": "analysis/clusters.json", "stage1": "stage1/result.json", "surgery": "surgery/result.json"}
@@ -172,11 +176,15 @@ class Plan:
         parts = {"data": cuts, "validation_data": validation}
         encode, field = None, None
         if config.head.labels:
-            encode, known = encoder_of_labels(config.teacher, head, checkpoint.files)
-            field = find_labels(cuts, known, "set head.labels to 0, or give a manifest that has them")
+            encode, fields = encoder_of_labels(config.teacher, head, checkpoint.files)
+            field = find_labels(
+                cuts, fields, lambda said: bool(encode(said)), "set head.labels to 0, or give a manifest that has them"
+            )
+        if config.noise is not None:
+            parts["noise"] = open_cuts(config.noise, absolute_paths=config.absolute_paths)
         note = run.on_first(lambda: check_same_data(run / "data.json", parts, config.accept_changed_data))
         if config.start_from is not None:
-            _check_source(Path(config.start_from))
+            _check_source(Path(config.start_from), head)
         analysis = None
         if grouped or scaled:
             settings = analysis_settings(
@@ -426,8 +434,8 @@ def read_noise(source: str, absolute_paths: bool, seed: int) -> list[Tensor]:
 
 def encoder_of_labels(
     teacher: str, head: Head | None, files: Mapping[str, bytes]
-) -> tuple[Encode, Callable[[Any], bool] | None]:
-    """What brings transcripts or labels to a head's outputs, and says which labels it knows (None for transcripts).
+) -> tuple[Encode, Sequence[LabelField]]:
+    """What brings transcripts or labels to a head's outputs, and where the data may have them.
 
     Raises:
         InputError: labels are of no use to this teacher.
@@ -437,12 +445,15 @@ def encoder_of_labels(
     config = head.config
     if config.kind == "ctc":
         tokenizer = Tokenizer(files, config, teacher)
-        return lambda said: tokenizer.encode(said[0]), None
+        return lambda said: tokenizer.encode(said[0]) or None, ("transcript",)
     if config.kind == "frame" or config.problem == "regression":
         raise InputError(f"head.labels: labels for {config.kind} heads of {config.problem} outputs cannot be given")
-    return lambda said: [
-        number for one in said if (number := config.number_of(one)) is not None
-    ], lambda one: config.number_of(one) is not None
+
+    def numbers(said: tuple[Any, ...]) -> list[int] | None:
+        found = [number for one in said if (number := config.number_of(one)) is not None]
+        return found if found or not said else None
+
+    return numbers, LABEL_FIELDS
 
 
 def make_gated(teacher: Encoder, stage: Stage1Config, units: tuple[PrunedUnits, ...]) -> Encoder:
@@ -515,7 +526,16 @@ def _open_data(config: CompressionConfig, found: AudioTally) -> tuple[CutSet, Cu
     return cuts, held_out if any(True for _ in held_out) else None
 
 
-def _check_source(source: Path) -> None:
-    """See that a run can start from the step in that folder."""
+def _check_source(source: Path, head: Head | None) -> None:
+    """See that a run whose student has such a head can start from the step in that folder."""
     if source.name not in SOURCES or not (source.parent / SOURCES[source.name]).exists():
         raise InputError(f"{source}: not a finished stage; give RUN/analysis, RUN/stage1 or RUN/surgery of another run")
+    path = source / "student" / PROJECTIONS if source.name == "stage1" else source / PROJECTIONS
+    if source.name == "analysis" or not path.is_file():
+        return
+    has = any(name.startswith("outputs.") for name in read_weights(path))
+    if has != (head is not None):
+        raise InputError(
+            f"{source}: its student has {'a' if has else 'no'} head, and this run's has {'none' if has else 'one'}: "
+            f"set head.keep to {'true, with the same teacher' if has else 'false'}"
+        )

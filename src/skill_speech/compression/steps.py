@@ -57,7 +57,7 @@ from ..run.folder import RunFolder
 from ..run.progress import Meter
 from ..run.signals import StopSignals
 from ..similarity import LayerClusters, LayerScales, cluster_layers, estimate_cka, load_analysis, save_analysis
-from .plan import AnalysisPlan, Plan, trainable_copy
+from .plan import PROJECTIONS, AnalysisPlan, Plan, trainable_copy
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,6 @@ IMPORTANCE_BATCHES, IMPORTANCE_SECONDS = 64, 4.0
 # How far log alpha can move during the published ramp: 0.02, warmed up over 15,000 updates, for 5,000 of them.
 PUBLISHED_TRAVEL = 16.7
 SECONDS_BETWEEN_REPORTS = 2.0
-PROJECTIONS = "projections.safetensors"
-"""What stages learn besides the student: projections, and its head."""
 
 
 @dataclass(frozen=True)

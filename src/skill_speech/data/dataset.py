@@ -30,7 +30,7 @@ class AudioBatch(NamedTuple):
     lengths_B: Tensor
     ids: tuple[str, ...]
     notes: tuple[Note, ...] = ()
-    labels: tuple[tuple[Any, ...], ...] = ()
+    labels: tuple[tuple[Any, ...] | None, ...] = ()
 
 
 class WaveformDataset(Dataset[AudioBatch]):

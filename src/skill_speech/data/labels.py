@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Literal
@@ -10,6 +11,8 @@ from lhotse import CutSet, SupervisionSegment
 from lhotse.cut import Cut
 
 from ..errors import InputError
+
+logger = logging.getLogger("skill_speech.data")
 
 LabelField = Literal["transcript", "label", "speaker", "language", "gender", "text"]
 """Where a cut's labels are: all texts of its supervisions as one, custom["label"], or a field of that name."""
@@ -36,38 +39,43 @@ def listed(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-def labels_of(cut: Cut, field: LabelField) -> tuple[Any, ...]:
-    """The labels of a cut, none of them twice; its transcript as one."""
+def labels_of(cut: Cut, field: LabelField) -> tuple[Any, ...] | None:
+    """The labels of a cut, none of them twice, or its transcript as one; None where nothing is said of them."""
     if field == "transcript":
         text = transcript_of(cut)
-        return () if text is None else (text,)
+        return None if text is None else (text,)
+    values = [value for part in cut.supervisions if (value := value_of(part, field)) is not None]
     found: list[Any] = []
-    for part in cut.supervisions:
-        found += [value for value in listed(value_of(part, field)) if value not in found]
-    return tuple(found)
+    for value in values:
+        found += [one for one in listed(value) if one not in found]
+    return tuple(found) if values else None
 
 
 def label_field(cuts: Sequence[Cut], known: Callable[[Any], bool]) -> LabelField | None:
     """Where cuts have labels: in custom["label"] if there is one, or else in the first field with one that is known."""
     for field in LABEL_FIELDS:
-        values = [value for cut in cuts for value in labels_of(cut, field)]
+        values = [value for cut in cuts for value in labels_of(cut, field) or ()]
         if values and (field == "label" or any(map(known, values))):
             return field
     return None
 
 
-def find_labels(cuts: CutSet, known: Callable[[Any], bool] | None, purpose: str) -> LabelField:
-    """Where the first cuts have transcripts, or labels of which some are known.
+def find_labels(
+    cuts: CutSet, fields: Sequence[LabelField], known: Callable[[tuple[Any, ...]], bool], purpose: str
+) -> LabelField:
+    """The first of some fields in which the first cuts have labels, or transcripts, that are known; says how many have.
 
     Raises:
-        InputError: nowhere; `purpose` says what to do.
+        InputError: none has; `purpose` says what to do.
     """
     first = list(islice(cuts, LOOKED_AT))
-    if known is None:
-        field: LabelField | None = "transcript" if any(labels_of(cut, "transcript") for cut in first) else None
-    else:
-        field = label_field(first, known)
-    if field is None:
-        what = "text" if known is None else "label that the model has"
-        raise InputError(f"no supervision with a {what} in the first {len(first):,} cuts of the data: {purpose}")
-    return field
+    for field in fields:
+        labelled = sum(1 for cut in first if (said := labels_of(cut, field)) and known(said))
+        if labelled:
+            where = "a transcript" if field == "transcript" else f"a label ({field})"
+            logger.info("%d of the first %d cuts have %s that the head knows", labelled, len(first), where)
+            return field
+    what = "text" if "transcript" in fields else "label"
+    raise InputError(
+        f"no supervision with a {what} that the head knows in the first {len(first):,} cuts of the data: {purpose}"
+    )

@@ -58,23 +58,33 @@ class StudentInput:
     ) -> None:
         self.kind, self.config, self.noise, self.rate = kind, config or InputConfig(), tuple(noise), rate
 
-    def waveforms(self, waveforms_BT: Tensor) -> Tensor:
-        """Speech in rooms and with noise (B, T), or as it is."""
+    def waveforms(self, waveforms_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Speech in rooms and with noise (B, T), or as it is; padding stays silent.
+
+        Args:
+            waveforms_BT: clean speech.
+            lengths_B: samples of each utterance; None where none is padded.
+        """
         if "noisy" not in self.kind:
             return waveforms_BT
         config, (B, T) = self.config, waveforms_BT.shape
-        clean_BT = waveforms_BT.detach().float().cpu()
-        heard_BT = torch.stack([self._in_a_room(speech_T) for speech_T in clean_BT])
-        drawn_B3 = torch.rand(B, 3)
-        noise_BT = torch.zeros_like(heard_BT)
-        for number, (noisy, speaks, level) in enumerate(drawn_B3.tolist()):
+        lengths = [T] * B if lengths_B is None else lengths_B.tolist()
+        clean = [row_T[:length] for row_T, length in zip(waveforms_BT.detach().float().cpu(), lengths, strict=True)]
+        heard = [self._in_a_room(speech_T) for speech_T in clean]
+        heard_BT = torch.zeros(B, T)
+        for number, (noisy, speaks, level) in enumerate(torch.rand(B, 3).tolist()):
+            length = lengths[number]
+            heard_BT[number, :length] = heard[number]
             if noisy >= config.noisy_share:
                 continue
-            other_T = clean_BT[(number + 1 + int(torch.randint(max(1, B - 1), ()))) % B]
-            noise_T = other_T if B > 1 and speaks < config.speakers_share else self._noise(T)
+            if B > 1 and speaks < config.speakers_share:
+                other_T = clean[(number + 1 + int(torch.randint(B - 1, ()))) % B]
+                noise_T = other_T.repeat(-(-length // len(other_T)))[:length]
+            else:
+                noise_T = self._noise(length)
             snr = config.snr_low + level * (config.snr_high - config.snr_low)
-            noise_BT[number] = noise_T * factor_for(heard_BT[number], noise_T, snr)
-        return (heard_BT + noise_BT).to(waveforms_BT)
+            heard_BT[number, :length] += noise_T * factor_for(heard[number], noise_T, snr)
+        return heard_BT.to(waveforms_BT)
 
     def mask(self, frames: int, utterances: int) -> Tensor | None:
         """Which frames are masked (B, T); None for none."""

@@ -193,7 +193,7 @@ class Distillation(nn.Module):
             torch.manual_seed(seed)
         heard_BT, mask_BT = waveforms_BT, None
         if self.training:
-            heard_BT = self.student_input.waveforms(waveforms_BT)
+            heard_BT = self.student_input.waveforms(waveforms_BT, lengths_B)
             mask_BT = self.student_input.mask(self.student.config.num_frames(waveforms_BT.shape[1]), len(waveforms_BT))
         student = running(heard_BT, lengths_B, None if mask_BT is None else mask_BT.to(waveforms_BT.device))
         valid_BT = None

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..encoder import EncoderOutput
 from ..heads import Head, HeadConfig, HeadOutput
 
-Labels = Sequence[tuple[Any, ...]]
-"""Of each utterance of a batch its labels, or its transcript; nothing where there is none."""
-Encode = Callable[[tuple[Any, ...]], list[int]]
-"""From an utterance's transcript or labels to the outputs that stand for them."""
+Labels = Sequence[tuple[Any, ...] | None]
+"""Of each utterance of a batch its labels, or its transcript; None where nothing is said of them."""
+Encode = Callable[[tuple[Any, ...]], list[int] | None]
+"""From an utterance's transcript or labels to the outputs that stand for them; None if none does."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,9 @@ class OutputLoss(nn.Module):
             labels: transcript or labels of each utterance.
         """
         device = student.last_hidden_state_BTD.device
+        student, teacher, labels = self._long_enough(student, teacher, labels)
+        if not len(student.lengths_B):
+            return {}
         with torch.autocast(device.type, enabled=False):  # a head costs next to nothing, and its softmax is touchy
             with torch.no_grad():
                 wanted = self._teacher[0].to(device)(_in_float32(teacher))
@@ -75,15 +78,26 @@ class OutputLoss(nn.Module):
             terms = {"outputs": distance(made, wanted, self.head.config, self.config.temperature)}
             if self.config.labels and labels:
                 assert self.encode is not None
-                targets = [self.encode(given) if given else [] for given in labels]
+                targets = [None if given is None else self.encode(given) for given in labels]
                 loss = labelled_loss(made, targets, self.head)
                 terms |= {} if loss is None else {"labels": loss}
         return terms
 
-    def weighed(self, terms: dict[str, Tensor]) -> Tensor:
+    def weighed(self, terms: dict[str, Tensor]) -> Tensor | float:
         """What the terms add to what is minimised (0-d)."""
         weights = {"outputs": self.config.outputs, "labels": self.config.labels}
-        return torch.stack([weights[name] * terms[name] for name in weights if name in terms]).sum()
+        return sum((weights[name] * terms[name] for name in weights if name in terms), 0.0)
+
+    def _long_enough(
+        self, student: EncoderOutput, teacher: EncoderOutput, labels: Labels
+    ) -> tuple[EncoderOutput, EncoderOutput, Labels]:
+        """Without utterances that are too short for the head."""
+        enough_B = student.lengths_B >= self.head.least_frames
+        if bool(enough_B.all()):
+            return student, teacher, labels
+        rows = enough_B.nonzero().flatten().tolist()
+        kept = [labels[row] for row in rows] if labels else labels
+        return _rows(student, rows), _rows(teacher, rows), kept
 
 
 def _in_float32(output: EncoderOutput) -> EncoderOutput:
@@ -94,6 +108,16 @@ def _in_float32(output: EncoderOutput) -> EncoderOutput:
         layer_outputs=tuple(state_BTD.float() for state_BTD in output.layer_outputs),
         last_hidden_state_BTD=output.last_hidden_state_BTD.float(),
         lengths_B=output.lengths_B,
+    )
+
+
+def _rows(output: EncoderOutput, rows: list[int]) -> EncoderOutput:
+    return EncoderOutput(
+        features_BTD=output.features_BTD[rows],
+        embedded_BTD=output.embedded_BTD[rows],
+        layer_outputs=tuple(state_BTD[rows] for state_BTD in output.layer_outputs),
+        last_hidden_state_BTD=output.last_hidden_state_BTD[rows],
+        lengths_B=output.lengths_B[rows],
     )
 
 
@@ -129,7 +153,7 @@ def distance(student: HeadOutput, teacher: HeadOutput, config: HeadConfig, tempe
     return apart.masked_fill(~valid_BT, 0).sum() / valid_BT.sum()
 
 
-def labelled_loss(made: HeadOutput, targets: Sequence[Sequence[int]], head: Head) -> Tensor | None:
+def labelled_loss(made: HeadOutput, targets: Sequence[Sequence[int] | None], head: Head) -> Tensor | None:
     """The loss of the labels (0-d), a mean over the utterances that have one; None if none has.
 
     CTC's is divided by the number of tokens, and that of a transcript that does not fit into its frames is 0. A speaker
@@ -137,14 +161,16 @@ def labelled_loss(made: HeadOutput, targets: Sequence[Sequence[int]], head: Head
 
     Args:
         made: by the head.
-        targets: outputs of each utterance: its tokens, or its labels; none where they are not known.
+        targets: outputs of each utterance: its tokens, or its labels, which can be none where any number of them may
+            hold; None where they are not known.
         head: whose outputs they are.
     """
     config, device = head.config, made.logits.device
-    rows = [number for number, target in enumerate(targets) if target]
-    if not rows:
+    several = config.problem == "multi-label"
+    pairs = [(row, target) for row, target in enumerate(targets) if target is not None and (several or target)]
+    if not pairs:
         return None
-    known = [target for target in targets if target]
+    rows, known = [row for row, _ in pairs], [target for _, target in pairs]
     logits = made.logits[rows]
     if config.kind == "ctc":
         assert made.lengths_B is not None
@@ -158,10 +184,10 @@ def labelled_loss(made: HeadOutput, targets: Sequence[Sequence[int]], head: Head
                 reduction="mean",
                 zero_infinity=True,
             )
-    if config.problem == "multi-label":
+    if several:
         wanted = torch.zeros_like(logits)
         for row, target in enumerate(known):
-            wanted[row, target] = 1
+            wanted[row, list(target)] = 1
         return F.binary_cross_entropy_with_logits(logits, wanted)
     classes_B = torch.tensor([target[0] for target in known], device=device)
     if config.kind == "x-vector":

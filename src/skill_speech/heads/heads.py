@@ -56,6 +56,16 @@ class Head(nn.Module):
         """The head's output of an encoder's."""
         raise NotImplementedError
 
+    @property
+    def least_frames(self) -> int:
+        """Frames of the encoder that an utterance has to have."""
+        # Of a time-delay network two frames have to be left for a deviation.
+        needed = 1 + int(bool(self.config.tdnn)) + sum(one.dilation * (one.kernel - 1) for one in self.config.tdnn)
+        if self.config.adapter is not None:
+            for _ in range(self.config.adapter.layers):
+                needed = (needed - 1) * self.config.adapter.stride + 1
+        return needed
+
     def num_parameters(self) -> int:
         """Number of parameters."""
         return sum(weight.numel() for weight in self.parameters())

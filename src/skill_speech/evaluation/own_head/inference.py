@@ -59,14 +59,8 @@ class Subject:
     def shortest(self) -> int:
         """Samples that its head needs."""
         assert self.model.head is not None
-        head, encoder = self.model.head.config, self.model.encoder.config
-        needed = 1
-        if head.kind == "x-vector":
-            needed = 2 + sum(layer.dilation * (layer.kernel - 1) for layer in head.tdnn)
-        if head.adapter is not None:
-            for _ in range(head.adapter.layers):
-                needed = (needed - 1) * head.adapter.stride + 1
-        return encoder.receptive_field + (needed - 1) * encoder.hop
+        encoder = self.model.encoder.config
+        return encoder.receptive_field + (self.model.head.least_frames - 1) * encoder.hop
 
 
 def open_subject(
