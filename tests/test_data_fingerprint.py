@@ -113,3 +113,15 @@ def test_changed_data_is_named_with_its_numbers(audio: Path, tmp_path: Path) -> 
         note.write_text(text)
         with pytest.raises(InputError, match=r"data\.json: cannot be read .*; delete it to resume"):
             check_same_data(note, opened(), accept=False)
+
+
+def test_another_transcript_is_other_data(tmp_path: Path) -> None:
+    """What a head learns from counts, wherever it stands: in a corpus's own files, too."""
+    chapter = tmp_path / "train-clean-100/1/2"
+    chapter.mkdir(parents=True)
+    soundfile.write(chapter / "1-2-0000.flac", np.zeros(16_000) + 0.1, 16_000)
+    found = []
+    for text in ("ONE", "TWO", "ONE"):
+        (chapter / "1-2.trans.txt").write_text(f"1-2-0000 {text}\n")
+        found.append(fingerprint(open_cuts(tmp_path)))
+    assert found[0] == found[2] != found[1]

@@ -28,7 +28,7 @@ class Fingerprint:
 
     Attributes:
         cuts: how many there are.
-        hash: SHA-256 of their ids, files as they are named, starts and durations. Audio is not looked at.
+        hash: SHA-256 of their ids, files as named, starts, durations, texts and speakers. Audio is not looked at.
     """
 
     cuts: int
@@ -52,7 +52,8 @@ def fingerprint(cuts: CutSet) -> Fingerprint:
 
 
 def _of_cut(cut: Cut) -> list[Any]:
-    return [cut.id, cut.start, cut.duration, getattr(cut, "channel", 0), *local_files(cut)]
+    said = [(part.text, part.speaker) for part in cut.supervisions]  # what a head may learn from
+    return [cut.id, cut.start, cut.duration, getattr(cut, "channel", 0), *local_files(cut), said]
 
 
 def check_same_data(path: Path, data: Mapping[str, CutSet | None], accept: bool) -> dict[str, dict[str, Any]]:
