@@ -180,8 +180,9 @@ class Plan:
             field = find_labels(
                 cuts, fields, lambda said: bool(encode(said)), "set head.labels to 0, or give a manifest that has them"
             )
+        noise = None
         if config.noise is not None:
-            parts["noise"] = open_cuts(config.noise, absolute_paths=config.absolute_paths)
+            parts["noise"] = noise = open_cuts(config.noise, absolute_paths=config.absolute_paths)
         note = run.on_first(lambda: check_same_data(run / "data.json", parts, config.accept_changed_data))
         if config.start_from is not None:
             _check_source(Path(config.start_from), head)
@@ -215,7 +216,7 @@ class Plan:
             labels=field,
             audio=audio,
             data_note=note,
-            student_input=make_input(config, teacher.config.sampling_rate),
+            student_input=make_input(config, noise, teacher.config.sampling_rate),
             analysis=analysis,
             scales_layers=scaled,
         )
@@ -402,26 +403,23 @@ def table_of_times(config: CompressionConfig, teacher: Encoder, run: RunFolder) 
     return run.on_first(look)
 
 
-def make_input(config: CompressionConfig, rate: int) -> StudentInput:
+def make_input(config: CompressionConfig, noise: CutSet | None, rate: int) -> StudentInput:
     """What is done to the student's speech, which is sampled at `rate`.
 
     Raises:
-        InputError: there is no noise to be read.
+        InputError: there is no noise that can be read.
     """
     assert config.input is not None
-    noise = []
-    if config.noise is not None and "noisy" in config.input:
-        noise = read_noise(config.noise, config.absolute_paths, config.seed)
-    return StudentInput(config.input, config.augmentation, noise, rate)
+    recordings = [] if noise is None else read_noise(noise, str(config.noise), config.seed)
+    return StudentInput(config.input, config.augmentation, recordings, rate)
 
 
-def read_noise(source: str, absolute_paths: bool, seed: int) -> list[Tensor]:
-    """Recordings of noise (T,) at 16 kHz: some minutes of them, drawn by the seed, which stay in memory.
+def read_noise(cuts: CutSet, source: str, seed: int) -> list[Tensor]:
+    """Recordings of noise (T,) at 16 kHz: half an hour of them at most, drawn by the seed, which stays in memory.
 
     Raises:
         InputError: there is none that can be read.
     """
-    cuts = open_cuts(source, absolute_paths=absolute_paths)
     batches = evaluation_batches(cuts, batch_seconds=15.6, limit_seconds=NOISE_SECONDS, seed=seed)
     found = []
     for batch in audio_loader(batches):

@@ -1,4 +1,4 @@
-"""What the student hears in training: the clean speech that the teacher hears, or speech with noise, or with gaps.
+"""What the student hears in training: the clean speech that the teacher hears, or an augmented version of it.
 
 The targets are always those of the clean waveform. Shapes: B utterances, T samples or frames.
 """
@@ -8,29 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Input = Literal["clean", "masked", "noisy", "masked-noisy"]
-INPUTS: tuple[Input, ...] = get_args(Input)
 DECAY = math.log(1_000)
 """60 dB in amplitude, which is what a reverberation time is of."""
 
 
 @dataclass(frozen=True)
 class InputConfig:
-    """How the student's speech is spoilt, if it is.
+    """How the student's input is augmented.
 
     Attributes:
-        mask_share: share of the frames of h_0 that are masked (set to zero), on average.
-        mask_frames: frames in a span; spans may overlap.
-        noisy_share: share of the utterances that get noise.
-        snr_low, snr_high: signal-to-noise ratios in dB between which one is drawn for each utterance.
+        mask_share: average share of the frames of h_0 that are masked (set to zero).
+        mask_frames: frames per masked span; spans may overlap.
+        noisy_share: share of the utterances to which noise is added.
+        snr_low: lowest signal-to-noise ratio in dB.
+        snr_high: highest signal-to-noise ratio in dB; one is drawn for each utterance.
         speakers_share: share of the noisy utterances whose noise is another utterance of the batch.
-        reverberation_share: share of all utterances that are played in a room.
-        reverberation_high: longest reverberation time in seconds (of a decay by 60 dB); the shortest is 0.1.
+        reverberation_share: share of all utterances that are reverberated.
+        reverberation_high: longest reverberation time (RT60) in seconds; the shortest is 0.1.
     """
 
     mask_share: float = 0.4
@@ -44,11 +44,11 @@ class InputConfig:
 
 
 class StudentInput:
-    """Spoils what the student hears; everything is drawn from torch's generator of the CPU.
+    """Augments what the student hears; everything is drawn from torch's default CPU generator.
 
     Args:
-        kind: what is done.
-        config: how much of it.
+        kind: which augmentations.
+        config: their strength.
         noise: recordings (T,) at the rate of the waveforms; with none, noise of random colour is made.
         rate: samples a second.
     """

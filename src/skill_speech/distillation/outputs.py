@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder import EncoderOutput
-from ..heads import Head, HeadConfig, HeadOutput
+from ..heads import Head, HeadConfig, HeadOutput, XVectorHead, margin_softmax_loss
 
 Labels = Sequence[tuple[Any, ...] | None]
 """Of each utterance of a batch its labels, or its transcript; None where nothing is said of them."""
@@ -25,7 +25,7 @@ Encode = Callable[[tuple[Any, ...]], list[int] | None]
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """What becomes of the head that a teacher was fine-tuned with.
+    """The head of a fine-tuned teacher: whether the student keeps it, and how its outputs are distilled.
 
     Attributes:
         keep: the student has it, and its outputs are distilled beside the layers; otherwise it is left out.
@@ -73,8 +73,8 @@ class OutputLoss(nn.Module):
             return {}
         with torch.autocast(device.type, enabled=False):  # a head costs next to nothing, and its softmax is touchy
             with torch.no_grad():
-                wanted = self._teacher[0].to(device)(_in_float32(teacher))
-            made: HeadOutput = self.head(_in_float32(student))
+                wanted = self._teacher[0].to(device)(self._in_float32(teacher))
+            made: HeadOutput = self.head(self._in_float32(student))
             terms = {"outputs": distance(made, wanted, self.head.config, self.config.temperature)}
             if self.config.labels and labels:
                 assert self.encode is not None
@@ -88,6 +88,15 @@ class OutputLoss(nn.Module):
         weights = {"outputs": self.config.outputs, "labels": self.config.labels}
         return sum((weights[name] * terms[name] for name in weights if name in terms), 0.0)
 
+    def _in_float32(self, output: EncoderOutput) -> EncoderOutput:
+        """What the head reads of an output of bf16 kernels or autocast."""
+        last_BTD = output.last_hidden_state_BTD.float()
+        if self.head.layer_weights is None:
+            return output._replace(last_hidden_state_BTD=last_BTD)
+        layers = tuple(state_BTD.float() for state_BTD in output.layer_outputs)
+        embedded_BTD = output.embedded_BTD.float()
+        return output._replace(embedded_BTD=embedded_BTD, layer_outputs=layers, last_hidden_state_BTD=last_BTD)
+
     def _long_enough(
         self, student: EncoderOutput, teacher: EncoderOutput, labels: Labels
     ) -> tuple[EncoderOutput, EncoderOutput, Labels]:
@@ -98,17 +107,6 @@ class OutputLoss(nn.Module):
         rows = enough_B.nonzero().flatten().tolist()
         kept = [labels[row] for row in rows] if labels else labels
         return _rows(student, rows), _rows(teacher, rows), kept
-
-
-def _in_float32(output: EncoderOutput) -> EncoderOutput:
-    """Of bf16 kernels and autocast, too."""
-    return EncoderOutput(
-        features_BTD=output.features_BTD,
-        embedded_BTD=output.embedded_BTD.float(),
-        layer_outputs=tuple(state_BTD.float() for state_BTD in output.layer_outputs),
-        last_hidden_state_BTD=output.last_hidden_state_BTD.float(),
-        lengths_B=output.lengths_B,
-    )
 
 
 def _rows(output: EncoderOutput, rows: list[int]) -> EncoderOutput:
@@ -157,7 +155,7 @@ def labelled_loss(made: HeadOutput, targets: Sequence[Sequence[int] | None], hea
     """The loss of the labels (0-d), a mean over the utterances that have one; None if none has.
 
     CTC's is divided by the number of tokens, and that of a transcript that does not fit into its frames is 0. A speaker
-    embedding's is the additive margin softmax (scale 30, margin 0.4).
+    embedding's is the additive margin softmax.
 
     Args:
         made: by the head.
@@ -191,7 +189,6 @@ def labelled_loss(made: HeadOutput, targets: Sequence[Sequence[int] | None], hea
         return F.binary_cross_entropy_with_logits(logits, wanted)
     classes_B = torch.tensor([target[0] for target in known], device=device)
     if config.kind == "x-vector":
-        cosines_BV = head.objective(logits)  # type: ignore[operator]
-        margin_BV = 0.4 * F.one_hot(classes_B, cosines_BV.shape[1])
-        return F.cross_entropy(30 * (cosines_BV - margin_BV), classes_B)
+        assert isinstance(head, XVectorHead)
+        return margin_softmax_loss(head.objective(logits), classes_B)
     return F.cross_entropy(logits, classes_B)

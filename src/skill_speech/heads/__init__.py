@@ -1,7 +1,7 @@
 """What a fine-tuned model has on top of its encoder: CTC, sequence and frame classification, x-vectors."""
 
 from .config import AdapterConfig, HeadConfig, TDNNConfig
-from .heads import Head, HeadOutput, make_head
+from .heads import Head, HeadOutput, XVectorHead, make_head, margin_softmax_loss
 from .model import SpeechModel, head_of, save_head, save_head_config
 
 __all__ = [
@@ -11,8 +11,10 @@ __all__ = [
     "HeadOutput",
     "SpeechModel",
     "TDNNConfig",
+    "XVectorHead",
     "head_of",
     "make_head",
+    "margin_softmax_loss",
     "save_head",
     "save_head_config",
 ]

@@ -217,6 +217,12 @@ class AMSoftmax(nn.Module):
         return F.normalize(logits_BD, dim=-1) @ F.normalize(self.weight, dim=0)
 
 
+def margin_softmax_loss(cosines_BV: Tensor, classes_B: Tensor, margin: float = 0.4, scale: float = 30.0) -> Tensor:
+    """The additive margin softmax (0-d): cross entropy of scaled cosines, that of the right class less a margin."""
+    margins_BV = margin * F.one_hot(classes_B, cosines_BV.shape[1])
+    return F.cross_entropy(scale * (cosines_BV - margins_BV), classes_B)
+
+
 class Adapter(nn.Module):
     """Convolutions with gated linear units, each of which shortens the sequence."""
 

@@ -26,7 +26,17 @@ from ...encoder.encoder import Encoder, first_steps, initialize
 from ...encoder.inputs import as_tensor
 from ...encoder.layers import TransformerLayer  # noqa: F401
 from ...heads.config import HeadConfig  # noqa: F401
-from ...heads.heads import AMSoftmax, CTCHead, FrameHead, Head, HeadOutput, SequenceHead, XVectorHead, make_head
+from ...heads.heads import (
+    AMSoftmax,
+    CTCHead,
+    FrameHead,
+    Head,
+    HeadOutput,
+    SequenceHead,
+    XVectorHead,
+    make_head,
+    margin_softmax_loss,
+)
 from .configuration_skill_speech import SkillSpeechConfig
 from .remote_code import write_code  # noqa: F401
 
@@ -282,7 +292,6 @@ class SkillSpeechForXVector(SkillSpeechWithHead):
     """The encoder and a time-delay network that makes one embedding of an utterance: whose voice it is."""
 
     kind, head_class = "x-vector", XVectorHead
-    margin, scale = 0.4, 30.0
 
     def forward(
         self,
@@ -297,9 +306,7 @@ class SkillSpeechForXVector(SkillSpeechWithHead):
         made, states = self._head(input_values, attention_mask, output_attentions, output_hidden_states)
         loss = None
         if labels is not None:
-            cosines_BV = self.objective(made.logits).float()
-            margins_BV = self.margin * F.one_hot(labels.flatten(), cosines_BV.shape[1])
-            loss = F.cross_entropy(self.scale * (cosines_BV - margins_BV), labels.flatten())
+            loss = margin_softmax_loss(self.objective(made.logits).float(), labels.flatten())
         output = XVectorOutput(loss=loss, logits=made.logits, embeddings=made.embeddings_BD, hidden_states=states)
         return output if _as_dict(self.config, return_dict) else output.to_tuple()
 
