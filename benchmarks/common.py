@@ -18,7 +18,7 @@ from rich.table import Table
 
 from skill_speech.environment import environment
 from skill_speech.files import write_json
-from skill_speech.hardware import matrix_rate
+from skill_speech.hardware import matrix_rate, multiplies_bfloat16
 
 __all__ = ["Options", "Report", "Timing", "interleaved", "matrix_rate", "parse", "parser"]
 
@@ -37,6 +37,15 @@ class Options(argparse.Namespace):
     json: Path
     threads: int
     command: str
+
+
+def timed_types(options: Options, device: str = "cpu") -> tuple[str, ...]:
+    """The types whose speed is measured: float32, and bfloat16 where the device multiplies in it, as `compress` does.
+
+    Where it is only emulated an update takes a dozen times as long, and nobody uses it. With --quick one of them.
+    """
+    types = ("float32", "bfloat16") if multiplies_bfloat16(torch.device(device)) else ("float32",)
+    return types[-1:] if options.quick else types
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import Report, interleaved, matrix_rate, parse, parser
+from benchmarks.common import Report, interleaved, matrix_rate, parse, parser, timed_types
 from benchmarks.dphubert import NAME
 from benchmarks.training_step import TYPES, our_step, peer_step, teacher_shape, waveforms
 from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "path": [{"step": point.step, "parameters": point.parameters, "macs": point.macs} for point in points],
         "last_widths": {name: len(kept) for name, kept in points[-1].kept.items()},
     }
-    for precision in ("bfloat16",) if options.quick else tuple(TYPES):
+    for precision in timed_types(options, options.device):
         _compare(report, precision, points, stage.steps, waveforms(utterances, seconds), options)
     report.write(options.json)
     return 0

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import Options, Report, interleaved, matrix_rate, parse, parser
+from benchmarks.common import Options, Report, interleaved, matrix_rate, parse, parser, timed_types
 from benchmarks.dphubert import NAME, published_step
 from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
 from skill_speech.distillation.acceleration import reuse_memory
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.figures["peer"] = NAME
     for stage in STAGES:
         fastest = {"peer": (math.inf, ""), "ours": (math.inf, "")}
-        for precision in TYPES:
+        for precision in timed_types(options):
             workers = {side: Worker(side, stage, precision, options) for side in SIDES}
             times = interleaved({side: worker.step for side, worker in workers.items()}, repeats, warm_up=2)
             peaks = {side: worker.peak() for side, worker in workers.items()}

@@ -116,7 +116,7 @@ def other_samples(folder: Path) -> list[Sample]:
     from skill_speech.checkpoints import save_torchaudio
     from skill_speech.distillation.checkpoints import StageState
     from skill_speech.encoder import hubert_config
-    from skill_speech.similarity import cluster_layers, save_analysis
+    from skill_speech.similarity import LayerAnalysis, cluster_layers, save_analysis
 
     torch.manual_seed(0)
     config = hubert_config(hidden_size=24, num_heads=2, depth=2, units=8, channels=8, positional_groups=2)
@@ -127,7 +127,7 @@ def other_samples(folder: Path) -> list[Sample]:
     torch.save(torch.load(folder / "student.pth"), folder / "legacy.pth", _use_new_zipfile_serialization=False)
     torch.save(vars(StageState(step=3, batches=3, weights=encoder.state_dict())), folder / "step=3.ckpt")
     cka_LL = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.3], [0.2, 0.3, 1.0]])
-    save_analysis(folder / "analysis", cka_LL, cluster_layers(cka_LL, 2))
+    save_analysis(folder / "analysis", LayerAnalysis(cka_LL, cluster_layers(cka_LL, 2), other_LL=cka_LL**2))
     audio = folder / "corpus"
     audio.mkdir()
     for sample in audio_samples(audio):
@@ -150,6 +150,7 @@ def other_samples(folder: Path) -> list[Sample]:
         Sample("train.tsv", (folder / "train.tsv").read_bytes(), "manifest"),
         Sample("clusters.json", (folder / "analysis/clusters.json").read_bytes(), "clusters"),
         Sample("cka.npy", (folder / "analysis/cka.npy").read_bytes(), "cka"),
+        Sample("cka-other.npy", (folder / "analysis/cka-other.npy").read_bytes(), "cka"),
         Sample("config.yaml", b"teacher: a/b\nclusters: 3\nstage1: {steps: 4}\nrevision: null\n", "settings"),
         Sample("status.json", b'{"stage": "stage1", "step": 3, "steps": 9, "finished": false}\n', "status"),
         Sample("metrics.csv", b"step,time,train/l1\n0,1.5,0.25\n1,2.5,0.5\n", "metrics"),
@@ -217,7 +218,7 @@ def read_clusters(path: Path, good: Path) -> None:
     """An analysis of which one file is damaged."""
     from skill_speech.similarity import load_analysis
 
-    for name in ("clusters.json", "cka.npy"):
+    for name in ("clusters.json", "cka.npy", "cka-other.npy"):
         if name != path.name:
             shutil.copyfile(good / "analysis" / name, path.parent / name)
     load_analysis(path.parent)

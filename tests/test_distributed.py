@@ -130,7 +130,7 @@ def test_two_processes_are_one_that_accumulates(teacher: str, speech: str, tmp_p
     used = [cut for _, _, cuts in stage1 for cut in cuts]
     assert len(used) == len(set(used)), "within an epoch no cut is used twice"
     # Clusters come from other minibatches of frames, and the first update goes with them.
-    groups = [load_analysis(tmp_path / name / "analysis")[1].groups for name in ("one", "two")]
+    groups = [load_analysis(tmp_path / name / "analysis").clusters.groups for name in ("one", "two")]
     assert groups[0] == groups[1]
     assert_same_run(tmp_path / "one", 1, tmp_path / "two", 2)
     cka = [np.load(tmp_path / name / "analysis/cka.npy") for name in ("one", "two")]
@@ -300,7 +300,7 @@ def test_torchrun_starts_the_command_line(teacher: str, speech: str, tmp_path: P
     assert [process.returncode for process in processes] == [0, 0]
     errors = [process.stderr.read() for process in processes if process.stderr]
     assert sum("written: " in text for text in errors) == 1, "one of them speaks"
-    assert load_analysis(tmp_path / "run/analysis")[1].groups
+    assert load_analysis(tmp_path / "run/analysis").clusters.groups
 
 
 @pytest.mark.slow

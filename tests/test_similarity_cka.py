@@ -231,6 +231,73 @@ def test_minibatches_mix_utterances_so_that_neighbouring_frames_do_not_inflate_s
     assert abs(float(mixed.compute()[0, 1]) - truth) < 0.1
 
 
+def test_halves_of_the_utterances_are_measured_as_if_there_were_no_others():
+    """In the order of the frames that a minibatch of all has."""
+    layers = related_layers(24, 9)
+    estimator = MinibatchCKA(24 * 9, views=("raw", "normalized"), halves=20)
+    for at in range(0, 24, 5):
+        estimator.update([layer[at : at + 5] for layer in layers])
+    found = estimator.similarity()
+    assert found.raw_halves_HLL.shape == found.normalized_halves_HLL.shape == (20, 4, 4)
+    for view, tensors in (("raw", layers), ("normalized", [unit_frames(layer) for layer in layers])):
+        cka_LL, halves_HLL = found.of(view)
+        torch.testing.assert_close(cka_LL, dense_unbiased_cka(tensors), rtol=1e-5, atol=1e-6)
+        chosen = set()
+        for half_LL in halves_HLL:
+            dense = {
+                parts: dense_unbiased_cka([layer[[b for b in range(24) if b % 8 in parts]] for layer in tensors])
+                for parts in itertools.combinations(range(8), 4)
+                if parts not in chosen
+            }
+            nearest = min(dense, key=lambda parts: float((dense[parts] - half_LL).abs().max()))
+            torch.testing.assert_close(half_LL, dense[nearest], rtol=1e-5, atol=1e-6)
+            chosen.add(nearest)
+        assert len(chosen) == 20
+
+
+def unit_frames(x_BTD: Tensor) -> Tensor:
+    """Zero mean and unit variance over features, in float64."""
+    centred_BTD = x_BTD.double() - x_BTD.double().mean(-1, keepdim=True)
+    return centred_BTD / centred_BTD.square().mean(-1, keepdim=True).sqrt()
+
+
+def test_halves_of_a_sample_scatter_as_samples_do():
+    """So that what agrees between halves would agree between samples: the spread is right within a third."""
+    seen, halves = [], []
+    for seed in range(60):
+        estimator = MinibatchCKA(64, views=("raw", "normalized"), halves=20)
+        estimator.update(related_layers(32, 8, seed=7 * seed + 3))
+        found = estimator.similarity()
+        seen.append(found.raw_LL[0, 3])
+        halves.append((found.raw_halves_HLL[:, 0, 3] - found.raw_LL[0, 3]).square().mean())
+    assert float(torch.stack(halves).mean().sqrt() / torch.stack(seen).std()) == pytest.approx(1, abs=0.33)
+
+
+def test_huge_values_own_raw_similarity_and_not_that_of_normalized_frames():
+    """Two layers that have nothing in common but one feature, which is huge in few frames, as in trained encoders."""
+    layers = [gaussians(32, 20, 16, seed=side) for side in (1, 2)]
+    shared = 100 * gaussians(32, 20, seed=3) * (gaussians(32, 20, seed=4) > 2)
+    for layer in layers:
+        layer[:, :, 5] = shared
+    estimator = MinibatchCKA(128, views=("raw", "normalized"))
+    estimator.update(layers)
+    found = estimator.similarity()
+    assert float(found.raw_LL[0, 1]) > 0.99
+    assert float(found.of("normalized")[0][0, 1]) < 0.3
+
+
+def test_a_layer_whose_normalized_frames_are_all_the_same_has_raw_similarity_alone():
+    layers = related_layers(20, 10)
+    layers[1] = gaussians(20, 10, 1).exp() * torch.tensor([1.0, 2.0, -4.0])
+    estimator = MinibatchCKA(64, views=("raw", "normalized"), halves=4)
+    estimator.update(layers)
+    found = estimator.similarity()
+    assert found.normalized_LL is None
+    assert found.raw_LL.isfinite().all()
+    with pytest.raises(InputError, match="a layer is constant once its frames are normalised"):
+        found.of("normalized")
+
+
 def test_compute_does_not_end_the_pass():
     layers = related_layers(10, 40)
     estimator = MinibatchCKA(32)
@@ -291,13 +358,20 @@ def speech(batches: int) -> list[AudioBatch]:
 
 def test_estimate_cka_runs_an_encoder():
     encoder, calls = tiny_encoder().train(), []
-    cka_LL = estimate_cka(encoder, speech(3), batch_frames=32, progress=lambda: calls.append(1))
+    found = estimate_cka(encoder, speech(3), batch_frames=32, progress=lambda: calls.append(1))
+    cka_LL = found.raw_LL
     assert encoder.training
     assert len(calls) == 3
     assert cka_LL.shape == (4, 4)
-    exact_LL = estimate_cka(encoder, speech(3), estimator="exact")
+    exact = estimate_cka(encoder, speech(3), estimator="exact")
+    exact_LL = exact.raw_LL
+    torch.testing.assert_close(found.normalized_LL, exact.normalized_LL, rtol=0, atol=0.1)
+    assert float((exact.normalized_LL - exact_LL).abs().max()) > 1e-4
+    assert (len(found.raw_halves_HLL), len(exact.raw_halves_HLL)) == (20, 0)
+    few = estimate_cka(encoder, speech(2), batch_frames=32)
+    assert len(few.raw_halves_HLL) == 0
     torch.testing.assert_close(cka_LL, exact_LL, rtol=0, atol=0.1)
-    without_LL = estimate_cka(encoder, speech(3), estimator="exact", include_features=False)
+    without_LL = estimate_cka(encoder, speech(3), estimator="exact", include_features=False).raw_LL
     torch.testing.assert_close(without_LL, exact_LL[1:, 1:])
     reference = ExactCKA()
     for batch in speech(3):

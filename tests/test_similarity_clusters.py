@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
+from sklearn.metrics import adjusted_rand_score
 
 from skill_speech.errors import InputError
 from skill_speech.files import atomic_write, write_json
-from skill_speech.similarity import cluster_layers, equal_partition, load_analysis, medoid, save_analysis
+from skill_speech.similarity import (
+    LayerAnalysis,
+    LayerClusters,
+    agreement,
+    cluster_layers,
+    equal_partition,
+    load_analysis,
+    medoid,
+    save_analysis,
+)
 
 # Layers 0 and 4 are alike, so are 1 and 2, and 3 is closer to the latter.
 HAND_MADE = np.array(
@@ -98,20 +108,73 @@ def test_contiguous_equals_scipy_where_similarity_falls_with_distance(linkage):
         np.testing.assert_allclose(free.linkage[:, 2], bound.linkage[:, 2])
 
 
-def test_auto_cuts_at_the_largest_gap_and_says_why():
-    clusters = cluster_layers(HAND_MADE, "auto")
-    assert clusters.groups == ((0, 4), (1, 2, 3))
-    assert clusters.reason == (
-        "2 clusters: the largest gap between successive merges, 0.435, lies between the heights 0.270 and 0.705; "
-        "the runner-up is 3 clusters with a gap of 0.170"
+def noisy(cka_LL: np.ndarray, spread: float, count: int = 20) -> list[np.ndarray]:
+    """Similarities as resampling would give them."""
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        noise_LL = np.triu(rng.normal(0, spread, cka_LL.shape), 1)
+        made.append(cka_LL + noise_LL + noise_LL.T)
+    return made
+
+
+BLOCKS = np.kron(np.eye(4), np.full((3, 3), 0.6)) + 0.3 + 0.1 * np.eye(12)
+
+
+def test_auto_takes_as_many_clusters_as_half_of_the_audio_confirms_and_says_why():
+    """Four blocks, of which the first is two: the gap between these is drowned by noise, or is not."""
+    clusters = cluster_layers(BLOCKS, "auto", halves=noisy(BLOCKS, 0.01))
+    assert clusters.groups == ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11))
+    assert clusters.reason.startswith(
+        "4 clusters: half of the audio gives the same groups (adjusted Rand index 1.00); 5 clusters: 0."
     )
-    blocks = np.kron(np.eye(4), np.full((3, 3), 0.6)) + 0.3 + 0.1 * np.eye(12)
-    assert cluster_layers(blocks, "auto").groups == ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11))
+    assert clusters.borders.halves == 1.0
+    apart = BLOCKS.copy()
+    apart[0, 1:3] = apart[1:3, 0] = 0.8
+    assert len(cluster_layers(apart, "auto", halves=noisy(apart, 0.01)).groups) == 5
+    first_alone = np.full((13, 13), 0.1)
+    first_alone[1:, 1:] = BLOCKS
+    np.fill_diagonal(first_alone, 1)
+    # The largest gap is that between h_0 and all others; it does not count for more than any other.
+    assert len(cluster_layers(first_alone, "auto", halves=noisy(first_alone, 0.01)).groups) == 5
+    with pytest.raises(InputError, match=r'clusters "auto" takes as many as half of the audio confirms.*give more'):
+        cluster_layers(BLOCKS, "auto")
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_without_any_firm_border_auto_takes_the_firmest_and_says_so():
+    flat = np.full((12, 12), 0.9) + 0.1 * np.eye(12)
+    clusters = cluster_layers(flat, "auto", halves=noisy(flat, 0.02))
+    assert "no number is firm, this one is the firmest" in clusters.reason
+    assert not clusters.borders.firm
+    assert str(clusters.borders).startswith("borders are not firm: adjusted Rand index 0.")
+
+
+def test_borders_tell_what_each_kind_of_resampling_confirms():
+    shifted = np.roll(np.roll(BLOCKS, 1, 0), 1, 1)
+    clusters = cluster_layers(BLOCKS, 4, halves=noisy(BLOCKS, 0.01), other_view=shifted)
+    assert clusters.borders.halves == 1.0
+    assert clusters.borders.other_view == pytest.approx(
+        adjusted_rand_score(np.repeat(range(4), 3), np.roll(np.repeat(range(4), 3), 1))
+    )
+    assert clusters.borders.firm is False
+    same = cluster_layers(BLOCKS, 4, other_view=BLOCKS).borders
+    assert (same.halves, same.other_view, same.firm) == (None, 1.0, True)
+    assert cluster_layers(BLOCKS, 4).borders.firm is None
+    assert LayerClusters.from_dict(json.loads(json.dumps(clusters.to_dict()))).borders == clusters.borders
+
+
+def test_agreement_is_the_adjusted_rand_index():
+    rng = np.random.default_rng(0)
+    for trial in range(50):
+        one, other = rng.integers(0, 1 + trial % 6, (2, 13))
+        ways = [tuple(tuple(np.flatnonzero(labels == label)) for label in np.unique(labels)) for labels in (one, other)]
+        assert agreement(*ways) == pytest.approx(adjusted_rand_score(one, other))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_auto_on_few_layers(layers):
-    clusters = cluster_layers(HAND_MADE[:layers, :layers], "auto")
+    cka_LL = HAND_MADE[:layers, :layers]
+    clusters = cluster_layers(cka_LL, "auto", halves=[cka_LL] if layers > 3 else [])
     assert len(clusters.groups) == min(layers, 2)
 
 
@@ -146,20 +209,29 @@ def test_equal_partition():
 
 @pytest.mark.parametrize("first_layer", [0, 1])
 def test_analysis_folder_round_trip(tmp_path, first_layer):
-    clusters = cluster_layers(HAND_MADE, "auto", first_layer=first_layer)
-    save_analysis(tmp_path / "analysis", HAND_MADE, clusters)
-    assert sorted(path.name for path in (tmp_path / "analysis").iterdir()) == [
+    clusters = cluster_layers(HAND_MADE, 2, first_layer=first_layer, halves=[HAND_MADE])
+    other_LL = HAND_MADE**2
+    names = save_analysis(tmp_path / "analysis", LayerAnalysis(HAND_MADE, clusters, "normalized", other_LL))
+    assert sorted(path.name for path in (tmp_path / "analysis").iterdir()) == sorted(names)
+    assert sorted(names) == [
+        "cka-other.npy",
         "cka.npy",
         "clusters.json",
         "dendrogram.png",
         "dendrogram.svg",
         "linkage.npy",
+        "similarity-other.png",
+        "similarity-other.svg",
         "similarity.png",
         "similarity.svg",
     ]
-    cka_LL, loaded = load_analysis(tmp_path / "analysis")
+    found = load_analysis(tmp_path / "analysis")
+    loaded = found.clusters
+    assert (found.view, found.other_view) == ("normalized", "raw")
+    np.testing.assert_array_equal(found.other_LL, other_LL)
+    assert found.other_clusters().layers == loaded.layers
     assert loaded == clusters
-    np.testing.assert_array_equal(cka_LL, HAND_MADE)
+    np.testing.assert_array_equal(found.cka_LL, HAND_MADE)
     np.testing.assert_array_equal(loaded.linkage, clusters.linkage)
     np.testing.assert_array_equal(np.load(tmp_path / "analysis/linkage.npy"), clusters.linkage)
     values = json.loads((tmp_path / "analysis/clusters.json").read_text())
@@ -170,14 +242,14 @@ def test_analysis_folder_round_trip(tmp_path, first_layer):
         "mean_cka": pytest.approx(0.95),
     }
     first = {path.name: path.read_bytes() for path in (tmp_path / "analysis").iterdir()}
-    save_analysis(tmp_path / "analysis", HAND_MADE, loaded)
+    save_analysis(tmp_path / "analysis", found)
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "analysis").iterdir()}
 
 
 def test_missing_and_broken_analyses_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"no analysis here \(clusters.json is missing\); run analyze"):
         load_analysis(tmp_path)
-    save_analysis(tmp_path, HAND_MADE, cluster_layers(HAND_MADE, 2))
+    save_analysis(tmp_path, LayerAnalysis(HAND_MADE, cluster_layers(HAND_MADE, 2)))
     (tmp_path / "cka.npy").write_bytes(b"not an array")
     with pytest.raises(InputError, match="the analysis cannot be read"):
         load_analysis(tmp_path)

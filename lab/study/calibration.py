@@ -39,7 +39,7 @@ def compare_samples(study: Study, output: Path) -> dict[str, Any]:
                 seed=seed,
             )
             labels = {layer: number for number, group in enumerate(found.groups) for layer in group}
-            return load_analysis(folder / "analysis")[0], labels
+            return load_analysis(folder / "analysis").cka_LL, labels
 
         cka_LL, groups = look(options["reference_seconds"], 1000)
         layers = sorted(groups)

@@ -413,7 +413,6 @@ def _clusters(record: Record | None) -> list[str]:
     teachers = {name: np.array(teacher["cka"]) for name, teacher in record["teachers"].items()}
     ways: list[tuple[str, dict[str, Any]]] = [(f"average linkage, K = {K}", {"clusters": K}) for K in (2, 3, 4, 6, 9)]
     ways += [
-        ("average linkage, K by the largest gap (`auto`)", {"clusters": "auto"}),
         ("average linkage, neighbours only, K = 4", {"clusters": 4, "contiguous": True}),
         ("complete linkage, K = 4", {"clusters": 4, "linkage": "complete"}),
         ("single linkage, K = 4", {"clusters": 4, "linkage": "single"}),

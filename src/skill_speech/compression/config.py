@@ -37,6 +37,8 @@ class AnalysisConfig:
         linkage: of the agglomerative clustering on 1 - CKA.
         contiguous: only neighbouring layers may share a cluster.
         include_features: h_0 takes part.
+        cka: of frames as they are ("raw", as in the paper), or of "normalized" ones, so that a few huge frames do not
+            own it; both are measured.
         estimator: "minibatch" is the unbiased one in constant memory, "exact" works in feature space.
         calibration_seconds: audio that the similarity is estimated on.
         batch_seconds: audio per forward pass.
@@ -47,6 +49,7 @@ class AnalysisConfig:
     linkage: Literal["average", "complete", "single"] = "average"
     contiguous: bool = False
     include_features: bool = True
+    cka: Literal["raw", "normalized"] = "raw"
     estimator: Literal["minibatch", "exact"] = "minibatch"
     calibration_seconds: float = 600.0
     batch_seconds: float = 60.0

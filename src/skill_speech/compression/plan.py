@@ -232,7 +232,7 @@ class Plan:
         """The distance between student and teacher, by the run's analysis where there is one."""
         config, groups, scales = self.config, None, None
         if self.analysis is not None:
-            groups = run.on_first(lambda: load_analysis(run / "analysis")[1])
+            groups = run.on_first(lambda: load_analysis(run / "analysis").clusters)
         if self.scales_layers:
             scales = run.on_first(lambda: load_scales(run / "analysis").tolist())
         assert config.targets is not None
@@ -496,8 +496,13 @@ def check_clusters(clusters: int | Literal["auto"], teacher: EncoderConfig, conf
     """See that there are so many layers to group.
 
     Raises:
-        InputError: there are not.
+        InputError: there are not, or the estimator does not measure what "auto" goes by.
     """
+    if clusters == "auto" and config.estimator == "exact":
+        raise InputError(
+            'clusters "auto" looks at halves of the audio, which the exact estimator does not measure: give a number '
+            "of clusters, or take the minibatch estimator"
+        )
     count = teacher.num_layers + int(config.include_features)
     if isinstance(clusters, int) and not 1 <= clusters <= count:
         raise InputError(f"clusters is {clusters}; this teacher has {count} layers to group: choose 1 to {count}")

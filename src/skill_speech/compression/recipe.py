@@ -140,7 +140,7 @@ def analyze(
             return analyze_layers(plan, run)
         run.refuse_others_in("analysis", settings)
         logger.info("%s is already done", run / "analysis")
-        return run.on_first(lambda: load_analysis(run / "analysis")[1])
+        return run.on_first(lambda: load_analysis(run / "analysis").clusters)
 
 
 def compress(

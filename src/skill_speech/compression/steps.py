@@ -56,7 +56,15 @@ from ..run import ranks
 from ..run.folder import RunFolder
 from ..run.progress import Meter
 from ..run.signals import StopSignals
-from ..similarity import LayerClusters, LayerScales, cluster_layers, estimate_cka, load_analysis, save_analysis
+from ..similarity import (
+    LayerAnalysis,
+    LayerClusters,
+    LayerScales,
+    cluster_layers,
+    estimate_cka,
+    load_analysis,
+    save_analysis,
+)
 from .plan import PROJECTIONS, AnalysisPlan, Plan, trainable_copy
 
 logger = logging.getLogger(__name__)
@@ -139,7 +147,7 @@ def analyze_layers(plan: AnalysisPlan, run: RunFolder) -> LayerClusters:
     )
     own = ranks.share(batches)
     with Meter("analysis", len(own)) as meter:
-        cka_LL = estimate_cka(
+        similarity = estimate_cka(
             plan.encoder,
             tallied(audio_loader(own, workers=plan.workers), tally),
             estimator=config.estimator,
@@ -150,18 +158,23 @@ def analyze_layers(plan: AnalysisPlan, run: RunFolder) -> LayerClusters:
             scales=scales,
             progress=meter.advance,
         )
+    cka_LL, halves_HLL = similarity.of(config.cka)
+    other_LL = similarity.normalized_LL if config.cka == "raw" else similarity.raw_LL
     groups = cluster_layers(
         cka_LL,
         plan.clusters,
         linkage=config.linkage,
         contiguous=config.contiguous,
         first_layer=0 if config.include_features else 1,
+        halves=list(halves_HLL.numpy()),
+        other_view=other_LL,
     )
-    logger.info("%s", groups.reason)
+    logger.info("%s; %s", groups.reason, groups.borders)
     spreads_L, audio = scales.compute(), tally.of_all_ranks().state_dict()
     run.save("analysis/audio.json", audio)
-    run.on_first(lambda: save_analysis(run / "analysis", cka_LL, groups, spreads_L))
-    logger.info("written: %s/similarity.svg, dendrogram.svg, clusters.json, cka.npy, linkage.npy", run / "analysis")
+    found = LayerAnalysis(cka_LL.numpy(), groups, config.cka, None if other_LL is None else other_LL.numpy())
+    names = run.on_first(lambda: save_analysis(run / "analysis", found, spreads_L))
+    logger.info("written to %s: %s", run / "analysis", ", ".join(names))
     return groups
 
 
@@ -411,7 +424,7 @@ class Finish(Step):
             "loss": stages["stage2"]["validation"].get("distillation"),
             "outputs_after_surgery": stages["stage2"]["validation_at_start"].get("outputs"),
             "outputs": stages["stage2"]["validation"].get("outputs"),
-            "clusters": [list(group) for group in load_analysis(run / "analysis")[1].groups] if grouped else None,
+            "clusters": [list(group) for group in load_analysis(run / "analysis").clusters.groups] if grouped else None,
             "stages": stages,
             "audio": audio,
             "widths": {"teacher": _widths(teacher.config), "student": _widths(final.config)},

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..evaluation.own_head import read_own_head_result
@@ -18,7 +16,7 @@ from ..evaluation.results import read_results
 from ..limits import check_settings
 from ..profiling import Profile, short_name
 from ..run.records import read_record
-from ..similarity import LayerClusters, load_analysis
+from ..similarity import LayerAnalysis, load_analysis
 from ..yaml_values import read_yaml
 from .stages import asked_for
 
@@ -70,7 +68,7 @@ class Evidence:
         outcome: result.json.
         finished: when; "" where the run did not record it.
         teacher, student: their costs.
-        cka_LL, clusters: the analysis; None for methods that need none.
+        analysis: of the teacher's layers; None for methods that need none.
         metrics: stage → rows of metrics.csv, each with "step" and what was logged there.
         widths: of the teacher and the student; None where the run did not record them.
         scores: of SUPERB's tasks, if they were measured.
@@ -84,8 +82,7 @@ class Evidence:
     finished: str
     teacher: Profile
     student: Profile
-    cka_LL: NDArray[np.float64] | None
-    clusters: LayerClusters | None
+    analysis: LayerAnalysis | None
     metrics: dict[str, list[dict[str, float]]]
     widths: tuple[Widths, Widths] | None
     scores: Scores | None
@@ -120,7 +117,7 @@ def read_evidence(folder: Path) -> Evidence:
         raise InputError(f"{folder}: not finished; the same compress command goes on where it stopped")
     outcome = read_record(folder / "result.json", "outcome")
     analysed = (folder / "analysis" / "clusters.json").is_file()
-    cka_LL, clusters = load_analysis(folder / "analysis") if analysed else (None, None)
+    analysis = load_analysis(folder / "analysis") if analysed else None
     try:
         teacher, student = Profile(**outcome["teacher"]), Profile(**outcome["student"])
         widths = _widths(outcome.get("widths"))
@@ -133,8 +130,7 @@ def read_evidence(folder: Path) -> Evidence:
             finished=str(outcome.get("finished", "")),
             teacher=teacher,
             student=student,
-            cka_LL=cka_LL,
-            clusters=clusters,
+            analysis=analysis,
             metrics={stage: _read_metrics(folder / stage / "metrics.csv") for stage in STAGES},
             widths=widths,
             scores=_read_scores(folder / "evaluation"),

@@ -16,7 +16,7 @@ from ..figures.plots import dendrogram, layer_weight_map, similarity_map
 from ..figures.shapes import cluster_colour, readable_on
 from ..profiling import Profile
 from ..pruning import human
-from ..similarity import LayerClusters
+from ..similarity import LayerClusters, View
 from .evidence import STAGES, Evidence, Scores
 from .markup import Markup, details, figure, panels, paragraph, section, table
 from .pictures import Bar, Series, budget_picture, heads_picture, lines_picture, survivors_picture
@@ -211,24 +211,28 @@ def _model_heading(row: dict[str, Any], run: Evidence, sources: Sequence[str]) -
 
 def _similarity(runs: Sequence[Evidence]) -> str:
     def write(run: Evidence) -> str:
-        if run.cka_LL is None or run.clusters is None:
+        if run.analysis is None:
             method = run.settings["method"]
             return paragraph(f"The method {method} does not look at similarity: this run has no analysis.", "absent")
-        heat = _map_figure(run.cka_LL, run.clusters)
-        return panels([heat, _tree_figure(run.clusters) + _clusters(run.clusters)])
+        found = run.analysis
+        maps = [_map_figure(found.cka_LL, found.clusters, found.view)]
+        if found.other_LL is not None:
+            maps.append(_map_figure(found.other_LL, found.other_clusters(), found.other_view))
+        return panels(maps) + panels([_tree_figure(found.clusters), _clusters(found.clusters)])
 
     return _per_run(runs, write)
 
 
-def _map_figure(cka_LL: NDArray[np.float64], groups: LayerClusters) -> str:
+def _map_figure(cka_LL: NDArray[np.float64], groups: LayerClusters, view: View) -> str:
     names = [f"h_{layer}" for layer in groups.layers]
     rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, cka_LL.tolist(), strict=True)]
     numbers = details("The map as a table", table(["", *names], rows, caption="linear CKA"))
+    frames = "features as they are" if view == "raw" else "frames normalized to mean 0 and variance 1"
     caption = (
-        "Linear CKA of the teacher's layers, from the first to the last. A full border is a run of neighbouring "
-        "layers of a cluster; a dashed one joins the runs of a cluster that has several."
+        f"Linear CKA of the teacher's layers, {frames}. A full border is a run of neighbouring layers of a cluster; a "
+        "dashed one joins the runs of a cluster that has several."
     )
-    return figure("Similarity", inline_svg(similarity_map(cka_LL, groups, "")), caption, numbers)
+    return figure(f"Similarity, {view} frames", inline_svg(similarity_map(cka_LL, groups, "")), caption, numbers)
 
 
 def _tree_figure(groups: LayerClusters) -> str:
@@ -259,7 +263,8 @@ def _clusters(groups: LayerClusters) -> str:
         for number, (group, mean, medoid) in enumerate(zip(groups.groups, groups.mean_cka, groups.medoids, strict=True))
     ]
     listed = table(["cluster", "layers", "mean CKA", "medoid"], rows, name="clusters", numbers=False)
-    return listed + paragraph(f"{groups.reason[:1].upper()}{groups.reason[1:]}.", "note")
+    said = [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in (groups.reason, str(groups.borders))]
+    return listed + paragraph(" ".join(said), "note")
 
 
 def _badge(number: int) -> Markup:

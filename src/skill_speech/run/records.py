@@ -130,6 +130,8 @@ RECORDS: dict[str, tuple[Any, str]] = {
             "threshold": Number(-1e6, 1e6),
             "reason": str,
             "linkage": [[Number(-1e6, 1e6)]],
+            "view": Perhaps(str),
+            "borders": Perhaps({name: Either((Number(-1, 1), None)) for name in ("halves", "other_view")}),
         },
         "delete its folder, and the same command analyses again",
     ),

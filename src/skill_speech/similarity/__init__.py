@@ -1,15 +1,20 @@
 """How similar an encoder's layers are (linear CKA) and which of them belong together."""
 
-from .analysis import load_analysis, load_scales, save_analysis
-from .cka import ExactCKA, MinibatchCKA, estimate_cka, unbiased_hsic
-from .clusters import LayerClusters, cluster_layers, equal_partition, medoid
+from .analysis import LayerAnalysis, load_analysis, load_scales, save_analysis
+from .cka import ExactCKA, MinibatchCKA, Similarity, View, estimate_cka, unbiased_hsic
+from .clusters import Borders, LayerClusters, agreement, cluster_layers, equal_partition, medoid
 from .scales import LayerScales
 
 __all__ = [
+    "Borders",
     "ExactCKA",
+    "LayerAnalysis",
     "LayerClusters",
     "LayerScales",
     "MinibatchCKA",
+    "Similarity",
+    "View",
+    "agreement",
     "cluster_layers",
     "equal_partition",
     "estimate_cka",

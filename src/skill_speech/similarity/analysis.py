@@ -1,9 +1,14 @@
-"""The analysis folder of a run: similarity, clusters and their two figures."""
+"""The analysis folder of a run: similarity, clusters and their figures.
+
+Shapes: L layers.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,13 +16,48 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from ..files import atomic_write, write_json
 from ..run.records import read_record
-from .clusters import LayerClusters
+from .cka import View
+from .clusters import LayerClusters, cluster_layers
+
+
+@dataclass(frozen=True)
+class LayerAnalysis:
+    """What is known of the layers of a teacher.
+
+    Attributes:
+        cka_LL: the similarity that they are grouped by.
+        clusters: their groups.
+        view: "raw" or "normalized", the frames that cka_LL is of.
+        other_LL: the similarity of the other kind of frames; None if it was not measured.
+    """
+
+    cka_LL: NDArray[np.float64]
+    clusters: LayerClusters
+    view: View = "raw"
+    other_LL: NDArray[np.float64] | None = None
+
+    @property
+    def other_view(self) -> View:
+        """What other_LL is of."""
+        return "normalized" if self.view == "raw" else "raw"
+
+    def other_clusters(self) -> LayerClusters:
+        """As many groups by the other similarity."""
+        assert self.other_LL is not None
+        own = self.clusters
+        return cluster_layers(
+            self.other_LL,
+            len(own.groups),
+            linkage=own.method,  # type: ignore[arg-type]
+            contiguous=own.contiguous,
+            first_layer=own.layers[0],
+        )
 
 
 def save_analysis(
-    folder: str | os.PathLike[str], cka_LL: ArrayLike, clusters: LayerClusters, scales_L: ArrayLike | None = None
-) -> None:
-    """Write cka.npy, linkage.npy, scales.npy, similarity.svg/.png, dendrogram.svg/.png and, last, clusters.json.
+    folder: str | os.PathLike[str], analysis: LayerAnalysis, scales_L: ArrayLike | None = None
+) -> list[str]:
+    """Write the arrays, the figures and, last, clusters.json; the names of the files.
 
     Each file is written whole or not at all; where clusters.json is, the others are.
     """
@@ -25,23 +65,31 @@ def save_analysis(
     from ..figures.output import save_figure
     from ..figures.plots import dendrogram, similarity_map
 
-    folder = Path(folder)
-    cka_LL = np.asarray(cka_LL, dtype=np.float64)
-    arrays = [("cka.npy", cka_LL), ("linkage.npy", clusters.linkage)]
+    folder, names = Path(folder), []
+    cka_LL, clusters = np.asarray(analysis.cka_LL, dtype=np.float64), analysis.clusters
+    arrays = {"cka.npy": cka_LL, "linkage.npy": clusters.linkage}
+    figures = {"similarity": similarity_map(cka_LL, clusters), "dendrogram": dendrogram(clusters)}
+    if analysis.other_LL is not None:
+        arrays["cka-other.npy"] = np.asarray(analysis.other_LL, dtype=np.float64)
+        title = f"Similarity of layers, {analysis.other_view} frames"
+        figures["similarity-other"] = similarity_map(analysis.other_LL, analysis.other_clusters(), title)
     if scales_L is not None:
-        arrays.append(("scales.npy", np.asarray(scales_L, dtype=np.float64)))
-    for name, matrix in arrays:
+        arrays["scales.npy"] = np.asarray(scales_L, dtype=np.float64)
+    for name, matrix in arrays.items():
         with atomic_write(folder / name) as temporary:
             np.save(temporary, matrix)
-    for name, figure in (("similarity", similarity_map(cka_LL, clusters)), ("dendrogram", dendrogram(clusters))):
+        names.append(name)
+    for stem, figure in figures.items():
         for suffix in ("svg", "png"):
-            with atomic_write(folder / f"{name}.{suffix}") as temporary:
+            with atomic_write(folder / f"{stem}.{suffix}") as temporary:
                 save_figure(figure, temporary)
-    write_json(folder / "clusters.json", clusters.to_dict())
+            names.append(f"{stem}.{suffix}")
+    write_json(folder / "clusters.json", {"view": analysis.view} | clusters.to_dict())
+    return [*names, "clusters.json"]
 
 
-def load_analysis(folder: str | os.PathLike[str]) -> tuple[NDArray[np.float64], LayerClusters]:
-    """What `save_analysis` wrote: the CKA matrix (L, L) and the clusters.
+def load_analysis(folder: str | os.PathLike[str]) -> LayerAnalysis:
+    """What `save_analysis` wrote.
 
     Raises:
         InputError: there is no analysis, or it cannot be read.
@@ -54,7 +102,14 @@ def load_analysis(folder: str | os.PathLike[str]) -> tuple[NDArray[np.float64], 
     try:
         cka_LL, clusters = _read_array(folder / "cka.npy"), LayerClusters.from_dict(values)
         _refuse_contradictions(cka_LL, clusters)
-        return cka_LL, clusters
+        other = folder / "cka-other.npy"
+        other_LL = _read_array(other) if other.exists() else None
+        if other_LL is not None and (other_LL.shape != cka_LL.shape or not np.isfinite(other_LL).all()):
+            raise ValueError("cka-other.npy is of other layers than cka.npy")
+        view = values.get("view", "raw")
+        if view not in get_args(View):
+            raise ValueError(f"view is {view!r}; known: {', '.join(get_args(View))}")
+        return LayerAnalysis(cka_LL, clusters, view, other_LL)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: the analysis cannot be read ({error}); delete it and run analyze") from error
 

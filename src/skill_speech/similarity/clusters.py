@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from math import comb
 from typing import Any, Literal
 
 import numpy as np
@@ -15,11 +16,44 @@ from scipy.spatial.distance import squareform
 from ..errors import InputError
 
 Linkage = Literal["average", "complete", "single"]
+
+FIRM = 0.9
+"""Adjusted Rand index from which on two ways to group layers are said to agree."""
 Groups = tuple[tuple[int, ...], ...]
 
 # Distance of two groups, from the distances of their members.
 _LINKAGES: dict[str, Callable[..., np.floating[Any]]] = {"average": np.mean, "complete": np.max, "single": np.min}
 METHODS: tuple[str, ...] = tuple(_LINKAGES)
+
+
+@dataclass(frozen=True)
+class Borders:
+    """Whether the borders between clusters would be drawn again.
+
+    Attributes:
+        halves: mean adjusted Rand index between the groups and as many of half of the audio; None if not measured.
+        other_view: adjusted Rand index between the groups and as many by the other similarity (normalised frames if
+            these are of features as they are); None if there is none.
+    """
+
+    halves: float | None = None
+    other_view: float | None = None
+
+    @property
+    def firm(self) -> bool | None:
+        """Whether both are at least 0.9; None if nothing was measured."""
+        known = [index for index in (self.halves, self.other_view) if index is not None]
+        return min(known) >= FIRM if known else None
+
+    def __str__(self) -> str:
+        if self.firm is None:
+            return "whether the borders are firm was not measured"
+        said = []
+        if self.halves is not None:
+            said.append(f"{self.halves:.2f} with those of half of the audio")
+        if self.other_view is not None:
+            said.append(f"{self.other_view:.2f} with those of raw and of normalized frames")
+        return f"borders are {'firm' if self.firm else 'not firm'}: adjusted Rand index {', '.join(said)}"
 
 
 @dataclass(frozen=True)
@@ -35,6 +69,7 @@ class LayerClusters:
         method: "average", "complete" or "single" linkage.
         contiguous: only neighbouring groups were allowed to merge.
         reason: a sentence that says how many groups there are and why.
+        borders: how firm they are.
     """
 
     groups: Groups
@@ -45,6 +80,7 @@ class LayerClusters:
     method: str
     contiguous: bool
     reason: str
+    borders: Borders = Borders()
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -62,6 +98,7 @@ class LayerClusters:
             "contiguous": self.contiguous,
             "threshold": self.threshold,
             "reason": self.reason,
+            "borders": asdict(self.borders) | {"firm": self.borders.firm},
             "linkage": self.linkage.tolist(),
         }
 
@@ -78,6 +115,7 @@ class LayerClusters:
             method=values["method"],
             contiguous=values["contiguous"],
             reason=values["reason"],
+            borders=Borders(*(values.get("borders", {}).get(name) for name in ("halves", "other_view"))),
         )
 
 
@@ -88,11 +126,14 @@ def cluster_layers(
     linkage: Linkage = "average",
     contiguous: bool = False,
     first_layer: int = 0,
+    halves: Sequence[ArrayLike] = (),
+    other_view: ArrayLike | None = None,
 ) -> LayerClusters:
     """Group layers by agglomerative clustering on 1 - CKA.
 
-    "auto" cuts the dendrogram where it is longest without a merge: the K, from 2 to one less than the layers, with the
-    largest gap between the height of the merge that leads to K clusters and the height of the next one.
+    "auto" takes as many clusters as the audio can tell apart: the largest K, up to half of the layers, for which the
+    groups of half of the audio are the same as those of all (mean adjusted Rand index at least 0.9). A gap in the
+    dendrogram would not do: the largest one is nearly always the one between h_0 and all other layers.
 
     Contiguous merges can get lower as they go on, when two layers far apart are more similar than their neighbours are;
     such a merge is given the height of the one before it, so that the dendrogram can be drawn. The groups follow the
@@ -104,9 +145,11 @@ def cluster_layers(
         linkage: distance of two groups: mean, largest or smallest distance of their members.
         contiguous: only neighbouring groups may merge, so that each is a run of layers.
         first_layer: number of the first row: 1 when h_0 was left out.
+        halves: similarity by halves of the audio, to see how firm the borders are.
+        other_view: similarity of the same layers by the other kind of CKA.
 
     Raises:
-        InputError: K is not between 1 and the number of layers, or the linkage is unknown.
+        InputError: K is not between 1 and the number of layers, the linkage is unknown, or "auto" without halves.
     """
     cka_LL = _symmetric(cka_LL)
     L = len(cka_LL)
@@ -114,28 +157,55 @@ def cluster_layers(
         raise InputError(f"unknown linkage {linkage!r}; known: {', '.join(METHODS)}")
     if clusters != "auto":
         check_number_of_clusters(clusters, L)
-    distance_LL = np.clip(1 - cka_LL, 0, 2)
-    np.fill_diagonal(distance_LL, 0)
-    if contiguous or L == 1:
-        merges = _merge_neighbours(distance_LL, linkage)
-    else:
-        merges = hierarchy.linkage(squareform(distance_LL, checks=False), linkage)
-    heights = merges[:, 2]
+    merges = _merge(cka_LL, linkage, contiguous)
+    of_halves = [_merge(_symmetric(half_LL), linkage, contiguous) for half_LL in halves]
+
+    def firmness(K: int) -> float:
+        own = _cut(merges, K)
+        return float(np.mean([agreement(own, _cut(half, K)) for half in of_halves]))
+
     if clusters == "auto":
-        K, reason = _longest_gap(heights)
+        if L > 3 and not of_halves:
+            raise InputError(
+                'clusters "auto" takes as many as half of the audio confirms, which the minibatch estimator measures '
+                "on 8 utterances or more: give more audio, or the number of clusters"
+            )
+        K, reason = _most_that_are_firm(
+            {K: firmness(K) for K in range(2, L // 2 + 1)} if L > 3 else {min(L, 2): 1.0}, L
+        )
     else:
         K, reason = clusters, f"{_count(clusters)}, as asked for"
+    borders = Borders(
+        firmness(K) if of_halves else None,
+        None
+        if other_view is None
+        else agreement(_cut(merges, K), _cut(_merge(_symmetric(other_view), linkage, contiguous), K)),
+    )
     groups = tuple(tuple(first_layer + row for row in group) for group in _cut(merges, K))
     return LayerClusters(
         groups=groups,
         medoids=tuple(medoid(cka_LL, group, first_layer=first_layer) for group in groups),
         mean_cka=tuple(_mean_cka(cka_LL, [layer - first_layer for layer in group]) for group in groups),
         linkage=merges,
-        threshold=_cut_height(heights, K),
+        threshold=_cut_height(merges[:, 2], K),
         method=linkage,
         contiguous=contiguous,
         reason=reason,
+        borders=borders,
     )
+
+
+def agreement(groups: Groups, others: Groups) -> float:
+    """Adjusted Rand index of two ways to group the same items: 1 if they are the same, about 0 by chance.
+
+    Hubert and Arabie, Comparing partitions, 1985.
+    """
+    together = [[len({*group} & {*other}) for other in others] for group in groups]
+    pairs = sum(comb(number, 2) for row in together for number in row)
+    own, theirs = (sum(comb(len(group), 2) for group in way) for way in (groups, others))
+    expected = own * theirs / max(1, comb(sum(map(len, groups)), 2))
+    largest = (own + theirs) / 2
+    return 1.0 if largest == expected else (pairs - expected) / (largest - expected)
 
 
 def check_number_of_clusters(clusters: int, layers: int) -> None:
@@ -183,6 +253,15 @@ def _mean_cka(cka_LL: NDArray[np.float64], rows: list[int]) -> float:
     return float((block.sum() - np.trace(block)) / (size * (size - 1))) if size > 1 else 1.0
 
 
+def _merge(cka_LL: NDArray[np.float64], linkage: Linkage, contiguous: bool) -> NDArray[np.float64]:
+    """The merges, as a linkage matrix."""
+    distance_LL = np.clip(1 - cka_LL, 0, 2)
+    np.fill_diagonal(distance_LL, 0)
+    if contiguous or len(cka_LL) == 1:
+        return _merge_neighbours(distance_LL, linkage)
+    return hierarchy.linkage(squareform(distance_LL, checks=False), linkage)
+
+
 def _merge_neighbours(distance_LL: NDArray[np.float64], linkage: Linkage) -> NDArray[np.float64]:
     """Merge neighbouring groups only; a linkage matrix with heights that never fall."""
     distance = _LINKAGES[linkage]
@@ -216,17 +295,22 @@ def _cut_height(heights: NDArray[np.float64], K: int) -> float:
     return float((below + above) / 2)
 
 
-def _longest_gap(heights: NDArray[np.float64]) -> tuple[int, str]:
-    L = len(heights) + 1
-    if L < 4:
-        return min(L, 2), f"{_count(min(L, 2))}: {L} layers leave no choice"
-    gaps = {K: heights[L - K] - heights[L - K - 1] for K in range(2, L)}
-    best, second = sorted(gaps, key=lambda K: -gaps[K])[:2]
-    return best, (
-        f"{_count(best)}: the largest gap between successive merges, {gaps[best]:.3f}, lies between the heights "
-        f"{heights[L - best - 1]:.3f} and {heights[L - best]:.3f}; the runner-up is {_count(second)} with a gap of "
-        f"{gaps[second]:.3f}"
+def _most_that_are_firm(firmness: dict[int, float], layers: int) -> tuple[int, str]:
+    """K by K's firmness, and why."""
+    if len(firmness) < 2:
+        K = next(iter(firmness))
+        return K, f"{_count(K)}: {layers} layers leave no choice"
+    firm = [K for K, index in firmness.items() if index >= FIRM]
+    K = max(firm) if firm else max(firmness, key=lambda K: firmness[K])
+    index = f"adjusted Rand index {firmness[K]:.2f}"
+    why = (
+        f"half of the audio gives the same groups ({index})"
+        if firm
+        else f"no number is firm, this one is the firmest ({index} with half of the audio)"
     )
+    if max(firmness) == K:
+        return K, f"{_count(K)}: {why}, and more than half of the {layers} layers is not tried"
+    return K, f"{_count(K)}: {why}; {_count(K + 1)}: {firmness[K + 1]:.2f}"
 
 
 def _count(clusters: int) -> str:
