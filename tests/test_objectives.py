@@ -13,6 +13,7 @@ import torch
 
 from skill_speech import Encoder, InputError, compress
 from skill_speech.compression import AnalysisConfig
+from skill_speech.data import AudioBatch
 from skill_speech.distillation import (
     METHODS,
     Distillation,
@@ -22,15 +23,20 @@ from skill_speech.distillation import (
     Stage1Config,
     Stage2Config,
     StudentInput,
+    Target,
+    UnitLoss,
+    UnitsConfig,
     make_targets,
 )
 from skill_speech.distillation.inputs import coloured_noise, convolve, factor_for, room
-from skill_speech.distillation.loss import temporal_distance
-from skill_speech.encoder import hubert_config, wavlm_config
+from skill_speech.distillation.loss import mean_of, temporal_distance
+from skill_speech.distillation.units import find_units, units_of
+from skill_speech.encoder import EncoderOutput, hubert_config, wavlm_config
 from skill_speech.kernels import attach_kernels
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_heads": 2, "units": 48, "channels": 16, "depth": 3}
 SMALL |= {"positional_kernel": 16, "positional_groups": 4}
+STAGES = ("stage1", "stage2")
 
 
 # The temporal distance.
@@ -90,6 +96,95 @@ def test_a_distance_is_a_choice_of_terms() -> None:
     assert terms["distillation"].item() == pytest.approx(expected.item(), rel=1e-6)
     alone = DistillationLoss(make_targets("all-layers", 3), 6, weights, distance="temporal").of_layers(states, others)
     assert alone.keys() == {"distillation", "temporal"}
+
+
+def test_learned_weights_are_those_of_the_formula() -> None:
+    """And at their best each is one over its target's distance, which is what their gradient leads to."""
+    torch.manual_seed(0)
+    states, others = ([torch.randn(2, 9, 6) for _ in range(4)] for _ in range(2))
+    targets = make_targets("all-layers", 3)
+    loss = DistillationLoss(targets, 6, LossConfig(target_weights="learned"))
+    with torch.no_grad():
+        loss.log_variances_K.copy_(torch.tensor([0.3, -0.5, 0.0, 1.0]))
+    shown, total = loss._compare(states, others, None)
+    distances = []
+    for one, other in zip(states, others, strict=True):
+        s, t = one.double().numpy(), other.double().numpy()
+        cosine = (s * t).sum(-1) / (np.linalg.norm(s, axis=-1) * np.linalg.norm(t, axis=-1))
+        distances.append(np.abs(s - t).mean() + 1 - cosine.mean())
+    weights = np.exp(-np.array([0.3, -0.5, 0.0, 1.0]))
+    assert total.item() == pytest.approx(np.mean(weights * distances - np.log(weights)), rel=1e-5)
+    assert shown["distillation"].item() == pytest.approx(np.mean(distances) - 1, rel=1e-5)
+    assert [shown[f"weight_{k}"].item() for k in (1, 2, 3, 4)] == pytest.approx(weights.tolist())
+    with torch.no_grad():
+        loss.log_variances_K.copy_(torch.tensor(distances).log())
+    loss._compare(states, others, None)[1].backward()
+    assert loss.log_variances_K.grad.abs().max().item() < 1e-6
+
+
+def test_frames_are_normalised_before_layers_are_averaged() -> None:
+    torch.manual_seed(0)
+    states = [torch.randn(2, 9, 6) * scale + scale for scale in (1.0, 50.0)]
+    wanted = np.mean(
+        [
+            (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+            for x in (state.double().numpy() for state in states)
+        ],
+        axis=0,
+    )
+    np.testing.assert_allclose(mean_of(states, [0, 1], normalize_frames=True).numpy(), wanted, atol=1e-3)
+    loss = DistillationLoss([Target((0, 1), (0, 1), 0)], 6, LossConfig(normalize_frames=True))
+    assert loss.of_layers(states, [7 * state - 3 for state in states])["l1"].item() == pytest.approx(0, abs=1e-3)
+
+
+# Units.
+
+
+def output(layers: list[torch.Tensor]) -> EncoderOutput:
+    lengths_B = torch.full((len(layers[0]),), layers[0].shape[1])
+    return EncoderOutput(layers[0], layers[0], tuple(layers[1:]), layers[-1], lengths_B)
+
+
+def test_units_are_guessed_where_frames_are_masked() -> None:
+    rng = np.random.default_rng(0)
+    centroids = rng.normal(size=(5, 6))
+    student, teacher = ([torch.tensor(rng.normal(size=(2, 9, 6))).float() for _ in range(4)] for _ in range(2))
+    mask = rng.random((2, 9)) < 0.4
+    valid = np.arange(9) < np.array([9, 6])[:, None]
+    torch.manual_seed(0)
+    loss = DistillationLoss(make_targets("all-layers", 3), 6)
+    loss.units = UnitLoss(torch.tensor(centroids), 2, 0.5)
+    weight, bias = (x.detach().double().numpy() for x in (loss.units.guess.weight, loss.units.guess.bias))
+    logits = student[3].double().numpy() @ weight.T + bias
+    apart = ((teacher[2].double().numpy()[:, :, None] - centroids) ** 2).sum(-1)
+    log_likelihood = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    of_frames = -np.take_along_axis(log_likelihood, apart.argmin(-1)[..., None], -1)[..., 0]
+    for given, counts in (((None, None), valid | True), ((valid, None), valid), ((valid, mask), valid & mask)):
+        tensors = [None if one is None else torch.tensor(one) for one in given]
+        total, terms = loss(output(student), output(teacher), tensors[0], (), tensors[1])
+        assert terms["units"].item() == pytest.approx(of_frames[counts].mean(), rel=1e-5)
+        assert total.item() == pytest.approx((terms["distillation"] + 0.5 * terms["units"]).item(), rel=1e-6)
+    total, terms = loss(output(student), output(teacher), None, (), torch.zeros(2, 9, dtype=torch.bool))
+    assert terms["units"].item() == 0
+
+
+def test_units_are_the_clusters_of_a_layer() -> None:
+    """Three kinds of sound, far apart: k-means finds them, whatever the seed, and again with the same one."""
+    torch.manual_seed(0)
+    encoder = Encoder(hubert_config(**SMALL)).eval()
+    time_T = torch.arange(12_000) / 16_000
+    waveforms_BT = torch.stack([torch.sin(2 * math.pi * hertz * time_T) for hertz in (100.0, 1_000.0, 4_000.0)])
+    lengths_B = torch.tensor([12_000, 12_000, 6_000])
+    batch = AudioBatch(waveforms_BT, lengths_B, ("a", "b", "c"))
+    found_KD = find_units(encoder, [batch], 0, 3, seed=0)
+    assert torch.equal(found_KD, find_units(encoder, [batch], 0, 3, seed=0))
+    with torch.inference_mode():
+        out = encoder(waveforms_BT, lengths_B)
+    units = [units_of(out.layers[0][b : b + 1, 2 : int(n) - 2], found_KD) for b, n in enumerate(out.lengths_B)]
+    assert {len(one.unique()) for one in units} == {1}
+    assert len({int(one[0, 0]) for one in units}) == 3
+    with pytest.raises(InputError, match="frames of speech are too few for 500 units"):
+        find_units(encoder, [batch], 0, 500, seed=0)
 
 
 # Masks.
@@ -242,18 +337,20 @@ def settings() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("method", ["star", "skill-star", "masked", "noisy"])
+@pytest.mark.parametrize("method", ["star", "skill-star", "masked", "noisy", "skill-units"])
 def test_every_method_runs_and_resumes_to_the_bit(method: Any, corpus: tuple[str, str, str], tmp_path: Any) -> None:
     from safetensors.torch import load_file
 
     teacher, speech, noise = corpus
     given = {**settings(), "method": method, "noise": noise if method == "noisy" else None}
+    if method == "skill-units":  # and everything else of the loss that learns
+        given |= {"units": UnitsConfig(count=7), "loss": LossConfig(target_weights="learned", normalize_frames=True)}
 
     class StoppedError(Exception):
         pass
 
     def stop(stage: Any) -> None:
-        if (stage.name, stage.state.step) == ("stage1", 2):
+        if (stage.name, stage.state.step) == ("stage2" if method == "skill-units" else "stage1", 1):
             raise StoppedError
 
     compress(teacher, speech, str(tmp_path / "whole"), **given)
@@ -263,8 +360,13 @@ def test_every_method_runs_and_resumes_to_the_bit(method: Any, corpus: tuple[str
     one, other = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     written = (tmp_path / "whole/config.yaml").read_text()
-    for name, value in zip(("targets", "distance", "input"), METHODS[method], strict=True):
+    for name, value in zip(("targets", "distance", "input"), METHODS[method][:3], strict=True):
         assert f"{name}: {value}" in written
+    if method == "skill-units":
+        stages = [(tmp_path / "whole" / stage / "metrics.csv").read_text().splitlines()[0] for stage in STAGES]
+        assert ["train/units" in row for row in stages] == [False, True]
+        assert all("train/weight_2" in row for row in stages)
+        assert load_file(tmp_path / "whole/stage2/units.safetensors")["centroids"].shape == (7, 32)
 
 
 def test_any_point_can_be_asked_for(corpus: tuple[str, str, str], tmp_path: Any) -> None:
@@ -287,6 +389,8 @@ def test_bad_noise_is_refused(corpus: tuple[str, str, str], tmp_path: Any) -> No
         compress(teacher, speech, str(tmp_path / "run"), **settings(), noise=str(tmp_path / "silent"))
     with pytest.raises(InputError, match="are all 0"):
         compress(teacher, speech, str(tmp_path / "run"), **settings(), distance="temporal", loss=LossConfig(temporal=0))
+    with pytest.raises(InputError, match=r"units.layer is 4; this teacher's last layer is 3"):
+        compress(teacher, speech, str(tmp_path / "run"), **settings(), units=UnitsConfig(count=7, layer=4))
     with pytest.raises(InputError, match="snr_low is 5; it must be at most"):
         compress(
             teacher, speech, str(tmp_path / "other"), **settings(), augmentation=InputConfig(snr_low=5, snr_high=1)

@@ -16,7 +16,7 @@ from skill_speech.files import write_json
 
 MINIS = Path(__file__).parents[1] / "teachers"
 NAMES = ("hubert-mini", "wavlm-mini")
-UPDATES = {"ctc": 2_000, "keywords": 500, "emotions": 500}
+UPDATES = {"ctc": 3_000, "keywords": 500, "emotions": 500}
 """A few passes over what there is to hear."""
 
 

@@ -152,6 +152,12 @@ LIMITS: dict[str, dict[str, Number]] = {
         "reverberation_share": SHARE,
         "reverberation_high": Number(0.1, 5),
     },
+    "UnitsConfig": {
+        "count": _whole(0, 10_000, words=(None,), note="0 for none"),
+        "layer": _whole(0, 1_000, words=(None,)),
+        "weight": WEIGHT,
+        "seconds": Number(0, MOST_SECONDS, above=True),
+    },
     "HeadTraining": {
         "outputs": WEIGHT,
         "temperature": Number(0.01, 1_000),
@@ -241,6 +247,7 @@ NESTED = {
     "stage2": LIMITS["Stage2Config"],
     "loss": LIMITS["LossConfig"],
     "augmentation": LIMITS["InputConfig"],
+    "units": LIMITS["UnitsConfig"],
     "head": LIMITS["HeadTraining"],
 }
 """Option of `compress` with fields of its own → what they may be."""

@@ -18,6 +18,7 @@ from ..distillation import (
     Stage1Config,
     Stage2Config,
     Targets,
+    UnitsConfig,
 )
 from ..distillation.parallel import Precision, Strategy
 from ..errors import InputError
@@ -87,6 +88,7 @@ class CompressionConfig:
     loss: LossConfig
     augmentation: InputConfig
     noise: str | None
+    units: UnitsConfig
     head: HeadTraining
     target_lang: str | None
     share_projections: bool

@@ -167,6 +167,7 @@ class Plan:
             check_clusters(config.clusters, teacher.config, config.analysis)
         if not grouped:
             make_targets(config.targets, teacher.config.num_layers, count=_count(config))  # refuses what cannot be
+        config.units.layer_of(teacher.config.num_layers)
         audio = AudioTally(config.max_bad)
         cuts, validation = _open_data(config, audio)
         if not any(cut.duration >= config.min_seconds for cut in cuts):
@@ -291,6 +292,7 @@ def settle(config: CompressionConfig, run: RunFolder) -> tuple[CompressionConfig
         targets=config.targets or objective.targets,
         distance=config.distance or objective.distance,
         input=config.input or objective.input,
+        units=replace(config.units, count=objective.units if config.units.count is None else config.units.count),
     )
     if config.precision == "auto":
         stated = run.stated("precision")

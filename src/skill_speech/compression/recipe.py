@@ -20,6 +20,7 @@ from ..distillation import (
     Stage1Config,
     Stage2Config,
     Targets,
+    UnitsConfig,
 )
 from ..distillation.parallel import Precision, Strategy
 from ..files import atomic_folder, remove_leftovers
@@ -167,6 +168,7 @@ def compress(
     loss: LossConfig = LossConfig(),
     augmentation: InputConfig = InputConfig(),
     noise: str | None = None,
+    units: UnitsConfig = UnitsConfig(),
     head: HeadTraining = HeadTraining(),
     target_lang: str | None = None,
     share_projections: bool = False,
@@ -228,6 +230,7 @@ def compress(
         loss: weights of the distance between the layers of student and teacher.
         augmentation: how the student's input is masked, and how noisy it is.
         noise: recordings of noise, anything that `data` may be; by default noise is made.
+        units: what of the teacher's units the student predicts in stage 2.
         head: what becomes of the head of a fine-tuned teacher, and how its outputs are distilled.
         target_lang: the language of a teacher that has adapters for many (MMS), by its code.
         share_projections: one projection for all targets without layer 0 instead of one per target.

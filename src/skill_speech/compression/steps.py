@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from lhotse import CutSet
 from safetensors.torch import save
 from torch import Tensor
@@ -28,6 +29,7 @@ from ..distillation.memory import available_to_each, fit_batch
 from ..distillation.module import Config
 from ..distillation.parallel import Precision
 from ..distillation.stage import Stage
+from ..distillation.units import UnitLoss, find_units
 from ..distillation.weight_norm import attach_weight_norm, remove_weight_norm
 from ..encoder import Encoder, EncoderConfig
 from ..environment import environment
@@ -283,7 +285,34 @@ class Stage2(Step):
         checkpoint = read_checkpoint(self.run / "surgery")
         student = trainable_copy(checkpoint.encoder, plan.teacher.config, config.stage2)
         load_student(student, distance, self.run / "surgery")
+        distance.units = self._units()
         train(self, config.stage2, student, distance, checkpoint.direction_norm_K)
+
+    def _units(self) -> UnitLoss | None:
+        """What the student guesses, where it does: RUN/stage2/units.safetensors, found if it is not there yet."""
+        plan, config, path = self.plan, self.plan.config, self.run / "stage2/units.safetensors"
+        count, layer = config.units.count, config.units.layer_of(plan.teacher.config.num_layers)
+        if not count:
+            return None
+
+        def keep() -> Tensor:
+            if not path.exists():
+                self.run.report("units")
+                batches = evaluation_batches(
+                    plan.cuts,
+                    batch_seconds=config.analysis.batch_seconds,
+                    limit_seconds=config.units.seconds,
+                    seed=config.seed,
+                )
+                heard = audio_loader(batches, workers=config.workers)
+                made_KD = find_units(plan.teacher, heard, layer, count, config.seed)
+                with atomic_write(path) as temporary:
+                    temporary.write_bytes(save({"centroids": made_KD.contiguous()}))
+            return read_weights(path)["centroids"]
+
+        centroids_KD = self.run.on_first(keep)
+        torch.manual_seed(config.seed)  # of the guess, which begins at random
+        return UnitLoss(centroids_KD, layer, config.units.weight)
 
 
 def train(
@@ -476,7 +505,9 @@ def save_student(encoder: Encoder, distance: DistillationLoss, folder: Path, dir
     encoder.save_pretrained(folder)
     save_direction_norm(folder, direction_norm_K)
     with atomic_write(folder / PROJECTIONS) as temporary:
-        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in distance.state_dict().items()}))
+        # What guesses units has done its work when stage 2 ends.
+        kept = {name: tensor for name, tensor in distance.state_dict().items() if not name.startswith("units.")}
+        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in kept.items()}))
 
 
 def load_student(encoder: Encoder, distance: DistillationLoss, folder: Path) -> None:

@@ -6,6 +6,7 @@ from .methods import METHODS, Method, Objective
 from .module import Distillation, Stage1Config, Stage2Config, StageConfig
 from .outputs import HeadTraining, OutputLoss
 from .targets import Target, Targets, groups_layers, make_targets, needs_clusters
+from .units import UnitLoss, UnitsConfig
 
 __all__ = [
     "METHODS",
@@ -25,6 +26,8 @@ __all__ = [
     "StudentInput",
     "Target",
     "Targets",
+    "UnitLoss",
+    "UnitsConfig",
     "groups_layers",
     "make_targets",
     "needs_clusters",

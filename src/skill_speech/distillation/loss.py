@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..encoder import EncoderOutput
 from .outputs import Labels, OutputLoss
 from .targets import Target
+from .units import UnitLoss
 
 Distance = Literal["l1-cosine", "temporal", "both"]
 
@@ -27,6 +28,8 @@ class LossConfig:
         cosine: weight of the cosine term.
         temporal: weight of the mean squared difference of the cosines between all pairs of frames.
         cosine_form: "raw" is -cos, "log-sigmoid" is -log sigmoid(cos).
+        target_weights: "equal", or "learned" beside the student: targets that stay far off then weigh less.
+        normalize_frames: bring every frame of every layer to mean 0 and variance 1 before layers are averaged.
     """
 
     l1: float = 1.0
@@ -34,10 +37,12 @@ class LossConfig:
     cosine: float = 1.0
     temporal: float = 10.0
     cosine_form: Literal["raw", "log-sigmoid"] = "raw"
+    target_weights: Literal["equal", "learned"] = "equal"
+    normalize_frames: bool = False
 
     def weights(self) -> dict[str, float]:
-        """The weights by name, without the other settings."""
-        return {name: value for name, value in vars(self).items() if not isinstance(value, str)}
+        """The weights of the terms by name, without the other settings."""
+        return {name: getattr(self, name) for name in ("l1", "l2", "cosine", "temporal")}
 
     def of(self, distance: Distance) -> LossConfig:
         """The same with nothing for the terms that are no part of a distance."""
@@ -50,8 +55,10 @@ class DistillationLoss(nn.Module):
     """Mean over targets of L1(P S, T) - cos(P S, T), averaged over frames (DESIGN: arXiv 2402.16830 on 2305.17651).
 
     One linear projection P per number in `Target.projection`, initialised to the identity. Every target weighs the
-    same, whether it averages one layer or six. With a weight for it, the temporal relation of the frames is compared as
-    well, without a projection: see `temporal_distance`.
+    same, whether it averages one layer or six, unless the weights are learned: then the mean over targets k of
+    exp(-s_k) d_k + s_k is minimised (Kendall, Gal & Cipolla, arXiv 1705.07115), d_k ≥ 0 being the distance with 1 - cos
+    for -cos. With a weight for it, the temporal relation of the frames is compared as well, without a projection: see
+    `temporal_distance`.
 
     Args:
         targets: what to match.
@@ -78,6 +85,9 @@ class DistillationLoss(nn.Module):
         count = 1 + max(target.projection for target in self.targets)
         self.projections = nn.ModuleList(_identity(hidden_size) for _ in range(count))
         self.outputs = outputs
+        self.units: UnitLoss | None = None
+        learned = self.config.target_weights == "learned"
+        self.log_variances_K = nn.Parameter(torch.zeros(len(self.targets))) if learned else None
 
     def forward(
         self,
@@ -85,33 +95,45 @@ class DistillationLoss(nn.Module):
         teacher: EncoderOutput,
         valid_BT: Tensor | None = None,
         labels: Labels = (),
+        mask_BT: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised (0-d), and the terms of it: "distillation" of the layers and, with a head, of `OutputLoss`.
+        """What is minimised (0-d), and its terms: "distillation" of the layers, "units", and those of `OutputLoss`.
 
         Args:
             student, teacher: of the same waveforms.
             valid_BT: True for frames that count; None for all.
             labels: transcript or labels of each utterance, for the head.
+            mask_BT: True for frames that the student did not hear: their units are guessed; None for all.
         """
-        terms = self.of_layers(student.layers, teacher.layers, valid_BT)
+        terms, total = self._compare(student.layers, teacher.layers, valid_BT)
+        if self.units is not None:
+            counts_BT = valid_BT if mask_BT is None else mask_BT if valid_BT is None else mask_BT & valid_BT
+            terms["units"] = self.units(student, teacher, counts_BT)
+            total = total + self.units.weight * terms["units"]
         if self.outputs is None:
-            return terms["distillation"], terms
+            return total, terms
         more = self.outputs(student, teacher, labels)
-        return terms["distillation"] + self.outputs.weighed(more), terms | more
+        return total + self.outputs.weighed(more), terms | more
 
     def of_layers(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid_BT: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The distance of the layers and its terms, each 0-d: "distillation", "l1", "l2", "cosine".
+        """The distance of the layers and its terms, each 0-d: "distillation", "l1", "l2", "cosine", "temporal".
 
         Args:
             student, teacher: h_0 … h_L of each, all (B, T, D).
             valid_BT: True for frames that count; None for all.
         """
+        return self._compare(student, teacher, valid_BT)[0]
+
+    def _compare(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid_BT: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms, and what is minimised."""
         terms: dict[str, list[Tensor]] = {"l1": [], "l2": [], "cosine": [], "temporal": []}
         for target in self.targets:
-            mean_BTD = mean_of(student, target.student, self.scales)
-            wanted_BTD = mean_of(teacher, target.teacher, self.scales).float()
+            mean_BTD = self._mean(student, target.student)
+            wanted_BTD = self._mean(teacher, target.teacher).float()
             if self.config.temporal:
                 terms["temporal"].append(temporal_distance(mean_BTD, wanted_BTD, valid_BT))
             if not (self.config.l1 or self.config.l2 or self.config.cosine):
@@ -125,13 +147,26 @@ class DistillationLoss(nn.Module):
                 cosine_BT = F.cosine_similarity(predicted_BTD, wanted_BTD, dim=-1)
                 distance_BT = -cosine_BT if self.config.cosine_form == "raw" else -F.logsigmoid(cosine_BT)
                 terms["cosine"].append(_frame_mean(distance_BT, valid_BT))
-        means = {name: torch.stack(values).mean() for name, values in terms.items() if values}
-        weighted = [getattr(self.config, name) * value for name, value in means.items()]
-        return {"distillation": torch.stack(weighted).sum(), **means}
+        of_targets = {name: torch.stack(values) for name, values in terms.items() if values}
+        means = {name: values_K.mean() for name, values_K in of_targets.items()}
+        distance = torch.stack([getattr(self.config, name) * value for name, value in means.items()]).sum()
+        shown = {"distillation": distance, **means}
+        if self.log_variances_K is None:
+            return shown, distance
+        distances_K = sum(getattr(self.config, name) * values_K for name, values_K in of_targets.items())
+        if self.config.cosine_form == "raw":
+            distances_K = distances_K + self.config.cosine
+        weights_K = (-self.log_variances_K).exp()
+        for number, weight in enumerate(weights_K.detach(), start=1):
+            shown[f"weight_{number}"] = weight
+        return shown, (weights_K * distances_K + self.log_variances_K).mean()
+
+    def _mean(self, states: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
+        return mean_of(states, layers, self.scales, self.config.normalize_frames)
 
     def targets_of(self, output: EncoderOutput) -> list[Tensor]:
         """What a teacher's output gives to match (B, T, D), one for each target."""
-        return [mean_of(output.layers, target.teacher, self.scales) for target in self.targets]
+        return [self._mean(output.layers, target.teacher) for target in self.targets]
 
 
 def temporal_distance(student_BTD: Tensor, teacher_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
@@ -167,9 +202,16 @@ def _identity(width: int) -> nn.Linear:
     return projection
 
 
-def mean_of(states: Sequence[Tensor], layers: Sequence[int], scales: Sequence[float] | None = None) -> Tensor:
-    """Mean of some layers' states (B, T, D), each divided by its scale where there are scales."""
+def mean_of(
+    states: Sequence[Tensor],
+    layers: Sequence[int],
+    scales: Sequence[float] | None = None,
+    normalize_frames: bool = False,
+) -> Tensor:
+    """Mean of some layers' states (B, T, D), each divided by its scale, its frames brought to mean 0 and variance 1."""
     chosen = [states[layer] if scales is None else states[layer] / scales[layer] for layer in layers]
+    if normalize_frames:
+        chosen = [F.layer_norm(state_BTD, state_BTD.shape[-1:]) for state_BTD in chosen]
     total = chosen[0]
     for state_BTD in chosen[1:]:
         total = total + state_BTD

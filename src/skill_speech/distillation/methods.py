@@ -19,11 +19,13 @@ class Objective(NamedTuple):
         targets: which layers of the student are to match which layers of the teacher.
         distance: how far apart they are.
         input: what the student hears.
+        units: of the teacher that the student predicts in stage 2; 0 for none.
     """
 
     targets: Targets
     distance: Distance = "l1-cosine"
     input: Input = "clean"
+    units: int = 0
 
 
 Method = Literal[
@@ -37,6 +39,7 @@ Method = Literal[
     "skill-star",
     "masked",
     "noisy",
+    "skill-units",
 ]
 METHODS: dict[str, Objective] = {
     "skill": Objective("skill"),
@@ -49,5 +52,6 @@ METHODS: dict[str, Objective] = {
     "skill-star": Objective("skill", "both"),
     "masked": Objective("skill", "l1-cosine", "masked"),
     "noisy": Objective("skill", "l1-cosine", "noisy"),
+    "skill-units": Objective("skill", "l1-cosine", "masked", units=500),
 }
 assert METHODS.keys() == set(get_args(Method))

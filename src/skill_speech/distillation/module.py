@@ -195,12 +195,13 @@ class Distillation(nn.Module):
         if self.training:
             heard_BT = self.student_input.waveforms(waveforms_BT, lengths_B)
             mask_BT = self.student_input.mask(self.student.config.num_frames(waveforms_BT.shape[1]), len(waveforms_BT))
-        student = running(heard_BT, lengths_B, None if mask_BT is None else mask_BT.to(waveforms_BT.device))
+            mask_BT = None if mask_BT is None else mask_BT.to(waveforms_BT.device)
+        student = running(heard_BT, lengths_B, mask_BT)
         valid_BT = None
         if lengths_B is not None:
             frames = torch.arange(teacher.features_BTD.shape[1], device=waveforms_BT.device)
             valid_BT = frames < teacher.lengths_B[:, None]
-        made: tuple[Tensor, dict[str, Tensor]] = self.loss(student, teacher, valid_BT, labels)
+        made: tuple[Tensor, dict[str, Tensor]] = self.loss(student, teacher, valid_BT, labels, mask_BT)
         return made
 
     def make_programs(self) -> None:

@@ -1,0 +1,124 @@
+"""The teacher's units, predicted: cross-entropy on the k-means clusters of one of its layers, beside the distance.
+
+HuBERT's own objective (arXiv 2106.07447) with the teacher's states for targets (DiceHuBERT, arXiv 2507.02911).
+Shapes: B utterances, T frames, D features, N frames of any utterances, K units.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from scipy.cluster.vq import kmeans2
+from torch import Tensor, nn
+
+from ..encoder import Encoder, EncoderOutput
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..data import AudioBatch
+
+FRAMES_PER_UNIT = 100
+"""Frames that k-means looks at, times the units: more of them move the centroids hardly."""
+
+
+@dataclass(frozen=True)
+class UnitsConfig:
+    """Units of the teacher that the student predicts in stage 2.
+
+    Attributes:
+        count: number of units (k-means clusters), 0 for none; by default as the method has it.
+        layer: whose states are clustered; by default the one at three quarters of the depth.
+        weight: of the cross-entropy.
+        seconds: audio that is clustered.
+    """
+
+    count: int | None = None
+    layer: int | None = None
+    weight: float = 0.1
+    seconds: float = 600.0
+
+    def layer_of(self, num_layers: int) -> int:
+        """The layer, for a teacher of that depth.
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        if self.layer is None:
+            return round(0.75 * num_layers)
+        if self.layer > num_layers:
+            raise InputError(f"units.layer is {self.layer}; this teacher's last layer is {num_layers}")
+        return self.layer
+
+
+class UnitLoss(nn.Module):
+    """Cross-entropy between the student's guess, a linear map of its last layer, and the teacher's unit of each frame.
+
+    Args:
+        centroids_KD: of the units.
+        layer: of the teacher whose states they cluster.
+        weight: in what is minimised.
+    """
+
+    def __init__(self, centroids_KD: Tensor, layer: int, weight: float) -> None:
+        super().__init__()
+        self.layer, self.weight = layer, weight
+        self.register_buffer("centroids_KD", centroids_KD.float(), persistent=False)
+        self.centroids_KD: Tensor
+        self.guess = nn.Linear(centroids_KD.shape[1], len(centroids_KD))
+
+    def forward(self, student: EncoderOutput, teacher: EncoderOutput, counts_BT: Tensor | None = None) -> Tensor:
+        """The mean over frames (0-d).
+
+        Args:
+            student, teacher: of the same waveforms.
+            counts_BT: True for frames that count; None for all.
+        """
+        logits_BTK = self.guess(student.layers[-1]).float()
+        units_BT = units_of(teacher.layers[self.layer], self.centroids_KD)
+        if counts_BT is not None:
+            units_BT = units_BT.where(counts_BT, -100)
+            if not bool(counts_BT.any()):
+                return logits_BTK.sum() * 0.0
+        return F.cross_entropy(logits_BTK.flatten(0, 1), units_BT.flatten(), ignore_index=-100)
+
+
+def units_of(states_BTD: Tensor, centroids_KD: Tensor) -> Tensor:
+    """The nearest centroid of each frame (B, T)."""
+    with torch.autocast(states_BTD.device.type, enabled=False):
+        # ‖x - c‖² without ‖x‖², which is the same for all centroids.
+        return (2 * states_BTD.float() @ centroids_KD.T - centroids_KD.square().sum(1)).argmax(-1)
+
+
+def find_units(teacher: Encoder, batches: Iterable[AudioBatch], layer: int, count: int, seed: int) -> Tensor:
+    """Cluster the states of a layer with k-means (k-means++, 20 iterations): centroids (count, D), float32 on the CPU.
+
+    Args:
+        teacher: in evaluation mode.
+        batches: audio, of which so many frames are drawn as are of use.
+        layer: number of the layer, 0 for h_0.
+        count: of units.
+        seed: of the frames and the first centroids.
+
+    Raises:
+        InputError: too few frames.
+    """
+    device, frames = next(teacher.parameters()).device, []
+    with torch.inference_mode():
+        for batch in batches:
+            out = teacher(batch.waveforms_BT.to(device), batch.lengths_B.to(device))
+            states_BTD = out.layers[layer]
+            valid_BT = torch.arange(states_BTD.shape[1], device=device) < out.lengths_B[:, None]
+            frames.append(states_BTD[valid_BT].float().cpu())
+    x_ND = torch.cat(frames) if frames else torch.zeros(0, 1)
+    if len(x_ND) < count:
+        raise InputError(f"{len(x_ND)} frames of speech are too few for {count} units; give more audio or fewer units")
+    order = torch.randperm(len(x_ND), generator=torch.Generator().manual_seed(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a unit without frames is never a target
+        centroids, _ = kmeans2(x_ND[order[: FRAMES_PER_UNIT * count]].numpy(), count, iter=20, minit="++", seed=seed)
+    return torch.from_numpy(centroids).float()
