@@ -33,6 +33,7 @@ from benchmarks.common import Report, interleaved, matrix_rate, parse, parser
 from benchmarks.dphubert import published_student
 from skill_speech import export, load_encoder, optimize
 from skill_speech.encoder import Encoder, EncoderConfig, LayerConfig, wavlm_config
+from skill_speech.hardware import multiplies_bfloat16
 from skill_speech.kernels import Precision, attach_kernels
 from skill_speech.profiling import peak_memory
 from skill_speech.pruning import Widths, count_macs
@@ -43,7 +44,9 @@ FLOAT32, BEST, SAME_SHAPE, MEMORY = 5.0, 20.0, 1.5, 4.0
 CHANNELS = (203, 219, 238, 247, 251, 249, 262)
 UNITS = (543, 611, 602, 587, 571, 577, 566, 553, 549, 568, 585, 597)
 HEADS = ((0, 4, 8), (1, 5), (2, 3, 7, 11), (0, 6, 10), (1, 2, 9), (3, 8), (0, 4, 5, 7), (2, 6, 9), (1, 10, 11))
-PRECISIONS: tuple[Precision, ...] = ("float32", "bf16", "int8")
+HALF = multiplies_bfloat16(torch.device("cpu"))
+PRECISIONS: tuple[Precision, ...] = ("float32", "bf16", "int8") if HALF else ("float32",)
+"""int8 has a rest in bfloat16, too."""
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
 
 

@@ -4,8 +4,9 @@ python -m benchmarks.similarity [--quick] --json FILE
 
 13 layers × 1000 frames × 768 features, 20 s of speech, what a Base model makes. The package is asked in both of its
 ways: `compute_cka`, which takes the layers from a model as it runs over a data loader (here a model that only hands
-them on), and `cka_from_features`. The forward pass is the teacher's, optimized in bfloat16; a stream is minibatches out
-of the shuffle buffer, with all that is copied for it. Needs the package: pip install pytorch-cka
+them on), and `cka_from_features`. The forward pass is the teacher's, optimized in the processor's fastest type; a
+stream is minibatches out of the shuffle buffer, with all that is copied for it. Needs the package: pip install
+pytorch-cka
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handed_on, names = Layers(layers), [f"layers.{number}" for number in range(LAYERS)]
     estimators = {dtype: MinibatchCKA(FRAMES, gram_dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     torch.manual_seed(0)
-    teacher = optimize(Encoder(wavlm_config()), "bf16")
+    teacher = optimize(Encoder(wavlm_config()))
     waveform_BT = torch.randn(1, 320 * FRAMES + 80)
 
     functions = {

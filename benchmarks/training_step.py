@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.common import Options, Report, interleaved, matrix_rate, parse, parser, timed_types
 from benchmarks.dphubert import NAME, published_step
-from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
+from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, StudentInput, make_targets
 from skill_speech.distillation.acceleration import reuse_memory
 from skill_speech.distillation.weight_norm import attach_weight_norm
 from skill_speech.encoder import Encoder, EncoderConfig, LayerConfig, wavlm_config
@@ -75,9 +75,25 @@ def useful_operations(stage: str, utterances: int, seconds: float) -> float:
 
 
 def our_step(
-    stage: str, audio: Tensor, dtype: torch.dtype, dropout: bool = True, kept: Mapping[str, Tensor] | None = None
+    stage: str,
+    audio: Tensor,
+    dtype: torch.dtype,
+    dropout: bool = True,
+    kept: Mapping[str, Tensor] | None = None,
+    loss: DistillationLoss | None = None,
+    student_input: StudentInput | None = None,
 ) -> Callable[[], float]:
-    """A function that makes one update as `compress` does and returns the loss; `kept` as `shrink` takes it."""
+    """A function that makes one update as `compress` does and returns the loss.
+
+    Args:
+        stage: one of STAGES.
+        audio: what is learned from, at every step.
+        dtype: of autocast.
+        dropout: the student has the teacher's.
+        kept: units that are left, as `shrink` takes them.
+        loss: by default DPHuBERT's.
+        student_input: by default clean.
+    """
     config = teacher_shape()
     teacher = Encoder(config.without_dropout())
     gated = stage == "stage 1"
@@ -91,8 +107,8 @@ def our_step(
             shrink(student, kept)
         lagrangian = Lagrangian(Budget.of(config, sparsity=0.75), 5_000)
     attach_weight_norm(student)
-    loss = DistillationLoss(make_targets("dphubert", config.num_layers), config.hidden_size)
-    module = Distillation(teacher, student, loss, StageConfig(), lagrangian).to(audio.device).train()
+    loss = loss or DistillationLoss(make_targets("dphubert", config.num_layers), config.hidden_size)
+    module = Distillation(teacher, student, loss, StageConfig(), lagrangian, student_input).to(audio.device).train()
     module.teacher.to(audio.device).eval()
     optimizer = module.make_optimizer()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -127,11 +143,20 @@ def make_step(side: str, stage: str, precision: str, utterances: int, seconds: f
 
 
 class Worker:
-    """A process that makes the steps of one side alone, so that memory and allocator are its own."""
+    """A process that makes the steps of one side alone, so that memory and allocator are its own.
 
-    def __init__(self, side: str, stage: str, precision: str, options: Options) -> None:
-        command = [sys.executable, "-m", "benchmarks.training_step", "--json", "-", "--threads", str(options.threads)]
-        command += ["--worker", side, stage, precision, *(["--quick"] if options.quick else [])]
+    Args:
+        benchmark: module in benchmarks/ that takes --worker SIDE STAGE PRECISION.
+        side, stage, precision: what to make.
+        options: of the benchmark.
+        more: arguments.
+    """
+
+    def __init__(
+        self, benchmark: str, side: str, stage: str, precision: str, options: Options, more: Sequence[str] = ()
+    ) -> None:
+        command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--json", "-", "--threads", str(options.threads)]
+        command += ["--worker", side, stage, precision, *(["--quick"] if options.quick else []), *more]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, question: str) -> float:
@@ -156,9 +181,8 @@ class Worker:
         return bytes_at_peak / 2**30
 
 
-def work(side: str, stage: str, precision: str, utterances: int, seconds: float) -> None:
+def work(step: Callable[[], float]) -> None:
     """What a worker does."""
-    step = make_step(side, stage, precision, utterances, seconds)
     for question in sys.stdin:
         print(json.dumps(step() if question.strip() == "step" else peak_memory()), flush=True)
         if question.strip() == "peak":
@@ -173,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options: Any = parse(made, arguments)
     utterances, seconds = (2, 2.0) if options.quick else (2, 10.0)
     if options.worker:
-        work(*options.worker, utterances, seconds)
+        work(make_step(*options.worker, utterances, seconds))
         return 0
     repeats = options.repeats or (2 if options.quick else 7)
     report = Report(f"training step, WavLM Base, {utterances} x {seconds:g} s; the peer is {NAME}", options)
@@ -183,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stage in STAGES:
         fastest = {"peer": (math.inf, ""), "ours": (math.inf, "")}
         for precision in timed_types(options):
-            workers = {side: Worker(side, stage, precision, options) for side in SIDES}
+            workers = {side: Worker("training_step", side, stage, precision, options) for side in SIDES}
             times = interleaved({side: worker.step for side, worker in workers.items()}, repeats, warm_up=2)
             peaks = {side: worker.peak() for side, worker in workers.items()}
             operations = useful_operations(stage, utterances, seconds)

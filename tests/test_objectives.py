@@ -67,6 +67,18 @@ def test_the_temporal_distance_is_that_of_the_gram_matrices(frames: int) -> None
     assert temporal_distance(tensors[0], 3 * tensors[0]).item() == pytest.approx(0, abs=1e-6)  # the length is no matter
 
 
+def test_it_is_as_right_in_bfloat16_however_close_the_frames_are() -> None:
+    rng = np.random.default_rng(0)
+    student = rng.normal(size=(2, 40, 8))
+    everything = np.ones((2, 40), bool)
+    for apart in (1.0, 1e-2, 1e-3):
+        teacher = student + apart * rng.normal(size=(2, 40, 8))
+        tensors = [torch.tensor(x, dtype=torch.float32) for x in (student, teacher)]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = temporal_distance(*tensors).item()
+        assert found == pytest.approx(dense(student, teacher, everything), rel=0.01)
+
+
 def test_its_gradient_is_a_finite_difference() -> None:
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(size=(2, 7, 4)), rng.normal(size=(2, 7, 4))

@@ -60,10 +60,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("name", "values_each"),
     [
-        ("result.json", 4),
-        ("analysis/clusters.json", 4),
+        ("result.json", 1),
+        ("analysis/clusters.json", 1),
+        pytest.param("result.json", 4, marks=pytest.mark.slow),
+        pytest.param("analysis/clusters.json", 4, marks=pytest.mark.slow),
         ("evaluation/table.json", 3),
-        ("evaluation/mine/pr.json", 3),
+        ("evaluation/mine/pr.json", 1),
         ("evaluation/own_head.json", 3),
     ],
 )

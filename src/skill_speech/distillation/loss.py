@@ -173,26 +173,26 @@ def temporal_distance(student_BTD: Tensor, teacher_BTD: Tensor, valid_BT: Tensor
     """Mean squared difference of the cosines between frames t and u, over all pairs of an utterance's frames (0-d).
 
     With frames of length 1 in the rows of S and T, what is compared are the matrices of frames by frames S Sᵀ and T Tᵀ
-    (temporal relation: STaR, arXiv 2312.09040). They are never made:
+    (temporal relation: STaR, arXiv 2312.09040). They are never made. With E = S - T and P = S + T:
 
-        ‖S Sᵀ - T Tᵀ‖² = ‖Sᵀ S‖² - 2 ‖Sᵀ T‖² + ‖Tᵀ T‖²
+        ‖S Sᵀ - T Tᵀ‖² = ¼ ‖E Pᵀ + P Eᵀ‖² = ½ (⟨Eᵀ E, Pᵀ P⟩ + ⟨Eᵀ P, Pᵀ E⟩)
 
-    where the matrices on the right are of features by features, however long the utterance is.
+    where the matrices on the right are of features by features, however long the utterance is; and as all of it shrinks
+    with E, the products lose nothing in bfloat16, which a difference of large numbers would.
     """
-    with torch.autocast(student_BTD.device.type, enabled=False):  # a small difference of large numbers
+    with torch.autocast(student_BTD.device.type, enabled=False):
         s_BTD, t_BTD = (F.normalize(x_BTD.float(), dim=-1) for x_BTD in (student_BTD, teacher_BTD))
         B, T, _ = s_BTD.shape
         frames_B = torch.full((B,), float(T), device=s_BTD.device)
         if valid_BT is not None:
             s_BTD, t_BTD = (x_BTD * valid_BT[..., None] for x_BTD in (s_BTD, t_BTD))
             frames_B = valid_BT.sum(-1).float()
-        squares_B = [
-            (x_BTD.transpose(1, 2) @ y_BTD).square().sum((1, 2))
-            for x_BTD, y_BTD in ((s_BTD, s_BTD), (s_BTD, t_BTD), (t_BTD, t_BTD))
-        ]
-        apart_B = squares_B[0] - 2 * squares_B[1] + squares_B[2]
-        # Every pair of frames counts the same, in short utterances and long ones.
-        return apart_B.sum() / frames_B.square().sum()
+        e_BTD, p_BTD = s_BTD - t_BTD, s_BTD + t_BTD
+    e_BDT = e_BTD.transpose(1, 2)
+    ee_BDD, pp_BDD, ep_BDD = e_BDT @ e_BTD, p_BTD.transpose(1, 2) @ p_BTD, e_BDT @ p_BTD
+    # Every pair of frames counts the same, in short utterances and long ones.
+    apart = (ee_BDD.float() * pp_BDD.float()).sum() + (ep_BDD.float() * ep_BDD.float().transpose(1, 2)).sum()
+    return 0.5 * apart / frames_B.square().sum()
 
 
 def _identity(width: int) -> nn.Linear:
