@@ -66,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("analysis/clusters.json", 4, marks=pytest.mark.slow),
         ("evaluation/table.json", 3),
         ("evaluation/mine/pr.json", 1),
-        ("evaluation/own_head.json", 3),
+        ("evaluation/own_head.json", 1),
     ],
 )
 def test_a_report_is_written_or_the_damaged_file_named(run: Path, name: str, values_each: int) -> None:
