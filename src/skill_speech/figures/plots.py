@@ -55,7 +55,9 @@ class Clusters(Protocol):
         """Of the linkage."""
 
 
-def similarity_map(cka_LL: ArrayLike, clusters: Clusters, title: str = "Similarity of layers") -> Figure:
+def similarity_map(
+    cka_LL: ArrayLike, clusters: Clusters, title: str = "Similarity of layers", lowest: float | None = None
+) -> Figure:
     """Heat map of the similarity, layers in their natural order, clusters outlined.
 
     Each run of neighbouring layers of a cluster is outlined on the diagonal; where a cluster has several runs, the
@@ -65,13 +67,16 @@ def similarity_map(cka_LL: ArrayLike, clusters: Clusters, title: str = "Similari
         cka_LL: similarity of the layers, (L, L).
         clusters: their groups.
         title: written above, if any.
+        lowest: the smallest value of the colours, for maps side by side; by default that of this one.
     """
     cka_LL = np.asarray(cka_LL, dtype=np.float64)
     layers = clusters.layers
     L = len(layers)
     figure, axes = _figure(7.0, title)
     # The scale starts at a round number below the smallest value, so that similar layers can still be told apart.
-    colours = ScalarMappable(Normalize(min(np.floor(cka_LL.min() * 10) / 10, 0.9), 1.0), "viridis")
+    colours = ScalarMappable(
+        Normalize(min(np.floor((cka_LL.min() if lowest is None else lowest) * 10) / 10, 0.9), 1.0), "viridis"
+    )
     rgba_LL4 = colours.to_rgba(cka_LL)
     for row, column in np.ndindex(L, L):
         value = float(cka_LL[row, column])

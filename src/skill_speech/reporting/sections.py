@@ -215,15 +215,17 @@ def _similarity(runs: Sequence[Evidence]) -> str:
             method = run.settings["method"]
             return paragraph(f"The method {method} does not look at similarity: this run has no analysis.", "absent")
         found = run.analysis
-        maps = [_map_figure(found.cka_LL, found.clusters, found.view)]
+        measured = [found.cka_LL] if found.other_LL is None else [found.cka_LL, found.other_LL]
+        lowest = min(float(cka_LL.min()) for cka_LL in measured)
+        maps = [_map_figure(found.cka_LL, found.clusters, found.view, lowest)]
         if found.other_LL is not None:
-            maps.append(_map_figure(found.other_LL, found.other_clusters(), found.other_view))
+            maps.append(_map_figure(found.other_LL, found.other_clusters(), found.other_view, lowest))
         return panels(maps) + panels([_tree_figure(found.clusters), _clusters(found.clusters)])
 
     return _per_run(runs, write)
 
 
-def _map_figure(cka_LL: NDArray[np.float64], groups: LayerClusters, view: View) -> str:
+def _map_figure(cka_LL: NDArray[np.float64], groups: LayerClusters, view: View, lowest: float) -> str:
     names = [f"h_{layer}" for layer in groups.layers]
     rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, cka_LL.tolist(), strict=True)]
     numbers = details("The map as a table", table(["", *names], rows, caption="linear CKA"))
@@ -232,7 +234,9 @@ def _map_figure(cka_LL: NDArray[np.float64], groups: LayerClusters, view: View) 
         f"Linear CKA of the teacher's layers, {frames}. A full border is a run of neighbouring layers of a cluster; a "
         "dashed one joins the runs of a cluster that has several."
     )
-    return figure(f"Similarity, {view} frames", inline_svg(similarity_map(cka_LL, groups, "")), caption, numbers)
+    return figure(
+        f"Similarity, {view} frames", inline_svg(similarity_map(cka_LL, groups, "", lowest)), caption, numbers
+    )
 
 
 def _tree_figure(groups: LayerClusters) -> str:

@@ -50,9 +50,9 @@ class Borders:
             return "whether the borders are firm was not measured"
         said = []
         if self.halves is not None:
-            said.append(f"{self.halves:.2f} with those of half of the audio")
+            said.append(f"{self.halves:.2f} between the clusters of all audio and of half of it")
         if self.other_view is not None:
-            said.append(f"{self.other_view:.2f} with those of raw and of normalized frames")
+            said.append(f"{self.other_view:.2f} between those of raw and of normalized frames")
         return f"borders are {'firm' if self.firm else 'not firm'}: adjusted Rand index {', '.join(said)}"
 
 
@@ -309,7 +309,7 @@ def _most_that_are_firm(firmness: dict[int, float], layers: int) -> tuple[int, s
         else f"no number is firm, this one is the firmest ({index} with half of the audio)"
     )
     if max(firmness) == K:
-        return K, f"{_count(K)}: {why}, and more than half of the {layers} layers is not tried"
+        return K, f"{_count(K)}, the most that is tried for {layers} layers: {why}"
     return K, f"{_count(K)}: {why}; {_count(K + 1)}: {firmness[K + 1]:.2f}"
 
 
