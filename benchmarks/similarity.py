@@ -12,7 +12,9 @@ pytorch-cka
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 from benchmarks.common import Report, interleaved, matrix_rate, parse, parser
 from skill_speech import optimize
 from skill_speech.encoder import Encoder, wavlm_config
-from skill_speech.similarity import MinibatchCKA, unbiased_hsic
+from skill_speech.similarity import MinibatchCKA, View, unbiased_hsic
+from skill_speech.similarity.cka import HALVES
 
 LAYERS, FRAMES, WIDTH = 13, 1000, 768
 TIMES_AS_FAST = 3.0
@@ -39,25 +42,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = Report("map of layer similarity, 13 layers x 1000 frames x 768", options)
     layers = base_layers()
     handed_on, names = Layers(layers), [f"layers.{number}" for number in range(LAYERS)]
-    estimators = {dtype: MinibatchCKA(FRAMES, gram_dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    estimators = {name: MinibatchCKA(FRAMES, gram_dtype=dtype) for name, dtype in types.items()}
+    # What a run measures: normalised frames as well, and both on halves of the audio.
+    both = {"views": get_args(View), "halves": HALVES}
+    estimators |= {f"whole {name}": MinibatchCKA(FRAMES, gram_dtype=dtype, **both) for name, dtype in types.items()}
     torch.manual_seed(0)
     teacher = optimize(Encoder(wavlm_config()))
     waveform_BT = torch.randn(1, 320 * FRAMES + 80)
 
-    functions = {
+    functions: dict[str, Callable[[], Any]] = {
         "compute_cka": lambda: compute_cka(
             handed_on, handed_on, [[torch.arange(FRAMES)]], layers=names, device="cpu", progress=False
         )[0],
         "cka_from_features": lambda: cka_from_features(layers, layers),
         "float32": lambda: normalized(unbiased_hsic(layers, torch.float32)),
         "bfloat16": lambda: normalized(unbiased_hsic(layers, torch.bfloat16)),
-        "stream float32": lambda: estimators[torch.float32].update([layer_ND[None] for layer_ND in layers]),
-        "stream bfloat16": lambda: estimators[torch.bfloat16].update([layer_ND[None] for layer_ND in layers]),
         "forward": lambda: teacher(waveform_BT),
     }
-    for name in ("stream float32", "stream bfloat16"):
+    for name, estimator in estimators.items():
+        functions[f"stream {name}"] = partial(estimator.update, [layer_ND[None] for layer_ND in layers])
         for _ in range(8):  # then the shuffle buffers are full, and every update measures one minibatch
-            functions[name]()
+            functions[f"stream {name}"]()
     seconds = interleaved(functions, 3 if options.quick else 12)
     reference_LL = normalized(unbiased_hsic(layers, torch.float64))
     floor = LAYERS * FRAMES * FRAMES * WIDTH  # half of 2 × N² × D: Gram matrices are symmetric
@@ -74,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.add(f"{name}: forward pass", seconds["forward"].minimum, ours, share)
         report.add(f"{name}, stream: compute_cka", seconds["compute_cka"].minimum, stream)
         report.add(f"{name}, stream: forward pass", seconds["forward"].minimum, stream, share)
+        whole = seconds[f"stream whole {name}"].minimum
+        report.add(f"{name}, stream with both views and halves: forward pass", seconds["forward"].minimum, whole)
     difference = float((functions["compute_cka"]().double() - reference_LL).abs().max())
     report.figures["error_of_the_package"] = difference
     report.write(options.json)

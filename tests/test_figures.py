@@ -56,7 +56,7 @@ def overlapping(figure: Figure) -> list[tuple[str, str]]:
     [
         (13, 4, {}),
         (13, 13, {}),
-        (12, "auto", {"contiguous": True, "first_layer": 1}),
+        (12, 3, {"contiguous": True, "first_layer": 1}),
         (25, 5, {}),
         (49, 6, {}),
         (2, 1, {}),
