@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,11 @@ import pytest
 import soundfile
 import torch
 
+from lab.help_pages import all_settings
 from skill_speech import Encoder
 from skill_speech.cli import main
 from skill_speech.encoder import hubert_config
+from skill_speech.help_pages import COMMANDS, PAGES, settings
 
 STAGES = "--stage1.steps 2 --stage1.warmup_steps 1 --stage1.sparsity_steps 1 --stage1.batch_seconds 5 "
 STAGES += "--stage2.steps 2 --stage2.warmup_steps 1 --stage2.batch_seconds 5 --analysis.batch_frames 64"
@@ -73,13 +75,17 @@ def test_a_recipe_is_a_file_of_the_same_settings(here: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("", ["expected", "prepare,analyze,compress"]),
-        ("frobnicate", ["frobnicate", "'compress'"]),
+        ("frobnicate", ["there is no command frobnicate; the commands are prepare, analyze, compress"]),
+        ("compres --teacher t", ["there is no command compres (did you mean compress?)"]),
         ("compress", ["--teacher", "--data", "--output", "required", "see skill-speech compress --help"]),
         ("compress --teacher t --data d --output o --method magic", ["method is magic", "dphubert"]),
         ("compress --teacher t --data d --output o --clusters many", ["clusters is many", "a whole number or auto"]),
         ("compress --teacher t --data d --output o --sparsity much", ["sparsity is much", "a number"]),
-        ("compress --teacher t --data d --output o --stage1.step 3", ["--stage1.step"]),
+        (
+            "compress --teacher t --data d --output o --stage1.step 3",
+            ["there is no setting --stage1.step (did you mean --stage1.steps?); see skill-speech compress --help"],
+        ),
+        ("compress --teacher t --data d --output o --frobnicate 3", ["there is no setting --frobnicate; see skill-"]),
         ("compress --config nowhere.yaml", ["nowhere.yaml"]),
         ("compress --config unknown.yaml", ["methodd"]),
         ("compress --config broken.yaml", ["line 1"]),
@@ -90,6 +96,9 @@ def test_a_recipe_is_a_file_of_the_same_settings(here: Path, capsys: pytest.Capt
         ("compress --teacher teacher --data audio --output o --sparsity 2", ["sparsity is 2", "between 0 and 1"]),
         ("compress --teacher teacher --data audio --output o --params 9G", ["params is '9G'", "has only"]),
         ("export teacher --output o", ["--format", "see skill-speech export --help"]),
+        ("export", ["the following arguments are required: MODEL, --output, --format; see"]),
+        ("report", ["the following arguments are required: RUNS; see"]),
+        ("completion fish", ["completion is for a shell: skill-speech completion bash|zsh|tcsh"]),
         ("profile nowhere/at/all", ["nowhere/at/all: no such file or folder"]),
         ("profile teacher --seconds 0.001", ["seconds is 0.001"]),
         ("prepare audio --output cuts.txt", [".jsonl"]),
@@ -197,15 +206,60 @@ def test_an_utterance_shorter_than_a_frame_is_not_profiled(here: Path, capsys: p
 
 
 def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["compress", "--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    for word in ("--stage1.sparsity_steps", "default: 5000", "--macs", "--analysis.linkage", "--scale_layers"):
-        assert word in text
-    with pytest.raises(SystemExit):
-        main(["export", "--help"])
-    assert "hub id, folder or file, as `load_model` takes it" in " ".join(capsys.readouterr().out.split())
+    for command in COMMANDS:
+        text = " ".join(said(capsys, f"{command} --help").split())
+        for one in all_settings()[command]:
+            name = one["name"].upper() if one.get("positional") else f"--{one['name']}"
+            twin = one["name"].startswith("stage2.") and "--stage2.* is as --stage1.*" in text
+            assert name in text or twin, name
+        for example in PAGES[command].examples:
+            assert example in text
+        assert (Path(__file__).parents[1] / "docs" / PAGES[command].document).exists()
+        named = {*PAGES[command].first, *chain(*PAGES[command].groups.values())}
+        assert named <= {one["name"] for one in all_settings()[command]}, command
+    text = " ".join(said(capsys, "compress --help").split())
+    for words in (
+        "--stage1.sparsity_steps N|X updates",
+        "--stage2.steps N updates (default: 25000)",
+        "--macs TEXT|N|X",
+    ):
+        assert words in text
+
+
+def test_kept_help_is_what_the_functions_say() -> None:
+    assert settings() == all_settings(), "python -m lab.help_pages"
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_waits_for_no_large_library(command: str) -> None:
+    code = "import sys; from skill_speech.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    arguments = [sys.executable, "-c", code, *([command] if command else []), "--help"]
+    assert subprocess.run(arguments, check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_help_fits_into_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for columns in (60, 80, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = [line for command in COMMANDS for line in said(capsys, f"{command} -h").splitlines()]
+        examples = {f"  {example}" for about in PAGES.values() for example in about.examples}
+        wide = [line for line in lines if len(line) > min(columns, 100) and line not in examples]
+        assert not [line for line in wide if not line.startswith(("usage:", "  --"))]
+
+
+def test_nothing_and_help_show_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("", "--help", "-h"):
+        text = said(capsys, command)
+        assert all(name in text for name in COMMANDS)
+    done = subprocess.run([sys.executable, "-m", "skill_speech"], capture_output=True, text=True, check=False)
+    assert done.stdout == text
+
+
+def test_a_shell_completes_commands_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    script = said(capsys, "completion bash")
+    assert "--stage1.sparsity_steps" in script
+    assert "one-shot" in script
+    assert subprocess.run(["bash", "-n", "-c", script], check=False).returncode == 0
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
@@ -14,20 +15,10 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace, get_loader, set
 from rich.console import Console
 
 from .errors import InputError, printable
+from .help_pages import COMMANDS, nearest, overview, page, plain_parser, settings
 from .run.progress import log_to_terminal, print_error, terminal
 from .run.signals import Stopped
 from .yaml_values import refuse_repetition
-
-EXAMPLES = {
-    "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
-    "analyze": "measure how similar a teacher's layers are, and group them",
-    "compress": "make a small encoder of a large one; the same command goes on where it stopped",
-    "import": "make a folder that every command takes out of a file of DPHuBERT, fairseq, TorchAudio and others",
-    "export": "write a model for Transformers, ONNX, torch.export, TorchAudio or s3prl",
-    "evaluate": "train and score heads on frozen models: SUPERB's ten tasks; or score a model's own head",
-    "report": "one self-contained page about a finished run, or about several side by side",
-    "profile": "parameters, MACs, speed and memory of a model",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,8 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0; 2 for a user's mistake; 130 when interrupted; when told to stop, 143 by SIGTERM and 138 by
         SIGUSR1.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run([_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)])
+        words = [_with_underscores(word) for word in given]
+        command = _asked(words)
+        if not words or {"-h", "--help"} & {*words}:
+            return _show_help(command)
+        if command == "completion":
+            return _show_completion(words)
+        return _run(words, command)
     except InputError as error:
         print_error(str(error))
         return 2
@@ -50,17 +48,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + stop.signum
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _asked(words: Sequence[str]) -> str:
+    """The command, if there is one of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    name = next((word for word in words if not word.startswith("-")), "")
+    if name and name not in (*COMMANDS, "completion"):
+        known = ", ".join(COMMANDS)
+        raise InputError(f"there is no command {name}{nearest(name, COMMANDS)}; the commands are {known}")
+    return name
+
+
+def _show_help(command: str) -> int:
+    width = min(100, shutil.get_terminal_size().columns)
+    print(page(command, width) if command in COMMANDS else overview(width))
+    return 0
+
+
+def _show_completion(words: Sequence[str]) -> int:
+    """A script that completes commands and settings, for a shell to read."""
+    shells = ("bash", "zsh", "tcsh")
+    shell = next((word for word in words if word in shells), None)
+    if shell is None:
+        raise InputError(f"completion is for a shell: skill-speech completion {'|'.join(shells)}")
+    try:
+        import shtab
+    except ImportError:
+        raise InputError("completion is written by shtab: pip install shtab") from None
+    print(shtab.complete(plain_parser(), shell))
+    return 0
+
+
+def _run(arguments: Sequence[str], asked: str) -> int:
     from . import __version__
 
-    parser = _Parser(
-        prog="skill-speech", description="Make self-supervised speech encoders small.", version=__version__
-    )
+    parser = _Parser(prog="skill-speech", version=__version__)
     commands = parser.add_subcommands(metavar="COMMAND")
-    # Only the command that is asked for is imported: --help should not wait for torch.
-    asked = parser.asked = next((word for word in arguments if not word.startswith("-")), "")
-    for name, help_text in EXAMPLES.items():
-        commands.add_subcommand(name, _parser(name) if name == asked else _Parser(), help=help_text)
+    parser.asked = asked
+    for name, help_text in COMMANDS.items():  # only the command that is asked for is imported
+        commands.add_subcommand(name, command_parser(name) if name == asked else _Parser(), help=help_text)
     name, values = _values(parser, arguments)
     log_to_terminal()
     function, show = _command(name)
@@ -119,17 +147,28 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise InputError."""
-        raise InputError(f"{_in_one_line(message)}; see skill-speech {self._command()}--help")
+        said, command = _in_one_line(message), self._command().strip()
+        if command:
+            positional = [one["name"] for one in settings()[command] if one.get("positional")]
+            said = (
+                re.sub(rf"--({'|'.join(positional)})\b", lambda found: found[1].upper(), said) if positional else said
+            )
+            unknown = re.match(r"unrecognized arguments: --([\w.]+)", said)
+            if unknown:
+                said = f"there is no setting --{unknown[1]}" + nearest(
+                    f"--{unknown[1]}", [f"--{one['name']}" for one in settings()[command]]
+                )
+        raise InputError(f"{said}; see skill-speech {self._command()}--help")
 
     def _command(self) -> str:
         name = self.prog.rpartition("] ")[2] if "] " in self.prog else self.asked
-        return f"{name} " if name in EXAMPLES else ""
+        return f"{name} " if name in COMMANDS else ""
 
 
 def _in_one_line(message: str) -> str:
     """What jsonargparse says over several lines in types of Python."""
     message = re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", message.strip().rstrip("."))
-    message = re.sub(rf"\b(?:{'|'.join(EXAMPLES)})\.(\w+)", r"--\1", message)
+    message = re.sub(rf"\b(?:{'|'.join(COMMANDS)})\.(\w+)", r"--\1", message)
     wanted = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\])", message)
     given = re.search(r"(?:Got|Given) value: (.*)", message)
     if wanted and given:
@@ -140,9 +179,10 @@ def _in_one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def _parser(name: str) -> Any:
+def command_parser(name: str) -> Any:
+    """What reads the arguments of a command; it imports the command's function."""
     function, _ = _command(name)
-    parser = _Parser(description=EXAMPLES[name])
+    parser = _Parser(description=COMMANDS[name])
     if name in ("analyze", "compress", "evaluate"):
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     if name == "evaluate":
