@@ -44,9 +44,9 @@ class Budget:
     """
 
     sparsity: float = 0.75
-    stage1: int = 600
-    stage2: int = 900
-    labelled: int = 450
+    stage1: int = 400
+    stage2: int = 600
+    labelled: int = 300
     batch_seconds: float = 12.0
     learning_rate: float = 1e-3
     outputs: float = 1.0
@@ -179,7 +179,7 @@ def _compress(
         validation_seconds=budget.validation_seconds,
         validate_every=0,
         missed_budget="cut",
-        precision="float32",
+        precision="auto",
         seed=cell.seed,
         absolute_paths=True,
     )
