@@ -136,7 +136,7 @@ def test_a_model_that_is_not_there(tmp_path):
 def test_a_missing_package_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     message = refused(model, str(tmp_path / "out"), format="onnx")
-    assert message == "onnxscript is not installed: pip install 'skill-speech[export]'"
+    assert message == "onnxscript is not installed: pip install onnx onnxscript onnxruntime"
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch-export", "s3prl", "transformers"])

@@ -65,7 +65,7 @@ def need_onnx() -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise InputError(f"{name} is not installed: pip install 'skill-speech[export]'") from None
+            raise InputError(f"{name} is not installed: pip install onnx onnxscript onnxruntime") from None
 
 
 def save_onnx(

@@ -14,4 +14,4 @@ def require_package(package: str, what: str) -> None:
         InputError: it is not; says what needs it.
     """
     if find_spec(package.partition(".")[0]) is None:
-        raise InputError(f"{what} is scored by {package}: pip install 'skill-speech[evaluation]'")
+        raise InputError(f"{what} is scored by {package}: pip install {package}")
