@@ -11,16 +11,18 @@ import torch
 
 from skill_speech import InputError
 from skill_speech.compression.steps import fitting
-from skill_speech.distillation import Distillation, memory
+from skill_speech.distillation import Distillation, HeadTraining, OutputLoss, UnitLoss, memory
 from skill_speech.distillation.memory import fit_batch, needed_bytes, saved_bytes
 from skill_speech.files import size
+from skill_speech.heads import HeadConfig, TDNNConfig, make_head
+from skill_speech.heads.config import AdapterConfig
 from skill_speech.run.folder import RunFolder
 from tests.test_distillation import tiny_module
 
 GIB = 2**30
 
 
-def kept_for_backward(module: Distillation, seconds: float, bf16: bool) -> int:
+def kept_for_backward(module: Distillation, seconds: float, bf16: bool, utterances: int = 2) -> int:
     """What autograd really keeps of a step, by the hooks that it offers, on real tensors."""
     kept: dict[int, torch.Tensor] = {}
 
@@ -34,7 +36,7 @@ def kept_for_backward(module: Distillation, seconds: float, bf16: bool) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
-        _, terms = module.distil(torch.randn(2, round(seconds * 8_000)), None)
+        _, terms = module.distil(torch.randn(utterances, round(seconds * 16_000 / utterances)), None)
     assert terms["distillation"].isfinite()
     return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
 
@@ -48,6 +50,27 @@ def test_activations_are_counted_as_autograd_keeps_them(bf16: bool, monkeypatch:
     assert torch.equal(torch.random.get_rng_state(), state)
     assert estimated == pytest.approx(kept_for_backward(module, 10.0, bf16), rel=0.02)
     assert all(weight.grad is None for weight in module.parameters())
+
+
+WITH: dict[str, HeadConfig] = {
+    "ctc": HeadConfig("ctc", outputs=9, adapter=AdapterConfig(layers=2, width=32, kernel=3, stride=2)),
+    "sequence": HeadConfig("sequence", outputs=5, projection=14, weighted_layer_sum=True),
+    "frame": HeadConfig("frame", outputs=3),
+    "x-vector": HeadConfig("x-vector", outputs=7, tdnn=(TDNNConfig(20, 5, 1), TDNNConfig(24, 1, 1)), embedding=18),
+}
+
+
+@pytest.mark.parametrize("seconds", [5.0, 10.0])  # one utterance and two
+@pytest.mark.parametrize("kind", WITH)
+def test_heads_and_units_are_counted_too(kind: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tiny_module()
+    config = module.teacher.config
+    module.loss.outputs = OutputLoss(make_head(WITH[kind], config), HeadTraining())
+    module.loss.units = UnitLoss(torch.randn(11, config.hidden_size), 1, 0.1)
+    monkeypatch.setattr(memory, "LONGEST_SECONDS", 5.0)
+    estimated = saved_bytes(module, seconds, "bf16")
+    kept = kept_for_backward(module, seconds, True, utterances=round(seconds / 5))
+    assert estimated == pytest.approx(kept, rel=0.03)
 
 
 def test_batches_that_do_not_fit_are_divided(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -112,7 +112,7 @@ class DistillationLoss(nn.Module):
             total = total + self.units.weight * terms["units"]
         if self.outputs is None:
             return total, terms
-        more = self.outputs(student, teacher, labels)
+        more = self.outputs(student, teacher, labels, padded=valid_BT is not None)
         return total + self.outputs.weighed(more), terms | more
 
     def of_layers(

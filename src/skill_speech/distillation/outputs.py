@@ -60,15 +60,19 @@ class OutputLoss(nn.Module):
         self._teacher = [copy.deepcopy(teacher).eval().requires_grad_(False)]
         self.head, self.config, self.encode = copy.deepcopy(teacher).requires_grad_(True), config, encode
 
-    def forward(self, student: EncoderOutput, teacher: EncoderOutput, labels: Labels = ()) -> dict[str, Tensor]:
+    def forward(
+        self, student: EncoderOutput, teacher: EncoderOutput, labels: Labels = (), padded: bool = True
+    ) -> dict[str, Tensor]:
         """The terms, each 0-d: "outputs" and, where labels weigh something and there are any, "labels".
 
         Args:
             student, teacher: of the same waveforms.
             labels: transcript or labels of each utterance.
+            padded: utterances may be shorter than the batch; otherwise nothing is asked of their lengths, so that
+                tensors without contents will do.
         """
         device = student.last_hidden_state_BTD.device
-        student, teacher, labels = self._long_enough(student, teacher, labels)
+        student, teacher, labels = self._long_enough(student, teacher, labels, padded)
         if not len(student.lengths_B):
             return {}
         with torch.autocast(device.type, enabled=False):  # a head costs next to nothing, and its softmax is touchy
@@ -98,13 +102,18 @@ class OutputLoss(nn.Module):
         return output._replace(embedded_BTD=embedded_BTD, layer_outputs=layers, last_hidden_state_BTD=last_BTD)
 
     def _long_enough(
-        self, student: EncoderOutput, teacher: EncoderOutput, labels: Labels
+        self, student: EncoderOutput, teacher: EncoderOutput, labels: Labels, padded: bool
     ) -> tuple[EncoderOutput, EncoderOutput, Labels]:
         """Without utterances that are too short for the head."""
-        enough_B = student.lengths_B >= self.head.least_frames
-        if bool(enough_B.all()):
+        B, T, _ = student.last_hidden_state_BTD.shape
+        if self.head.least_frames > T:
+            rows: list[int] = []
+        elif padded:
+            rows = (student.lengths_B >= self.head.least_frames).nonzero().flatten().tolist()
+        else:
+            rows = list(range(B))
+        if len(rows) == B:
             return student, teacher, labels
-        rows = enough_B.nonzero().flatten().tolist()
         kept = [labels[row] for row in rows] if labels else labels
         return _rows(student, rows), _rows(teacher, rows), kept
 
