@@ -79,6 +79,8 @@ def _whole(low: int, high: int = 10**9, **more: Any) -> Number:
     return Number(low, high, whole=True, **more)
 
 
+SAMPLE_RATE = 16_000
+"""Hz; what nearly every encoder of this family was trained on, and the only rate that `data` makes of any file."""
 MOST_SECONDS = 1e9
 SEED = _whole(0, 2**32 - 1)
 WORKERS = _whole(0, 256)
@@ -210,6 +212,19 @@ LIMITS: dict[str, dict[str, Number]] = {
     "QueryConfig": {"min_frames": _whole(1)},
 }
 """Command or configuration → field → what it may be. Fields of a configuration's parents hold for it too."""
+
+
+def refuse_other_rates(rate: int, source: str) -> None:
+    """See that an encoder's waveforms have the sampling rate, in Hz, of audio as it is read.
+
+    Raises:
+        InputError: they have another.
+    """
+    if rate != SAMPLE_RATE:
+        raise InputError(
+            f"{source}: takes waveforms of {rate:,} Hz, and only {SAMPLE_RATE:,} Hz is supported here; such an encoder "
+            "can be loaded, imported and profiled"
+        )
 
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095

@@ -13,7 +13,7 @@ import torch
 from lhotse import CutSet
 from torch import Tensor
 
-from ..checkpoints import read_checkpoint, resolve_revision, warn_of_assumptions
+from ..checkpoints import Checkpoint, read_checkpoint, resolve_revision, warn_of_assumptions
 from ..checkpoints.tokenizers import Tokenizer
 from ..checkpoints.weights import read_weights
 from ..data import (
@@ -47,6 +47,7 @@ from ..errors import InputError
 from ..files import require_space
 from ..hardware import multiplies_bfloat16
 from ..heads import Head
+from ..limits import refuse_other_rates
 from ..pruning import REFERENCE_SECONDS, Budget, ControlName, Times, Widths, attach_gates, check_rounding
 from ..run import ranks
 from ..run.folder import RunFolder
@@ -143,7 +144,7 @@ class Plan:
         Raises:
             InputError: bad teacher, data, budget or settings, or a folder in which other data was used.
         """
-        checkpoint = read_checkpoint(config.teacher, revision=config.revision, target_lang=config.target_lang)
+        checkpoint = read_teacher(config.teacher, config.revision, config.target_lang)
         warn_of_assumptions(config.teacher, checkpoint.assumed)
         teacher = checkpoint.encoder
         set_normalization(teacher, config.input_normalization)
@@ -304,6 +305,17 @@ def settle(config: CompressionConfig, run: RunFolder) -> tuple[CompressionConfig
     return config, times
 
 
+def read_teacher(source: str, revision: str | None, target_lang: str | None) -> Checkpoint:
+    """The encoder and the head of a teacher that learns from audio as it is read.
+
+    Raises:
+        InputError: it cannot be loaded, or takes waveforms of another sampling rate.
+    """
+    checkpoint = read_checkpoint(source, revision=revision, target_lang=target_lang)
+    refuse_other_rates(checkpoint.encoder.config.sampling_rate, source)
+    return checkpoint
+
+
 def commit_of(teacher: str, revision: str | None, run: RunFolder, settings: str = "config.yaml") -> str | None:
     """The commit of a teacher on the hub: the one that the run has begun with, unless one is asked for."""
     begun = None if revision is not None else run.stated("revision", {"teacher": teacher}, settings)
@@ -321,7 +333,7 @@ def _within_minutes(config: CompressionConfig, run: RunFolder) -> tuple[Compress
     assert config.minutes is not None
     assert config.precision != "auto"
     started = time.monotonic()
-    checkpoint = read_checkpoint(config.teacher, revision=config.revision, target_lang=config.target_lang)
+    checkpoint = read_teacher(config.teacher, config.revision, config.target_lang)
     teacher = checkpoint.encoder
     times = table_of_times(config, teacher, run)
     budget = make_budget(config, teacher.config, times, checkpoint.head if config.head.keep else None)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from ..checkpoints import read_checkpoint
 from ..data import Part, open_cuts
 from ..distillation import (
     Distance,
@@ -42,6 +41,7 @@ from .plan import (
     analysis_settings,
     check_clusters,
     commit_of,
+    read_teacher,
     set_normalization,
     settle,
 )
@@ -130,7 +130,7 @@ def analyze(
     run = RunFolder(output)
     commit = commit_of(plain(teacher), revision, run, "analysis/config.yaml")
     settings = analysis_settings(teacher, commit, clusters, input_normalization, analysis, seed, target_lang)
-    encoder = read_checkpoint(teacher, revision=commit, target_lang=target_lang).encoder
+    encoder = read_teacher(teacher, commit, target_lang).encoder
     set_normalization(encoder, input_normalization)
     check_clusters(clusters, encoder.config, analysis)
     cuts = open_cuts(data, absolute_paths=absolute_paths, max_bad=max_bad)
