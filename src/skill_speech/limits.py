@@ -269,13 +269,13 @@ def check_settings(values: Mapping[str, Any], path: Path) -> None:
     """
     for name, part in values.items():
         if name in NESTED and not isinstance(part, dict):
-            raise InputError(f"{path}: damaged ({name} is {_shown(part)})")
+            raise InputError(f"{path}: damaged ({name} is {shown(part)})")
         limits, prefix, fields = LIMITS["compress"], "", {name: part}
         if name in NESTED:
             limits, prefix, fields = NESTED[name], f"{name}.", part
         for field, value in fields.items():
             if field in limits and not limits[field].allows(value):
-                raise InputError(f"{path}: damaged ({prefix}{field} is {_shown(value)}, not {limits[field]})")
+                raise InputError(f"{path}: damaged ({prefix}{field} is {shown(value)}, not {limits[field]})")
 
 
 def limits_of(config: type) -> dict[str, Number]:
@@ -292,18 +292,18 @@ def _check_fields(
     for name, value in values.items():
         if name in limits:
             if not limits[name].allows(value):
-                raise InputError(f"{where}{name} is {_shown(value)}; it must be {limits[name]}")
+                raise InputError(f"{where}{name} is {shown(value)}; it must be {limits[name]}")
         elif dataclasses.is_dataclass(value):
             check_config(value, f"{where}{name}")
         elif isinstance(value, list | tuple) and value and all(map(dataclasses.is_dataclass, value)):
             for number, part in enumerate(value):
                 check_config(part, f"{where}{name}[{number}]")
         elif (kinds := _kinds(hints.get(name))) and not isinstance(value, kinds):
-            raise InputError(f"{where}{name} is {_shown(value)}; give its fields by their names")
+            raise InputError(f"{where}{name} is {shown(value)}; give its fields by their names")
         elif (choices := _choices(hints.get(name))) is not None and not _is_among(value, hints[name]):
-            raise InputError(f"{where}{name} is {_shown(value)}; it can be {', '.join(choices)}")
+            raise InputError(f"{where}{name} is {shown(value)}; it can be {', '.join(choices)}")
         elif not all(map(_can_be_named, value if isinstance(value, list | tuple) else [value])):
-            raise InputError(f"{where}{name} is {_shown(value)}; no file or folder can have such a name")
+            raise InputError(f"{where}{name} is {shown(value)}; no file or folder can have such a name")
 
 
 def _can_be_named(value: Any) -> bool:
@@ -349,7 +349,7 @@ def _is_among(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as it may stand in a message: one line, and not all of a long one."""
     if isinstance(value, int) and abs(value) >= 10**50:
         return "a number of more than 50 digits"

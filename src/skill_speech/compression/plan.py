@@ -35,7 +35,9 @@ from ..distillation import (
     Stage1Config,
     Stage2Config,
     StudentInput,
+    check_layers,
     groups_layers,
+    layer_numbers,
     make_targets,
     needs_clusters,
 )
@@ -160,6 +162,7 @@ class Plan:
         budget.check(gated)
         check_rounding(gated, budget, config.round_to)
         assert config.targets is not None
+        check_layers(layer_numbers(config.keep_layers), teacher.config.num_layers)
         grouped = needs_clusters(config.targets)
         scaled = config.scale_layers
         if scaled is None:
@@ -244,6 +247,7 @@ class Plan:
             groups,
             count=_count(config),
             share_projections=config.share_projections,
+            keep=layer_numbers(config.keep_layers),
         )
         outputs = None if self.head is None else OutputLoss(self.head, config.head, self.encode)
         width = self.teacher.config.hidden_size
@@ -289,6 +293,7 @@ def settle(config: CompressionConfig, run: RunFolder) -> tuple[CompressionConfig
     objective = METHODS[config.method]
     config = replace(
         config,
+        keep_layers=list(layer_numbers(config.keep_layers)) or None,
         targets=config.targets or objective.targets,
         distance=config.distance or objective.distance,
         input=config.input or objective.input,

@@ -153,6 +153,7 @@ def compress(
     distance: Distance | None = None,
     input: Input | None = None,
     clusters: int | Literal["auto"] = 4,
+    keep_layers: list[int] | int | str | None = None,
     input_normalization: bool | None = None,
     sparsity: float | None = None,
     params: Quantity | None = None,
@@ -211,6 +212,8 @@ def compress(
         input: what the student hears in training: "clean", "masked", "noisy" or "masked-noisy" speech; by default as
             the method has it.
         clusters: number of layer clusters K, or "auto".
+        keep_layers: layers that are read by number later, such as 9,12 for voice conversion: each is a target of its
+            own beside the others, without a projection.
         input_normalization: bring waveforms to mean 0 and variance 1 first, in teacher and student; by default as the
             teacher's files say.
         sparsity: share of the teacher's parameters to remove (0.75 if no budget is given).

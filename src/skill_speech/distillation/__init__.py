@@ -5,7 +5,7 @@ from .loss import Distance, DistillationLoss, LossConfig
 from .methods import METHODS, Method, Objective
 from .module import Distillation, Stage1Config, Stage2Config, StageConfig
 from .outputs import HeadTraining, OutputLoss
-from .targets import Target, Targets, groups_layers, make_targets, needs_clusters
+from .targets import Target, Targets, check_layers, groups_layers, layer_numbers, make_targets, needs_clusters
 
 __all__ = [
     "METHODS",
@@ -25,7 +25,9 @@ __all__ = [
     "StudentInput",
     "Target",
     "Targets",
+    "check_layers",
     "groups_layers",
+    "layer_numbers",
     "make_targets",
     "needs_clusters",
 ]
