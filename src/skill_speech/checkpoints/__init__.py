@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..heads import SpeechModel, head_of
 from ..kernels import attach_kernels
 from .checkpoint import Checkpoint
-from .hugging_face import commit_of, has_weights, load_hugging_face, refuse_adapter
+from .hugging_face import has_weights, load_hugging_face, refuse_adapter
 from .importing import ImportResult, import_encoder
 from .model_files import ModelFiles
 from .native import is_native, load_native, read_direction_norm, save_direction_norm
@@ -152,7 +152,12 @@ def resolve_revision(source: str | os.PathLike[str], revision: str | None) -> st
     Raises:
         InputError: nothing there, no such revision, or the hub cannot be reached.
     """
-    return None if os.path.exists(source) else commit_of(os.fspath(source), revision)
+    if os.path.exists(source):
+        return None
+    files = ModelFiles(os.fspath(source), revision)
+    if not is_speechbrain(files):
+        files.config()
+    return files.revision
 
 
 @lru_cache

@@ -182,17 +182,6 @@ def _folder_of_ours(files: ModelFiles) -> Path:
     return config.parent
 
 
-def commit_of(source: str, revision: str | None) -> str | None:
-    """The commit that a revision of a hub id stands for now; the revision itself where a cache does not know it.
-
-    Raises:
-        InputError: there is no such model or revision, or the hub cannot be reached.
-    """
-    files = ModelFiles(source, revision)
-    files.config()
-    return files.revision
-
-
 def encoder_config(
     values: dict[str, Any], extractor: dict[str, Any] | None, source: str
 ) -> tuple[EncoderConfig, tuple[str, ...]]:
