@@ -152,7 +152,7 @@ def _parts(weights: Mapping[Any, Any], prefix: str, source: str) -> tuple[dict[s
     weights = {name: tensor for name, tensor in weights.items() if isinstance(name, str)}
     places = [name.removesuffix(FIRST) for name in weights if name.endswith(FIRST)]
     if len(places) > 1:
-        raise InputError(f"{source}: several encoders in it, {', '.join(places)}; keep the weights of one of them")
+        raise InputError(f"{source}: several encoders in it, {', '.join(places[:3])}; keep the weights of one of them")
     place = places[0] if places else ""
     inner = {name.removeprefix(place): tensor for name, tensor in weights.items() if name.startswith(place)}
     if not f".{place}".endswith(f".{prefix}"):
