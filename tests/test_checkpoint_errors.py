@@ -10,7 +10,8 @@ import pytest
 import torch
 import transformers
 
-from skill_speech import load_encoder
+from skill_speech import InputError, analyze, compress, export, load_encoder
+from skill_speech.evaluation.upstream import open_upstream
 from tests.refusals import refused
 from tests.transformers_models import TINY, build, save
 
@@ -30,7 +31,7 @@ def test_unknown_architecture_is_refused_by_name(tmp_path):
     transformers.BertConfig().save_pretrained(tmp_path)
     message = refused(tmp_path)
     assert "unknown architecture 'bert'" in message
-    assert "data2vec-audio, hubert, unispeech, unispeech-sat, wav2vec2, wavlm" in message
+    assert "data2vec-audio, hubert, mert_model, unispeech, unispeech-sat, wav2vec2, wavlm" in message
 
 
 def test_an_architecture_that_transformers_does_not_know_either(folder):
@@ -85,9 +86,21 @@ def test_missing_weight_is_named(folder):
     assert "encoder.layers.3.attention.q_proj.weight is missing" in refused(folder)
 
 
-def test_another_sampling_rate_is_refused(folder):
+def test_another_sampling_rate_is_refused_where_audio_is_read(folder, tmp_path):
+    """Such an encoder loads; what would feed it waveforms of 16 kHz says so before anything is written."""
     edit(folder / "preprocessor_config.json", sampling_rate=8_000)
-    assert "expects 8000 Hz" in refused(folder)
+    assert load_encoder(folder).config.sampling_rate == 8_000
+    speech = tmp_path / "speech"
+    speech.mkdir()
+    for command in (
+        lambda: compress(str(folder), str(speech), str(tmp_path / "out")),
+        lambda: analyze(str(folder), str(speech), str(tmp_path / "out")),
+        lambda: export(str(folder), str(tmp_path / "out"), format="onnx"),
+        lambda: open_upstream(str(folder), torch.device("cpu")),
+    ):
+        with pytest.raises(InputError, match="takes waveforms of 8,000 Hz, and only 16,000 Hz is supported here"):
+            command()
+    assert not (tmp_path / "out").exists()
 
 
 def test_native_checkpoints_that_are_broken(folder, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,8 @@ from skill_speech.distillation import (
     LossConfig,
     StageConfig,
     Target,
+    Targets,
+    layer_numbers,
     make_targets,
 )
 from skill_speech.encoder import Encoder, wavlm_config
@@ -65,6 +67,91 @@ def test_unknown_targets_are_refused_with_the_known_ones():
 def test_equal_groups_need_a_number_of_them(count):
     with pytest.raises(InputError, match="from 1 to 13"):
         make_targets("equal-groups", 12, count=count)
+
+
+METHODS_TARGETS = get_args(Targets)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("targets", METHODS_TARGETS)
+def test_kept_layers_are_targets_of_their_own_beside_those_of_every_method(targets, shared):
+    options = {"count": 4, "share_projections": shared}
+    without = make_targets(targets, 12, CLUSTERS, **options)
+    kept = make_targets(targets, 12, CLUSTERS, **options, keep=(9, 12))
+    assert kept[-2:] == [Target((9,), (9,), None), Target((12,), (12,), None)]
+    # The method's own are as they were, but for what the kept layers stand for already.
+    own = [(target.teacher, target.student) for target in without]
+    left = [pair for pair in own if pair not in [((9,), (9,)), ((12,), (12,))]]
+    assert [(target.teacher, target.student) for target in kept[:-2]] == left
+    assert len(own) - len(left) == {"all-layers": 2, "dphubert": 1, "medoid": 1}.get(targets, 0)
+    numbers = {target.projection for target in kept[:-2]}
+    assert numbers == set(range(len(numbers)))
+    layers = [(target.teacher, target.student) for target in kept]
+    assert len(layers) == len(set(layers))
+
+
+def test_a_kept_layer_has_no_projection_to_hide_behind():
+    """A student whose layers are the teacher's but for a linear map: the map is learned away everywhere else."""
+    teacher = states(1)
+    torch.manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(6, 6))[0]
+    student = [state @ turn for state in teacher]
+    for keep, far in (((), False), ((3,), True)):
+        loss = DistillationLoss(make_targets("all-layers", 4, keep=keep), 6)
+        for projection in loss.projections:
+            projection.weight.data = turn.clone()  # P S = S turnᵀ
+        assert len(loss.projections) == 5 - len(keep)
+        terms = loss.of_layers(student, teacher)
+        wanted = (student[3] - teacher[3]).abs().mean() / 5 if far else torch.tensor(0.0)
+        assert terms["l1"].item() == pytest.approx(wanted.item(), abs=1e-6)
+
+
+def test_every_layer_may_be_kept():
+    loss = DistillationLoss(make_targets("all-layers", 4, keep=range(5)), 6)
+    assert not list(loss.parameters())
+    assert loss.of_layers(states(1), states(1))["distillation"].item() == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    ("said", "layers"),
+    [(None, ()), (9, (9,)), ("9,12", (9, 12)), (" 12, 9", (9, 12)), ([12, 9, 12], (9, 12)), ("0", (0,)), ((3,), (3,))],
+)
+def test_layers_as_a_person_names_them(said, layers):
+    assert layer_numbers(said) == layers
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("9,x", "'x'"),
+        ("9,,12", "''"),
+        ("", "''"),
+        ("9-12", "'9-12'"),
+        ("9.5", "'9.5'"),
+        (-1, "-1"),
+        ([9, -3], "-3"),
+        ([], "no layer"),
+        ([True], "True"),
+        ([9.0], "9"),
+        ([9, 10**5000], "a number of more than 50 digits"),
+        ("1" * 5000, "'111"),
+        ({"a": 1}, "{'a': 1}"),
+        ([[9]], "[9]"),
+    ],
+)
+def test_layers_that_are_none_are_refused_in_one_line(said, named):
+    with pytest.raises(InputError) as caught:
+        layer_numbers(said)
+    message = str(caught.value)
+    assert message.startswith(f"keep_layers names {named}")
+    assert message.endswith("; it must be whole numbers from 0, such as 9,12")
+    assert "\n" not in message
+    assert len(message) < 200
+
+
+def test_a_layer_that_the_teacher_does_not_have():
+    with pytest.raises(InputError, match="keep_layers names layer 13; the teacher's layers are numbered 0 to 12"):
+        make_targets("skill", 12, CLUSTERS, keep=(9, 13))
 
 
 @pytest.mark.parametrize(

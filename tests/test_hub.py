@@ -18,6 +18,7 @@ from skill_speech.checkpoints import resolve_revision
 from skill_speech.compression import AnalysisConfig
 from skill_speech.distillation import StageConfig
 from tests.test_bad_audio import RATE, noise
+from tests.test_wrapped_checkpoints import speechbrain
 from tests.transformers_models import TINY, build
 
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -91,6 +92,22 @@ def test_a_branch_a_tag_or_nothing_stands_for_a_commit(hub: Hub, tmp_path: Path)
         resolve_revision("acme/other", None)
     with pytest.raises(InputError, match="no such file or folder; check the path"):
         resolve_revision(tmp_path / "nowhere", None)
+
+
+def test_a_model_of_speechbrain_on_the_hub_and_the_one_that_it_wraps(hub: Hub) -> None:
+    """Its own weights, and the configuration of a model that is elsewhere on the hub."""
+    trained = hub.model.parent / "models--acme--trained"
+    snapshot = trained / "snapshots" / SECOND
+    snapshot.mkdir(parents=True)
+    (trained / "refs").mkdir()
+    (trained / "refs/main").write_text(SECOND)
+    speechbrain(snapshot, build("Hubert", TINY, seed=7), "acme/tiny")
+    assert resolve_revision("acme/trained", None) == SECOND
+    ours, wrapped = load_encoder("acme/trained"), load_encoder("acme/tiny")
+    assert ours.config == wrapped.config.replace(input_norm_eps=1e-5)
+    model = build("Hubert", TINY, seed=7).state_dict()
+    weight = "encoder.layers.1.feed_forward.output_dense.weight"
+    assert torch.equal(ours.state_dict()["layers.1.feed_forward.output.weight"], model[weight])
 
 
 def test_a_run_keeps_its_teachers_commit_when_the_branch_moves(hub: Hub, speech: str, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_the_command_says_what_it_recognised(student, tmp_path, capsys):
         ("heads", "2 0 3 1"),
         ("feed-forward units", "13 40 0 1"),
         ("layer norms", "before each sublayer"),
-        ("waveforms", "normalised first"),
+        ("waveforms", "16,000 Hz, normalised first"),
     ):
         assert any(all(part in line for part in row) for line in printed.splitlines()), row
     assert "assumed" not in printed

@@ -14,7 +14,7 @@ from skill_speech import InputError, analyze, compress, evaluate, export, prepar
 from skill_speech.cli import main
 from skill_speech.compression import AnalysisConfig
 from skill_speech.data import Part
-from skill_speech.distillation import HeadTraining, InputConfig, LossConfig, Stage2Config, StageConfig
+from skill_speech.distillation import HeadTraining, InputConfig, LossConfig, Stage2Config, StageConfig, UnitsConfig
 from skill_speech.evaluation.protocol import PROTOCOL, task_config
 from skill_speech.limits import LIMITS, Number, limits_of
 
@@ -29,6 +29,7 @@ CONFIGS = {
     "loss": LossConfig,
     "head": HeadTraining,
     "augmentation": InputConfig,
+    "units": UnitsConfig,
 }
 
 

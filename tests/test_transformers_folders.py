@@ -106,7 +106,7 @@ def test_what_nothing_states_is_said_once(kind, style, usual, tmp_path, caplog):
         ("processor_config.json", {"feature_extractor": [1]}, "feature_extractor in processor_config.json"),
         ("processor_config.json", {"feature_extractor": {"do_normalize": "no"}}, "do_normalize is 'no'"),
         ("preprocessor_config.json", {"do_normalize": None}, "do_normalize is None; it must be true or false"),
-        ("preprocessor_config.json", {"sampling_rate": [8_000]}, "expects [8000] Hz"),
+        ("preprocessor_config.json", {"sampling_rate": [8_000]}, "sampling_rate is [8000]; it must be a whole number"),
         ("preprocessor_config.json", [1], "holds no JSON object"),
     ],
 )

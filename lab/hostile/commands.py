@@ -54,10 +54,10 @@ _OPTIONS: dict[str, list[str]] = {}
 
 def options(command: str) -> list[str]:
     """All of a command's, as it declares them."""
-    from skill_speech.cli import _parser
+    from skill_speech.cli import command_parser
 
     if command not in _OPTIONS:
-        actions = [action for action in _parser(command)._actions if action.option_strings]
+        actions = [action for action in command_parser(command)._actions if action.option_strings]
         names = [
             action.option_strings[0].removeprefix("--")
             for action in actions

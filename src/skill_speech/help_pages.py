@@ -68,7 +68,7 @@ PAGES = {
         {
             "Other budgets": ("macs", "speedup", "latency", "times", "round_to", "missed_budget", "pruned_units"),
             "What is distilled": (
-                *("method", "targets", "distance", "input", "share_projections", "scale_layers"),
+                *("method", "targets", "distance", "input", "keep_layers", "share_projections", "scale_layers"),
                 *("input_normalization", "target_lang", "revision"),
             ),
             "How the budget is met": ("control", "importance"),

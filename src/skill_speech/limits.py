@@ -79,6 +79,8 @@ def _whole(low: int, high: int = 10**9, **more: Any) -> Number:
     return Number(low, high, whole=True, **more)
 
 
+SAMPLE_RATE = 16_000
+"""Hz; what nearly every encoder of this family was trained on, and the only rate that `data` makes of any file."""
 MOST_SECONDS = 1e9
 SEED = _whole(0, 2**32 - 1)
 WORKERS = _whole(0, 256)
@@ -218,6 +220,19 @@ LIMITS: dict[str, dict[str, Number]] = {
 """Command or configuration → field → what it may be. Fields of a configuration's parents hold for it too."""
 
 
+def refuse_other_rates(rate: int, source: str) -> None:
+    """See that an encoder's waveforms have the sampling rate, in Hz, of audio as it is read.
+
+    Raises:
+        InputError: they have another.
+    """
+    if rate != SAMPLE_RATE:
+        raise InputError(
+            f"{source}: takes waveforms of {rate:,} Hz, and only {SAMPLE_RATE:,} Hz is supported here; such an encoder "
+            "can be loaded, imported and profiled"
+        )
+
+
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes that file systems take."""
 
@@ -261,13 +276,13 @@ def check_settings(values: Mapping[str, Any], path: Path) -> None:
     """
     for name, part in values.items():
         if name in NESTED and not isinstance(part, dict):
-            raise InputError(f"{path}: damaged ({name} is {_shown(part)})")
+            raise InputError(f"{path}: damaged ({name} is {shown(part)})")
         limits, prefix, fields = LIMITS["compress"], "", {name: part}
         if name in NESTED:
             limits, prefix, fields = NESTED[name], f"{name}.", part
         for field, value in fields.items():
             if field in limits and not limits[field].allows(value):
-                raise InputError(f"{path}: damaged ({prefix}{field} is {_shown(value)}, not {limits[field]})")
+                raise InputError(f"{path}: damaged ({prefix}{field} is {shown(value)}, not {limits[field]})")
 
 
 def limits_of(config: type) -> dict[str, Number]:
@@ -284,18 +299,18 @@ def _check_fields(
     for name, value in values.items():
         if name in limits:
             if not limits[name].allows(value):
-                raise InputError(f"{where}{name} is {_shown(value)}; it must be {limits[name]}")
+                raise InputError(f"{where}{name} is {shown(value)}; it must be {limits[name]}")
         elif dataclasses.is_dataclass(value):
             check_config(value, f"{where}{name}")
         elif isinstance(value, list | tuple) and value and all(map(dataclasses.is_dataclass, value)):
             for number, part in enumerate(value):
                 check_config(part, f"{where}{name}[{number}]")
         elif (kinds := _kinds(hints.get(name))) and not isinstance(value, kinds):
-            raise InputError(f"{where}{name} is {_shown(value)}; give its fields by their names")
+            raise InputError(f"{where}{name} is {shown(value)}; give its fields by their names")
         elif (choices := _choices(hints.get(name))) is not None and not _is_among(value, hints[name]):
-            raise InputError(f"{where}{name} is {_shown(value)}; it can be {', '.join(choices)}")
+            raise InputError(f"{where}{name} is {shown(value)}; it can be {', '.join(choices)}")
         elif not all(map(_can_be_named, value if isinstance(value, list | tuple) else [value])):
-            raise InputError(f"{where}{name} is {_shown(value)}; no file or folder can have such a name")
+            raise InputError(f"{where}{name} is {shown(value)}; no file or folder can have such a name")
 
 
 def _can_be_named(value: Any) -> bool:
@@ -341,7 +356,7 @@ def _is_among(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as it may stand in a message: one line, and not all of a long one."""
     if isinstance(value, int) and abs(value) >= 10**50:
         return "a number of more than 50 digits"

@@ -14,12 +14,14 @@ from ..errors import InputError
 from ..heads import SpeechModel, head_of
 from ..kernels import attach_kernels
 from .checkpoint import Checkpoint
-from .hugging_face import commit_of, load_hugging_face, refuse_adapter, refuse_language
+from .hugging_face import has_weights, load_hugging_face, refuse_adapter
 from .importing import ImportResult, import_encoder
 from .model_files import ModelFiles
 from .native import is_native, load_native, read_direction_norm, save_direction_norm
 from .single_file import load_file
+from .speechbrain import find_weights, is_speechbrain, load_speechbrain
 from .torchaudio import save_torchaudio
+from .weights import read_weights
 
 __all__ = [
     "Checkpoint",
@@ -52,9 +54,9 @@ def load_encoder(
     """An encoder in evaluation mode from wherever it is, with the operations for CPUs attached (`attach_kernels`).
 
     Args:
-        source: a folder of ours or of Transformers (any head: its encoder is taken), a weights file in such a folder, a
-            hub id, or a file of DPHuBERT, DiariZen, TorchAudio, fairseq, WavLM or s3prl. Hub ids work offline once they
-            are in the cache.
+        source: a folder of ours, of Transformers (any head: its encoder is taken) or of SpeechBrain, a file of weights
+            in such a folder, a hub id, or a file of DPHuBERT, DiariZen, TorchAudio, fairseq, fairseq2, WavLM or s3prl.
+            Hub ids work offline once they are in the cache.
         revision: branch, tag or commit on the hub.
         length_aware: keep padding out of the group norm's statistics and of data2vec's stacked positional convolution,
             so that a padded batch equals its utterances one by one; off, both are as in Transformers.
@@ -130,16 +132,16 @@ def _read_checkpoint(
     path = Path(source)
     if os.path.isfile(path):
         if path.name not in IN_FOLDER or not (path.parent / "config.json").is_file():
-            checkpoint = load_file(path)
-            refuse_language(target_lang, checkpoint.encoder.config, os.fspath(source))
-            return checkpoint
-        path = path.parent
-    if not os.path.isdir(path):
-        return load_hugging_face(os.fspath(source), revision, dtype, target_lang)
-    refuse_adapter(ModelFiles(str(path)))
-    if is_native(path):
+            return load_file(path, target_lang)
+        source = path = path.parent
+    files = ModelFiles(os.fspath(source), revision)
+    refuse_adapter(files)
+    if os.path.isdir(path) and is_native(path):
         return load_native(path, dtype, target_lang)
-    return load_hugging_face(str(path), revision, dtype, target_lang)
+    if is_speechbrain(files) and not has_weights(files):
+        weights = find_weights(files)
+        return load_speechbrain(files, read_weights(weights), str(weights), target_lang)
+    return load_hugging_face(files, dtype, target_lang)
 
 
 def resolve_revision(source: str | os.PathLike[str], revision: str | None) -> str | None:
@@ -150,7 +152,12 @@ def resolve_revision(source: str | os.PathLike[str], revision: str | None) -> st
     Raises:
         InputError: nothing there, no such revision, or the hub cannot be reached.
     """
-    return None if os.path.exists(source) else commit_of(os.fspath(source), revision)
+    if os.path.exists(source):
+        return None
+    files = ModelFiles(os.fspath(source), revision)
+    if not is_speechbrain(files):
+        files.config()
+    return files.revision
 
 
 @lru_cache

@@ -1,6 +1,6 @@
-"""Checkpoints of fairseq, of the original WavLM, and s3prl's conversions of fairseq's, read without any of them.
+"""Checkpoints of fairseq, of the original WavLM, and s3prl's conversions and DistilHuBERT, read without any of them.
 
-The three name their weights alike. fairseq keeps a configuration of everything ("cfg", or "args" in older files), in
+They name their weights alike. fairseq keeps a configuration of everything ("cfg", or "args" in older files), in
 which "model" describes the network and "task" the input; a fine-tuned model keeps the pre-trained one's inside its own.
 """
 
@@ -16,7 +16,7 @@ from ..encoder import ConvConfig, EncoderConfig, full_layers
 from ..encoder.config import BASE_CONVS
 from ..errors import InputError
 from .checkpoint import Checkpoint
-from .hugging_face import convert_weights, direction_norm
+from .hugging_face import CONFORMER, convert_weights, direction_norm
 from .settings import Settings, plain
 from .torchaudio import INPUT_NORM_EPS
 from .weights import StateDict, as_state_dict, build
@@ -26,6 +26,20 @@ FAMILIES = {
     "hubert": "hubert",
     "wav2vec2": "wav2vec2",
     "data2vec_audio": "data2vec-audio",
+    # HuBERT's network in code of their own: of speech without its speaker, and of music.
+    "contentvec": "hubert",
+    "mert": "hubert",
+}
+# Options of MERT's code and of s3prl's distiller, with the values that leave the network HuBERT's.
+AS_HUBERT: dict[str, tuple[Any, ...]] = {
+    "audio_extract_type": ("w2v_conv",),
+    "wav_normalize": (False,),
+    "feature_extractor_cqt": (False,),  # a constant-Q transform beside the convolutions' output
+    "do_cnn_feat_stable_layernorm": (False,),
+    "deepnorm": (False,),
+    "subln": (False,),
+    "attention_type": ("original",),
+    "task_emb_type": ("none", "expand-last", "concat-last", "self-hidden"),
 }
 # Settings that only one of them has, for s3prl's files, which do not keep the name.
 TELLTALES = {"average_top_k_layers": "data2vec_audio", "label_rate": "hubert", "untie_final_proj": "hubert"}
@@ -54,18 +68,23 @@ RENAMES = [
 
 
 def load_fairseq(values: dict[Any, Any], source: str) -> Checkpoint:
-    """The encoder of a file with "model" and "cfg" or "args", or with s3prl's "model_weight" and "model_cfg".
+    """The encoder of a file with "model" and "cfg" or "args", or with one of s3prl's pairs of weights and settings.
+
+    These are "model_weight" with "model_cfg" of its conversions and "Distiller" with "Config" of DistilHuBERT.
 
     Raises:
         InputError: another architecture, or a weight or a setting that is missing or of the wrong kind.
     """
     model, task, written = _configurations(values, source)
-    weights = values.get("model_weight", values.get("model"))
+    weights = next((values[name] for name in ("model_weight", "Distiller", "model") if name in values), None)
     if not isinstance(weights, dict):
         raise InputError(f"{source}: there are no weights in it")
     tensors = _of_encoder(as_state_dict(weights, source), source)
     family = "wavlm" if written == "WavLM" else _family(model)
+    tensors = _without_speakers(tensors, model)
     config = encoder_config(model, task, family, tensors)
+    if "Distiller" in values:
+        config = config.replace(feature_norm=False)  # DistilHuBERT's only difference
     width = config.hidden_size
     # Not before a weight of that size is seen: its size is the square of the width.
     square = isinstance(query := tensors.get(QUERY), torch.Tensor) and query.shape == (width, width)
@@ -88,6 +107,10 @@ def _configurations(values: dict[Any, Any], source: str) -> tuple[Settings, Sett
     if "model_weight" in values:
         model, task = plain(values.get("model_cfg"), source), plain(values.get("task_cfg"), source)
         return Settings(model, source), Settings(task, source), "s3prl"
+    if "Distiller" in values:
+        model = dict(Settings(plain(values.get("Config"), source), source).within("distiller").values)
+        model["conv_feature_layers"] = model.pop("extractor_conv_feature_layers", "")
+        return Settings(model | {"_name": "hubert"}, source), Settings({}, source), "s3prl"
     whole = plain(values.get("args") if values.get("cfg") is None else values["cfg"], source)
     if not isinstance(whole, dict):
         raise InputError(f"{source}: there is no configuration in it, neither cfg nor args")
@@ -136,6 +159,15 @@ def _of_encoder(weights: dict[Any, Any], source: str) -> dict[str, Any]:
     }
 
 
+def _without_speakers(tensors: dict[str, Any], model: Settings) -> dict[str, Any]:
+    """The weights without the layers on top of ContentVec's that know the speaker: only pre-training has them."""
+    if "encoder_layers_1" not in model:
+        return tensors
+    depth, more = model.bounded("encoder_layers", "depth", 12), model.bounded("encoder_layers_1", "units")
+    left_out = ("encoder.cond_layer_norm.", *(f"encoder.layers.{depth + number}." for number in range(min(more, 256))))
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)}
+
+
 def encoder_config(model: Settings, task: Settings, family: str, tensors: dict[str, Any]) -> EncoderConfig:
     """Our configuration for theirs; defaults are fairseq's.
 
@@ -143,8 +175,13 @@ def encoder_config(model: Settings, task: Settings, family: str, tensors: dict[s
         InputError: an option that the encoder does not have, or a setting that is missing or out of range.
     """
     source = model.source
-    if model.take("layer_type", str, "transformer") != "transformer":
-        raise InputError(f"{source}: layers of type {model.take('layer_type', str)} are not supported")
+    layers = model.take("layer_type", str, "transformer")
+    if layers != "transformer":
+        needed = f": {CONFORMER}" if layers == "conformer" else ""
+        raise InputError(f"{source}: layers of type {layers} are not supported{needed}")
+    for name, values in AS_HUBERT.items():
+        if (value := model.take(name, type(values[0]), values[0])) not in values:
+            raise InputError(f"{source}: {name} {value} in its configuration makes a network that is not supported")
     if model.take("quantize_input", bool, False):
         raise InputError(f"{source}: quantised inputs (quantize_input) are not supported")
     activation, mode = model.take("activation_fn", str, "gelu"), model.take("extractor_mode", str, "default")
@@ -179,6 +216,7 @@ def encoder_config(model: Settings, task: Settings, family: str, tensors: dict[s
             relative_distance=model.take("max_distance", int, 1280) if relative else 0,
             input_normalization=task.take("normalize", bool, False),
             input_norm_eps=INPUT_NORM_EPS,
+            sampling_rate=task.take("sample_rate", int, 16_000),
             hidden_dropout=model.take("dropout", float, 0.1),
             attention_dropout=model.take("attention_dropout", float, 0.1),
             activation_dropout=model.take("activation_dropout", float, 0.0),

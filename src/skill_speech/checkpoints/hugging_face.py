@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,23 @@ PREFIXES = {
     "unispeech": "unispeech.",
     "unispeech-sat": "unispeech_sat.",
     "data2vec-audio": "data2vec_audio.",
+    "mert_model": "mert_model.",
 }
-
+# What code outside of Transformers computes as one of its own.
+SAME_NETWORK = {"mert_model": "hubert"}
+CONFORMER = (
+    "they would need two feed-forward modules, a convolution module and relative or rotary positions in each layer"
+)
+# What is not supported, and what it would need.
+UNSUPPORTED = {
+    "wav2vec2-conformer": f"its layers are Conformer layers: {CONFORMER}",
+    "wav2vec2-bert": f"its input are log-mel features, and its layers are Conformer layers: {CONFORMER}",
+}
+# Options that make another network of a known one; only MERT has them.
+OPTIONS = {
+    "feature_extractor_cqt": "a constant-Q transform beside the convolutions' output",
+    "deepnorm": "scaled residual connections",
+}
 
 SHARD = re.compile(r"[\w-][\w.-]*")
 # Our name of a value and theirs, for all that are the same in both.
@@ -56,64 +71,95 @@ OF_FAMILY = {
     "wavlm": {"relative_buckets": "num_buckets", "relative_distance": "max_bucket_distance"},
     "data2vec-audio": {"positional_kernel": "conv_pos_kernel_size", "positional_depth": "num_conv_pos_embeddings"},
 }
+FIRST = "feature_extractor.conv_layers.0.conv.weight"
 # What a weight of an encoder is called; what stands beside it belongs to heads and pre-training.
 PARTS = ("encoder.", "feature_extractor.", "feature_projection.", "adapter.")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CONVS = ("conv_dim", "conv_kernel", "conv_stride")
 # Where Transformers keeps the settings of a feature extractor, in the order in which it looks.
 EXTRACTORS = (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None))
 
 
-def load_hugging_face(
-    source: str, revision: str | None, dtype: torch.dtype = torch.float32, language: str | None = None
-) -> Checkpoint:
+def load_hugging_face(files: ModelFiles, dtype: torch.dtype = torch.float32, language: str | None = None) -> Checkpoint:
     """An encoder from a hub id or a folder, with the head that was trained on it; one of ours too, in `dtype`.
 
     Args:
-        source: hub id or folder.
-        revision: branch, tag or commit on the hub.
+        files: of the hub id or the folder.
         dtype: of the weights of our own format.
         language: of a model that has adapters for many; None for the one that its weights have.
 
     Raises:
         InputError: nothing there, unknown architecture, weights that do not fit, a language that it does not have.
     """
-    files = ModelFiles(source, revision)
-    refuse_adapter(files)
     values = files.config()
     if values.get("model_type") == MODEL_TYPE:
         for name in ("head.json", "head.safetensors", *FILES):
             files.find(name)
         return load_native(_folder_of_ours(files), dtype, language)
-    config, assumed = encoder_config(values, _extractor(files), source)
-    theirs, prefix = _weights(files), PREFIXES[config.family]
+    return load_transformers(files, files.source, language=language)
+
+
+def load_transformers(
+    files: ModelFiles, source: str, weights: Mapping[Any, Any] | None = None, language: str | None = None
+) -> Checkpoint:
+    """The encoder of weights under Transformers' names, with the head that was trained on it.
+
+    Args:
+        files: where the configuration is, and what else belongs to the model.
+        source: of the weights, for messages.
+        weights: of a bare encoder or of a model with a head, perhaps inside another module; None for those in `files`.
+        language: as of `load_hugging_face`.
+
+    Raises:
+        InputError: as of `load_hugging_face`.
+    """
+    values = files.config()
+    config, assumed = encoder_config(values, _extractor(files), files.source)
+    theirs = _weights(files) if weights is None else weights
     if language is not None:
         refuse_language(language, config, source)
-        theirs |= read_language(files.find, language, source)
-    rest: dict[str, Tensor] = {}
-    if any(name.startswith(prefix) for name in theirs):
-        rest = {name: tensor for name, tensor in theirs.items() if not name.startswith(prefix)}
-        theirs = {name.removeprefix(prefix): tensor for name, tensor in theirs.items() if name.startswith(prefix)}
+        theirs = {**theirs, **read_language(files.find, language, source)}
+    inner, rest = _parts(theirs, PREFIXES[values["model_type"]], source)
     own = of_language(read_files(files.find), language, source)
     head = None
     if rest:
-        rest |= {name: tensor for name, tensor in theirs.items() if name.startswith("adapter.")}
+        rest |= {name: tensor for name, tensor in inner.items() if name.startswith("adapter.")}
         head = read_head(values, rest, config, source)
         check_vocabulary(head, own, source)
-    if not rest:
+    else:
         warn_of_missing(values, head, source)
     if values.get("add_adapter") and head is None:
         raise InputError(
             f"{source}: add_adapter in its config.json is not supported without a head of a known kind that reads it; "
             "use the model without the adapter"
         )
-    weights = StateDict(theirs, source)
-    converted = dict(convert_weights(weights, config))
+    named = StateDict(inner, source)
+    converted = dict(convert_weights(named, config))
     parts = PARTS if head is None else tuple(part for part in PARTS if part != "adapter.")
-    left = [name for name in weights.left() if name.startswith(parts) and not name.endswith("num_batches_tracked")]
+    left = [name for name in named.left() if name.startswith(parts) and not name.endswith("num_batches_tracked")]
     if left:
         raise InputError(f"{source}: its configuration has no place for the weight {left[0]}")
-    encoder, norm_K = build(config, converted, source).eval(), direction_norm(weights, config)
+    encoder, norm_K = build(config, converted, source).eval(), direction_norm(named, config)
     return Checkpoint(encoder, "Transformers", assumed, norm_K, head, own)
+
+
+def _parts(weights: Mapping[Any, Any], prefix: str, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The weights of the encoder, and those of what stands on it, by the names that both have in their model.
+
+    The model may be a part of another module ("model." in one of Lightning or SpeechBrain), whose other parts are left
+    out.
+    """
+    weights = {name: tensor for name, tensor in weights.items() if isinstance(name, str)}
+    places = [name.removesuffix(FIRST) for name in weights if name.endswith(FIRST)]
+    if len(places) > 1:
+        raise InputError(f"{source}: several encoders in it, {', '.join(places[:3])}; keep the weights of one of them")
+    place = places[0] if places else ""
+    inner = {name.removeprefix(place): tensor for name, tensor in weights.items() if name.startswith(place)}
+    if not f".{place}".endswith(f".{prefix}"):
+        return inner, {}
+    outer = place.removesuffix(prefix)
+    names = [name for name in weights if name.startswith(outer) and not name.startswith(place)]
+    return inner, {name.removeprefix(outer): weights[name] for name in names}
 
 
 def refuse_language(language: str | None, config: EncoderConfig, source: str) -> None:
@@ -136,17 +182,6 @@ def _folder_of_ours(files: ModelFiles) -> Path:
     return config.parent
 
 
-def commit_of(source: str, revision: str | None) -> str | None:
-    """The commit that a revision of a hub id stands for now; the revision itself where a cache does not know it.
-
-    Raises:
-        InputError: there is no such model or revision, or the hub cannot be reached.
-    """
-    files = ModelFiles(source, revision)
-    files.config()
-    return files.revision
-
-
 def encoder_config(
     values: dict[str, Any], extractor: dict[str, Any] | None, source: str
 ) -> tuple[EncoderConfig, tuple[str, ...]]:
@@ -158,9 +193,15 @@ def encoder_config(
     """
     from transformers import CONFIG_MAPPING
 
-    family = values.get("model_type")
-    if not isinstance(family, str) or family not in PREFIXES:
-        raise InputError(f"{source}: unknown architecture {family!r}; known are {', '.join(sorted(PREFIXES))}")
+    kind = values.get("model_type")
+    if isinstance(kind, str) and kind in UNSUPPORTED:
+        raise InputError(f"{source}: {kind} is not supported; {UNSUPPORTED[kind]}")
+    if not isinstance(kind, str) or kind not in PREFIXES:
+        raise InputError(f"{source}: unknown architecture {kind!r}; known are {', '.join(sorted(PREFIXES))}")
+    for name, what in OPTIONS.items():
+        if values.get(name):
+            raise InputError(f"{source}: {name} in its config.json is not supported; it is {what}")
+    family = SAME_NETWORK.get(kind, kind)
     defaults = CONFIG_MAPPING[family]()  # of nothing that the file says
 
     def take(theirs: str) -> Any:
@@ -177,7 +218,8 @@ def encoder_config(
         common = {ours: taken(ours, theirs) for ours, theirs in names.items()}
         if family == "data2vec-audio":  # its front end has layer norms only, and its configuration does not say so
             common["conv_norm"] = "layer"
-        normalize, assumed = _normalization(extractor, common["conv_norm"], source)
+        extractor = extractor or {}
+        normalize, assumed = _normalization(extractor, common["conv_norm"])
         depth, units = taken("depth", "num_hidden_layers"), taken("units", "intermediate_size")
         config = EncoderConfig(
             **common,
@@ -185,6 +227,7 @@ def encoder_config(
             convs=_convs(*map(take, CONVS)),
             layers=full_layers(depth, common["num_heads"], units),
             input_normalization=normalize,
+            sampling_rate=extractor.get("sampling_rate", values.get("sample_rate", 16_000)),
             language_adapter=taken("language_adapter", "adapter_attn_dim") if adapts else 0,
         )
     except (ValueError, TypeError) as error:
@@ -202,12 +245,8 @@ def _convs(*values: Any) -> tuple[ConvConfig, ...]:
     return tuple(ConvConfig(*shape) for shape in zip(*values, strict=True))
 
 
-def _normalization(extractor: dict[str, Any] | None, conv_norm: str, source: str) -> tuple[bool, tuple[str, ...]]:
+def _normalization(extractor: dict[str, Any], conv_norm: str) -> tuple[bool, tuple[str, ...]]:
     """Whether waveforms are normalised first, and what to say where no file states it."""
-    extractor = extractor or {}
-    rate = extractor.get("sampling_rate", 16_000)
-    if rate != 16_000:
-        raise InputError(f"{source}: expects {rate!r} Hz; only 16,000 Hz encoders are known")
     if "do_normalize" in extractor:
         check_value("input_normalization", extractor["do_normalize"], "do_normalize")
         return extractor["do_normalize"], ()
@@ -333,9 +372,14 @@ def _extractor(files: ModelFiles) -> dict[str, Any] | None:
     return None
 
 
+def has_weights(files: ModelFiles) -> bool:
+    """Whether weights are there under a name that Transformers writes."""
+    return any(files.find(name) or files.find(f"{name}.index.json") for name in WEIGHTS)
+
+
 def _weights(files: ModelFiles) -> dict[str, Tensor]:
     """The whole state dict, from the first file found of the names that Transformers writes."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in WEIGHTS:
         if path := files.find(name):
             return read_weights(path)
         index = files.read(f"{name}.index.json")

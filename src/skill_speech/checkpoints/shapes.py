@@ -12,7 +12,7 @@ from ..errors import InputError
 from .diarizen import published_heads
 
 # Heads by hidden size in the published models of the family; head size in the others.
-NUM_HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
+NUM_HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16, 2048: 16}
 HEAD_SIZE = 64
 MAX_DISTANCE = 800
 LAYERS = "encoder.transformer.layers."
@@ -20,7 +20,7 @@ CONVS = "feature_extractor.conv_layers."
 
 
 class Shapes:
-    """Shapes of the weights under TorchAudio's names."""
+    """Shapes of the weights of a file, by its names."""
 
     def __init__(self, tensors: dict[str, Any], source: str) -> None:
         self.tensors, self.source = tensors, source

@@ -19,6 +19,7 @@ from ..distillation import (
     Stage2Config,
     Targets,
     UnitsConfig,
+    layer_numbers,
 )
 from ..distillation.parallel import Precision, Strategy
 from ..errors import InputError
@@ -74,6 +75,7 @@ class CompressionConfig:
     distance: Distance | None
     input: Input | None
     clusters: int | Literal["auto"]
+    keep_layers: list[int] | int | str | None
     input_normalization: bool | None
     sparsity: float | None
     params: Quantity | None
@@ -166,6 +168,7 @@ class CompressionConfig:
                 f"augmentation.snr_low is {self.augmentation.snr_low:g}; it must be at most augmentation.snr_high, "
                 f"{self.augmentation.snr_high:g}"
             )
+        layer_numbers(self.keep_layers)
         objective = METHODS[self.method]
         if self.noise is not None and "noisy" not in (self.input or objective.input):
             raise InputError("noise is for a student that hears some: give input noisy or masked-noisy")

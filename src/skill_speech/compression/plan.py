@@ -13,7 +13,7 @@ import torch
 from lhotse import CutSet
 from torch import Tensor
 
-from ..checkpoints import read_checkpoint, resolve_revision, warn_of_assumptions
+from ..checkpoints import Checkpoint, read_checkpoint, resolve_revision, warn_of_assumptions
 from ..checkpoints.tokenizers import Tokenizer
 from ..checkpoints.weights import read_weights
 from ..data import (
@@ -35,7 +35,9 @@ from ..distillation import (
     Stage1Config,
     Stage2Config,
     StudentInput,
+    check_layers,
     groups_layers,
+    layer_numbers,
     make_targets,
     needs_clusters,
 )
@@ -47,6 +49,7 @@ from ..errors import InputError
 from ..files import require_space
 from ..hardware import multiplies_bfloat16
 from ..heads import Head
+from ..limits import refuse_other_rates
 from ..pruning import REFERENCE_SECONDS, Budget, ControlName, Times, Widths, attach_gates, check_rounding
 from ..run import ranks
 from ..run.folder import RunFolder
@@ -143,7 +146,7 @@ class Plan:
         Raises:
             InputError: bad teacher, data, budget or settings, or a folder in which other data was used.
         """
-        checkpoint = read_checkpoint(config.teacher, revision=config.revision, target_lang=config.target_lang)
+        checkpoint = read_teacher(config.teacher, config.revision, config.target_lang)
         warn_of_assumptions(config.teacher, checkpoint.assumed)
         teacher = checkpoint.encoder
         set_normalization(teacher, config.input_normalization)
@@ -159,6 +162,7 @@ class Plan:
         budget.check(gated)
         check_rounding(gated, budget, config.round_to)
         assert config.targets is not None
+        check_layers(layer_numbers(config.keep_layers), teacher.config.num_layers)
         grouped = needs_clusters(config.targets)
         scaled = config.scale_layers
         if scaled is None:
@@ -244,6 +248,7 @@ class Plan:
             groups,
             count=_count(config),
             share_projections=config.share_projections,
+            keep=layer_numbers(config.keep_layers),
         )
         outputs = None if self.head is None else OutputLoss(self.head, config.head, self.encode)
         width = self.teacher.config.hidden_size
@@ -289,6 +294,7 @@ def settle(config: CompressionConfig, run: RunFolder) -> tuple[CompressionConfig
     objective = METHODS[config.method]
     config = replace(
         config,
+        keep_layers=list(layer_numbers(config.keep_layers)) or None,
         targets=config.targets or objective.targets,
         distance=config.distance or objective.distance,
         input=config.input or objective.input,
@@ -304,6 +310,17 @@ def settle(config: CompressionConfig, run: RunFolder) -> tuple[CompressionConfig
     if config.control == "auto":
         config = replace(config, control=best_control(config.method, config.stage1))
     return config, times
+
+
+def read_teacher(source: str, revision: str | None, target_lang: str | None) -> Checkpoint:
+    """The encoder and the head of a teacher that learns from audio as it is read.
+
+    Raises:
+        InputError: it cannot be loaded, or takes waveforms of another sampling rate.
+    """
+    checkpoint = read_checkpoint(source, revision=revision, target_lang=target_lang)
+    refuse_other_rates(checkpoint.encoder.config.sampling_rate, source)
+    return checkpoint
 
 
 def commit_of(teacher: str, revision: str | None, run: RunFolder, settings: str = "config.yaml") -> str | None:
@@ -323,7 +340,7 @@ def _within_minutes(config: CompressionConfig, run: RunFolder) -> tuple[Compress
     assert config.minutes is not None
     assert config.precision != "auto"
     started = time.monotonic()
-    checkpoint = read_checkpoint(config.teacher, revision=config.revision, target_lang=config.target_lang)
+    checkpoint = read_teacher(config.teacher, config.revision, config.target_lang)
     teacher = checkpoint.encoder
     times = table_of_times(config, teacher, run)
     budget = make_budget(config, teacher.config, times, checkpoint.head if config.head.keep else None)

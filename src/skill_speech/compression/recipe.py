@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from ..checkpoints import read_checkpoint
 from ..data import Part, open_cuts
 from ..distillation import (
     Distance,
@@ -43,6 +42,7 @@ from .plan import (
     analysis_settings,
     check_clusters,
     commit_of,
+    read_teacher,
     set_normalization,
     settle,
 )
@@ -131,7 +131,7 @@ def analyze(
     run = RunFolder(output)
     commit = commit_of(plain(teacher), revision, run, "analysis/config.yaml")
     settings = analysis_settings(teacher, commit, clusters, input_normalization, analysis, seed, target_lang)
-    encoder = read_checkpoint(teacher, revision=commit, target_lang=target_lang).encoder
+    encoder = read_teacher(teacher, commit, target_lang).encoder
     set_normalization(encoder, input_normalization)
     check_clusters(clusters, encoder.config, analysis)
     cuts = open_cuts(data, absolute_paths=absolute_paths, max_bad=max_bad)
@@ -154,6 +154,7 @@ def compress(
     distance: Distance | None = None,
     input: Input | None = None,
     clusters: int | Literal["auto"] = 4,
+    keep_layers: list[int] | int | str | None = None,
     input_normalization: bool | None = None,
     sparsity: float | None = None,
     params: Quantity | None = None,
@@ -213,6 +214,8 @@ def compress(
         input: what the student hears in training: "clean", "masked", "noisy" or "masked-noisy" speech; by default as
             the method has it.
         clusters: number of layer clusters K, or "auto".
+        keep_layers: layers that are read by number later, such as 9,12 for voice conversion: each is a target of its
+            own beside the others, without a projection.
         input_normalization: bring waveforms to mean 0 and variance 1 first, in teacher and student; by default as the
             teacher's files say.
         sparsity: share of the teacher's parameters to remove (0.75 if no budget is given).

@@ -25,6 +25,7 @@ from lhotse.cut.data import DataCut
 from lhotse.utils import compute_num_samples
 
 from ..errors import InputError
+from ..limits import SAMPLE_RATE as SAMPLE_RATE
 from .decoding import (
     SLACK_SAMPLES,
     NotAFileError,
@@ -38,9 +39,6 @@ from .decoding import (
 )
 from .fields import HIGHEST_RATE, LOWEST_RATE, MEMBER
 from .remote import read_bytes
-
-SAMPLE_RATE = 16_000
-"""Hz; what every encoder of this family was trained on and the only rate that leaves this package."""
 
 RESAMPLING_MARGIN_SECONDS = 0.05
 """Audio read on both sides of a resampled crop, so that the filter sees what it would see in the whole file."""

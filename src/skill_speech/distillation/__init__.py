@@ -5,7 +5,7 @@ from .loss import Distance, DistillationLoss, LossConfig
 from .methods import METHODS, Method, Objective
 from .module import Distillation, Stage1Config, Stage2Config, StageConfig
 from .outputs import HeadTraining, OutputLoss
-from .targets import Target, Targets, groups_layers, make_targets, needs_clusters
+from .targets import Target, Targets, check_layers, groups_layers, layer_numbers, make_targets, needs_clusters
 from .units import UnitLoss, UnitsConfig
 
 __all__ = [
@@ -28,7 +28,9 @@ __all__ = [
     "Targets",
     "UnitLoss",
     "UnitsConfig",
+    "check_layers",
     "groups_layers",
+    "layer_numbers",
     "make_targets",
     "needs_clusters",
 ]

@@ -54,11 +54,11 @@ class LossConfig:
 class DistillationLoss(nn.Module):
     """Mean over targets of L1(P S, T) - cos(P S, T), averaged over frames (DESIGN: arXiv 2402.16830 on 2305.17651).
 
-    One linear projection P per number in `Target.projection`, initialised to the identity. Every target weighs the
-    same, whether it averages one layer or six, unless the weights are learned: then the mean over targets k of
-    exp(-s_k) d_k + s_k is minimised (Kendall, Gal & Cipolla, arXiv 1705.07115), d_k ≥ 0 being the distance with 1 - cos
-    for -cos. With a weight for it, the temporal relation of the frames is compared as well, without a projection: see
-    `temporal_distance`.
+    One linear projection P per number in `Target.projection`, initialised to the identity; no P where that is None.
+    Every target weighs the same, whether it averages one layer or six, unless the weights are learned: then the mean
+    over targets k of exp(-s_k) d_k + s_k is minimised (Kendall, Gal & Cipolla, arXiv 1705.07115), d_k ≥ 0 being the
+    distance with 1 - cos for -cos. With a weight for it, the temporal relation of the frames is compared as well,
+    without a projection: see `temporal_distance`.
 
     Args:
         targets: what to match.
@@ -82,7 +82,7 @@ class DistillationLoss(nn.Module):
         super().__init__()
         self.targets, self.config = tuple(targets), (config or LossConfig()).of(distance)
         self.scales = None if scales is None else tuple(float(scale) for scale in scales)
-        count = 1 + max(target.projection for target in self.targets)
+        count = len({target.projection for target in self.targets} - {None})
         self.projections = nn.ModuleList(_identity(hidden_size) for _ in range(count))
         self.outputs = outputs
         self.units: UnitLoss | None = None
@@ -138,7 +138,9 @@ class DistillationLoss(nn.Module):
                 terms["temporal"].append(temporal_distance(mean_BTD, wanted_BTD, valid_BT))
             if not (self.config.l1 or self.config.l2 or self.config.cosine):
                 continue
-            predicted_BTD = self.projections[target.projection](mean_BTD).float()
+            if target.projection is not None:
+                mean_BTD = self.projections[target.projection](mean_BTD)
+            predicted_BTD = mean_BTD.float()
             if self.config.l1:
                 terms["l1"].append(_frame_mean((predicted_BTD - wanted_BTD).abs().mean(-1), valid_BT))
             if self.config.l2:

@@ -21,6 +21,7 @@ from ..encoder import Encoder
 from ..errors import InputError
 from ..heads import SpeechModel
 from ..kernels import optimize
+from ..limits import refuse_other_rates
 from .filterbanks import HOP, WINDOW, Filterbanks
 
 FILTERBANKS = "fbank"
@@ -112,6 +113,7 @@ class EncoderUpstream:
     def __init__(self, name: str, source: str, device: torch.device) -> None:
         # Padding must not be seen: an utterance has the same states in every batch, or they could not be kept.
         encoder = load_encoder(source, length_aware=True).to(device)
+        refuse_other_rates(encoder.config.sampling_rate, source)
         self.fingerprint = fingerprint(encoder)
         # In float32 the states are the plain encoder's but for rounding.
         self.encoder = optimize(encoder, "float32")

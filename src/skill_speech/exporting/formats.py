@@ -11,7 +11,7 @@ from ..checkpoints import IN_FOLDER, load_model
 from ..errors import InputError
 from ..files import atomic_folder, refuse_existing, refuse_full_disk
 from ..heads import SpeechModel, save_head_config
-from ..limits import check_options
+from ..limits import check_options, refuse_other_rates
 from ..reporting.model_card import LOADING, pipeline_tag, plain_card, read_card, set_section, write_card
 from ..run.folder import evaluation_of
 from .loading import LIBRARIES, how_to_load
@@ -87,6 +87,7 @@ def export(
     _check(format, quantize, hidden_states, length_aware)
     refuse_existing(output)
     loaded = load_model(model, length_aware=length_aware, target_lang=target_lang)
+    refuse_other_rates(loaded.encoder.config.sampling_rate, model)
     if format == "s3prl" and loaded.head is not None:
         logger.warning(
             "warning: %s: its %s head is left out; s3prl has heads of its own", model, loaded.head.config.kind

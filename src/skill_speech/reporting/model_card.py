@@ -218,6 +218,8 @@ def _making(settings: dict[str, Any], outcome: dict[str, Any]) -> str:
     if outcome.get("clusters"):
         groups = "; ".join(", ".join(f"h_{layer}" for layer in group) for group in outcome["clusters"])
         clusters = f"\n- layer clusters: {groups}"
+    kept = ", ".join(f"h_{layer}" for layer in settings.get("keep_layers") or ())
+    clusters += f"\n- matched by themselves, without a projection: {kept}" if kept else ""
     names = _shown(settings)
     told = yaml.safe_dump({name: value for name, value in names.items() if name != "output"}, sort_keys=False)
     return f"""- method `{settings["method"]}`, budget: {asked_for(settings)}, seed {settings["seed"]}{timed}{clusters}

@@ -119,7 +119,8 @@ def _comparison(runs: Sequence[Evidence]) -> str:
     if not _same(runs, "teacher"):
         parts.append(paragraph("The runs have different teachers.", "note"))
     if not all(
-        _same(runs, key) for key in ("method", "teacher", "loss", "clusters", "scale_layers", "share_projections")
+        _same(runs, key)
+        for key in ("method", "teacher", "loss", "clusters", "keep_layers", "scale_layers", "share_projections")
     ):
         parts.append(
             paragraph(

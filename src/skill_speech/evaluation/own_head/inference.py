@@ -23,6 +23,7 @@ from ...errors import InputError
 from ...files import write_json
 from ...heads import HeadConfig, SpeechModel
 from ...kernels import optimize
+from ...limits import refuse_other_rates
 from ...run import ranks
 from ...run.progress import Meter
 from ...run.records import read_record
@@ -78,6 +79,7 @@ def open_subject(
             f"{source}: an encoder without a head, or with one of no known kind: leave own_head out to train and score "
             "heads on it"
         )
+    refuse_other_rates(model.encoder.config.sampling_rate, source)
     mark, parameters = model_fingerprint(model), model.num_parameters()
     model.to(device)
     # In float32 the outputs are the plain encoder's but for rounding.
