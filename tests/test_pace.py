@@ -11,9 +11,17 @@ import yaml
 
 from skill_speech import InputError, compress
 from skill_speech.compression import plan
-from skill_speech.distillation import StageConfig
+from skill_speech.distillation import (
+    DistillationLoss,
+    HeadTraining,
+    OutputLoss,
+    StageConfig,
+    StudentInput,
+    make_targets,
+)
 from skill_speech.distillation.pace import FINISHING_SECONDS, MARGIN, Pace, fit, measure_pace
 from skill_speech.encoder import Encoder, hubert_config, wavlm_config
+from skill_speech.heads import HeadConfig, make_head
 from skill_speech.pruning import Budget, attach_gates
 from tests.test_compression import QUICK, SMALL, speech, teacher  # noqa: F401 (fixtures)
 
@@ -65,7 +73,18 @@ def test_updates_are_timed_on_copies(family: Any, precision: Any) -> None:
     gated = attach_gates(Encoder(encoder.config))
     before = [weight.clone() for model in (encoder, gated) for weight in model.state_dict().values()]
     stage = StageConfig(steps=4, batch_seconds=60, accumulate=2)
-    pace = measure_pace(encoder, gated, Budget.of(encoder.config, sparsity=0.5), (stage, stage), precision)
+    head = make_head(HeadConfig("ctc", outputs=9), encoder.config)
+    loss = DistillationLoss(
+        make_targets("all-layers", len(encoder.layers)),
+        encoder.config.hidden_size,
+        outputs=OutputLoss(head, HeadTraining()),
+        distance="both",
+    )
+    budget, seen = Budget.of(encoder.config, sparsity=0.5), []
+    loss.outputs.register_forward_hook(lambda *_: seen.append(1))
+    heard = StudentInput("masked-noisy")
+    pace = measure_pace(encoder, gated, budget, (stage, stage), precision, loss, heard)
+    assert len(seen) == 8  # a first update and three more of each stage have the head
     assert pace.stage1 > pace.teacher > 0
     assert pace.stage2 > 0
     after = [weight for model in (encoder, gated) for weight in model.state_dict().values()]
@@ -81,9 +100,15 @@ def test_a_run_keeps_the_lengths_that_it_began_with(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = QUICK | {"minutes": 1.0, "validation_seconds": 0.0}
-    monkeypatch.setattr(plan, "measure_pace", lambda *_: Pace(0.0, 2.5, 0.5, 0.0))
+    given: list[Any] = []
+    monkeypatch.setattr(plan, "measure_pace", lambda *them: given.append(them) or Pace(0.0, 2.5, 0.5, 0.0))
+    settings |= {"method": "star", "input": "noisy"}
     with caplog.at_level("INFO"):
         compress(teacher, speech, str(tmp_path / "run"), **settings)
+    loss, heard = given[0][-2:]
+    assert loss.config.temporal
+    assert not loss.config.l1
+    assert heard.kind == "noisy"
     kept = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert (kept["minutes"], kept["stage1"]["steps"], kept["stage2"]["steps"]) == (1.0, 15, 15)
     assert "1 minutes: 15 updates of 2.5 s in stage 1 and 15 of 0.5 s in stage 2" in caplog.text

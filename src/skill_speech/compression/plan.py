@@ -342,11 +342,26 @@ def _within_minutes(config: CompressionConfig, run: RunFolder) -> tuple[Compress
     started = time.monotonic()
     checkpoint = read_teacher(config.teacher, config.revision, config.target_lang)
     teacher = checkpoint.encoder
+    check_layers(layer_numbers(config.keep_layers), teacher.config.num_layers)
     times = table_of_times(config, teacher, run)
-    budget = make_budget(config, teacher.config, times, checkpoint.head if config.head.keep else None)
+    head = checkpoint.head if config.head.keep else None
+    budget = make_budget(config, teacher.config, times, head)
     gated = make_gated(teacher, config.stage1, config.pruned_units)
     budget.check(gated)
-    pace = measure_pace(teacher, gated, budget, stages, config.precision)
+    assert config.targets is not None
+    assert config.distance is not None
+    assert config.input is not None
+    # Clusters are not known yet: four layers alone take as long as the means of four groups.
+    targets = make_targets(
+        "dphubert" if needs_clusters(config.targets) else config.targets,
+        teacher.config.num_layers,
+        count=_count(config),
+        keep=layer_numbers(config.keep_layers),
+    )
+    outputs = None if head is None else OutputLoss(head, config.head)
+    loss = DistillationLoss(targets, teacher.config.hidden_size, config.loss, None, outputs, config.distance)
+    heard = StudentInput(config.input, config.augmentation, (), teacher.config.sampling_rate)
+    pace = measure_pace(teacher, gated, budget, stages, config.precision, loss, heard)
     groups_are_made = needs_clusters(config.targets or config.method) and not config.start_from
     fitting = fit(
         config.minutes,

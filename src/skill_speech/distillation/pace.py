@@ -16,10 +16,10 @@ from ..encoder import Encoder
 from ..errors import InputError
 from ..pruning import Budget, Exact, OneShot, fix_gates, magnitude, prune
 from ..run import ranks
+from .inputs import StudentInput
 from .loss import DistillationLoss
 from .module import Distillation, Stage1Config, Stage2Config
 from .parallel import Precision
-from .targets import make_targets
 
 REPEATS = 3
 MEASURED_SECONDS = 30.0
@@ -56,6 +56,8 @@ def measure_pace(
     budget: Budget,
     stages: tuple[Stage1Config, Stage2Config],
     precision: Precision,
+    loss: DistillationLoss,
+    student_input: StudentInput | None = None,
 ) -> Pace:
     """Time a few updates of both stages on noise; every rank calls it, as all train at the same time.
 
@@ -65,13 +67,14 @@ def measure_pace(
         budget: for that student.
         stages: as they are asked for.
         precision: that is computed in.
+        loss: between the two, with the head's outputs where there is a head.
+        student_input: what is done to the student's speech.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     small = copy.deepcopy(gated)
     OneShot(budget, 0).prepare(small, magnitude(small))
     fix_gates(small, budget, 1, "cut")
     utterances_BT = _noise(MEASURED_SECONDS, teacher.config.sampling_rate).to(device)
-    loss = DistillationLoss(make_targets("dphubert", teacher.config.num_layers), teacher.config.hidden_size)
     seconds, starts = [], []
     for student, stage, control in (
         (copy.deepcopy(gated), stages[0], Exact(budget, 0, stages[0].steps)),
@@ -79,7 +82,7 @@ def measure_pace(
     ):
         if control is not None:
             control.prepare(student)
-        module = Distillation(teacher, student, copy.deepcopy(loss), stage, control).to(device).train()
+        module = Distillation(teacher, student, copy.deepcopy(loss), stage, control, student_input).to(device).train()
         rate = teacher.config.sampling_rate
         waveforms_BT = _noise(min(stage.batch_seconds, MEASURED_SECONDS), rate).to(device)
         first, each = _time_update(module, waveforms_BT, precision)
