@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,17 @@ def test_report_puts_the_own_heads_scores_into_the_card_beside_the_others(tmp_pa
     once = (run / "model/README.md").read_text()
     report([str(run)])
     assert (run / "model/README.md").read_text() == once
+    # What is exported says the same, from the run's folder and from one that is named.
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copyfile(run / "evaluation/own_head.json", alone / "own_head.json")
+    (run / "model/README.md").write_text(text)
+    for number, scores in enumerate((None, str(alone))):
+        export(str(run / "model"), str(tmp_path / f"out{number}"), format="torchaudio", scores=scores)
+        card = read_card(tmp_path / f"out{number}/README.md")
+        assert section(card, "Scores of its own head") == own
+        assert ("91.25" in card.text) == (scores is None)
+    report([str(run)])
     # Synthetic data is not for the hub, and another model's scores are not this one's.
     own_head = run / "evaluation/own_head.json"
     values = json.loads(own_head.read_text())

@@ -130,16 +130,14 @@ def _card(loaded: SpeechModel, model: str, scores: str | None) -> ModelCard:
     path = Path(model)
     path = (path.parent if path.name in IN_FOLDER else path) / "README.md"
     card = read_card(path) if path.is_file() else plain_card(loaded, model)
-    folder = Path(scores) if scores is not None else evaluation_of(model)
+    folder = Path(scores) if scores is not None else evaluation_of(model) or evaluation_of(model, "own_head.json")
     if folder is None:
         return card
-    from ..evaluation.results import results_of
-    from ..reporting.scores import set_scores
+    from ..reporting.scores import put_scores
 
-    results = results_of(loaded.encoder, folder)
-    if results:
-        set_scores(card, results)
-        logger.info("the model card has the scores of %s from %s", ", ".join(results), folder)
+    found = put_scores(card, loaded, folder)
+    if found:
+        logger.info("the model card has the scores of %s from %s", ", ".join(found), folder)
     elif scores is not None:
         raise InputError(
             f"{folder}: no result of {model}; skill-speech evaluate {model} --data CORPORA --output {folder} makes one"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import load_encoder, load_model
+from ..checkpoints import load_model
 from ..evaluation.own_head import FILE, MEASURES, head_table, read_own_head_result
 from ..evaluation.published import COLUMNS
 from ..evaluation.results import make_table, markdown, results_of
@@ -137,26 +136,31 @@ def update_card(run: Path) -> None:
     path = run / "model" / "README.md"
     if not path.is_file():
         return
-    found: dict[str, Callable[[ModelCard], None]] = {}
-    evaluation = evaluation_of(run / "model")
-    if evaluation is not None:
-        results = results_of(load_encoder(run / "model"), evaluation)
-        if results:
-            found[", ".join(results)] = partial(set_scores, results=results)
-    own = evaluation_of(run / "model", FILE)
-    if own is not None:
-        result = own_head_of(load_model(run / "model"), own)
-        if result is not None:
-            found["its own head"] = partial(set_own_head, result=result)
-    if not found:
-        if evaluation or own:
-            logger.warning("%s: no result of %s, whose card stays as it is", evaluation or own, run / "model")
+    folder = evaluation_of(run / "model") or evaluation_of(run / "model", FILE)
+    if folder is None:
         return
     card = read_card(path)
-    for set_one in found.values():
-        set_one(card)
+    found = put_scores(card, load_model(run / "model"), folder)
+    if not found:
+        logger.warning("%s: no result of %s, whose card stays as it is", folder, run / "model")
+        return
     write_card(card, path)
     logger.info("%s: scores of %s", path, ", ".join(found))
+
+
+def put_scores(card: ModelCard, model: SpeechModel, folder: Path) -> list[str]:
+    """Write what a folder of `evaluate` has on exactly this model into a card; what that was.
+
+    Raises:
+        InputError: a result is damaged.
+    """
+    results = results_of(model.encoder, folder)
+    if results:
+        set_scores(card, results)
+    own = own_head_of(model, folder) if model.head is not None else None
+    if own is not None:
+        set_own_head(card, own)
+    return [*results, *(["its own head"] if own is not None else [])]
 
 
 def own_head_of(model: SpeechModel, folder: Path) -> dict[str, Any] | None:
