@@ -123,7 +123,7 @@ def test_losses_that_are_no_numbers_are_losses(run: Path) -> None:
     try:
         values = json.loads(text) | {"loss": math.nan, "loss_after_surgery": math.inf}
         (run / "result.json").write_text(json.dumps(values))
-        assert "after surgery" in write_page([read_evidence(run)])
+        assert "on held-out speech" in write_page([read_evidence(run)])
     finally:
         (run / "result.json").write_text(text)
 

@@ -226,7 +226,7 @@ def test_the_outcome_comes_first_and_is_that_of_the_files(run: Path) -> None:
     for words in (human(student), human(teacher), f"{student / teacher:.1%}", human(1234.5 * student), "2.5×"):
         assert words in said
     assert "-0.8765" in said
-    assert "-0.3125 after surgery" in said
+    assert "−0.5640 from -0.3125 to -0.8765 on held-out speech" in " ".join(said.split())
     headings = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
     assert headings == [
         "outcome",
@@ -239,17 +239,23 @@ def test_the_outcome_comes_first_and_is_that_of_the_files(run: Path) -> None:
         "audio",
         "configuration",
         "environment",
+        "next",
     ]
 
 
 def test_the_own_heads_scores_stand_beside_the_teachers(tmp_path: Path) -> None:
     run = make_run(tmp_path / "mine", evaluation=False)
+    assert "This student is an encoder without a head." in page_of(run).texts
+    outcome = json.loads((run / "result.json").read_text())
+    head = {"head": {"kind": "ctc", "outputs": 32}, "outputs": 0.25, "outputs_after_surgery": 0.5}
+    (run / "result.json").write_text(json.dumps(outcome | head))
     assert any("Not measured: there is no RUN/evaluation/own_head.json" in text for text in page_of(run).texts)
     write_own_head(run / "evaluation", data=NASTY, synthetic="tones")
     page = page_of(run)
     assert page.row("WER ↓") == ["8.12 [6.9, 9.6]", "6.50 [5.2, 8.0]", "+1.62 [+0.4, +3.1]"]
     assert page.row("params") == [human(363_211), human(1_450_100), ""]
     said = " ".join(page.texts)
+    assert "WER of its own head: 8.12 (the teacher: 6.50)." in said
     for words in (
         f"SYNTHETIC (tones): Own head (speech recognition) on {NASTY}",
         "1,234 utterances, 9,876 words; 1.75 h; 2 cuts without a reference; 3 with unusable audio.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -21,9 +22,8 @@ from .evidence import STAGES, Evidence, Scores
 from .markup import Markup, details, figure, panels, paragraph, section, table
 from .pictures import Bar, Series, budget_picture, heads_picture, lines_picture, survivors_picture
 from .stages import heard, told_times
+from .verdict import made_by, next_steps, verdict, warnings
 
-# Points of expected sparsity below the target from which a reader should know.
-SPARSITY_TOLERANCE = 0.02
 # Files named on a page; bad_audio.json has more.
 MOST_FILES = 200
 
@@ -51,7 +51,24 @@ def _per_run(runs: Sequence[Evidence], write: Callable[[Evidence], str], *, besi
 
 def _outcome(runs: Sequence[Evidence]) -> str:
     costs = _stats(runs[0]) if len(runs) == 1 else _comparison(runs) + _scores_compared(runs)
-    return costs + _per_run(runs, _scores_of, beside=False)
+    return _per_run(runs, _verdict, beside=False) + costs + _per_run(runs, _scores_of, beside=False)
+
+
+def _verdict(run: Evidence) -> str:
+    """The outcome in words, and what to mind."""
+    said = paragraph(verdict(run), "verdict")
+    wrong = "".join(f"<li>{escape(one)}</li>" for one in warnings(run))
+    return said + (f'<ul class="warnings" aria-label="Warnings">{wrong}</ul>' if wrong else "")
+
+
+def _next_steps(runs: Sequence[Evidence]) -> str:
+    def write(run: Evidence) -> str:
+        made = f" on {run.finished[:10]}" if run.finished else ""
+        again = f"<p>Made{escape(made)}. The same again: <code>{escape(made_by(run))}</code></p>"
+        listed = "".join(f"<li><code>{escape(step)}</code></li>" for step in next_steps(run))
+        return f'<ul class="steps">{listed}</ul>{again}'
+
+    return _per_run(runs, write, beside=False)
 
 
 def _stats(run: Evidence) -> str:
@@ -74,7 +91,7 @@ def _stats(run: Evidence) -> str:
             f"real-time factor {student.real_time_factor:.4f}, teacher {teacher.real_time_factor:.4f}; "
             f"{_timed(student)}",
         ),
-        ("Distillation loss", _loss(run.outcome["loss"]), _loss_note(run)),
+        _loss_card(run),
     ]
     if run.outcome.get("head"):
         head, before = run.outcome["head"], run.outcome["outputs_after_surgery"]
@@ -89,14 +106,18 @@ def _stats(run: Evidence) -> str:
     return f'<dl class="stats">{said}</dl>{note}'
 
 
-def _loss_note(run: Evidence) -> str:
-    if run.outcome["loss"] is None:
-        return "no speech was held out to measure it on"
-    note = f"on held-out speech; {_loss(run.outcome['loss_after_surgery'])} after surgery"
+def _loss_card(run: Evidence) -> tuple[str, str, str]:
+    """How far stage 2 has come: the loss itself says little to anybody, since its scale is that of the targets."""
+    before, after = run.outcome["loss_after_surgery"], run.outcome["loss"]
+    if after is None:
+        return "Distillation loss", _loss(after), "no speech was held out to measure it on"
     weights = run.settings.get("loss", {})
-    if weights.get("cosine_form") == "raw" and run.settings.get("distance", "l1-cosine") != "temporal":
-        note += f"; it cannot be lower than {0 - float(weights['cosine']):g}"
-    return note
+    bounded = weights.get("cosine_form") == "raw" and run.settings.get("distance", "l1-cosine") != "temporal"
+    least = f"; it cannot be lower than {0 - float(weights['cosine']):g}" if bounded else ""
+    if before is None or not math.isfinite(before) or not math.isfinite(after):
+        return "Distillation loss", _loss(after), f"on held-out speech{least}"
+    change = f"{after - before:+.4f}".replace("-", "−")
+    return "Loss since surgery", change, f"from {_loss(before)} to {_loss(after)} on held-out speech{least}"
 
 
 def _comparison(runs: Sequence[Evidence]) -> str:
@@ -178,6 +199,8 @@ def _scores_of(run: Evidence) -> str:
 
 def _own_head(runs: Sequence[Evidence]) -> str:
     def write(run: Evidence) -> str:
+        if run.own_head is None and not run.outcome.get("head"):
+            return paragraph("This student is an encoder without a head.", "absent")
         if run.own_head is None:
             return paragraph(
                 "Not measured: there is no RUN/evaluation/own_head.json, which skill-speech evaluate RUN/model "
@@ -323,7 +346,7 @@ def _training(runs: Sequence[Evidence]) -> str:
 
     def write(run: Evidence) -> str:
         losses = [_loss_figure(run, stage, bounds) for stage in STAGES]
-        return _short_of_target(run) + panels([_sparsity_figure(run), *losses])
+        return panels([_sparsity_figure(run), *losses])
 
     return _per_run(runs, write)
 
@@ -332,19 +355,6 @@ def _sparsity_points(run: Evidence) -> list[dict[str, float]]:
     """Rows of stage 1 with the sparsity, without the names of their parts."""
     rows = [{name.rpartition("/")[2]: value for name, value in row.items()} for row in run.metrics["stage1"]]
     return [row for row in rows if "sparsity_expected" in row and "sparsity_target" in row]
-
-
-def _short_of_target(run: Evidence) -> str:
-    """A warning where training did not follow the target."""
-    rows = _sparsity_points(run)
-    gap = rows[-1]["sparsity_target"] - rows[-1]["sparsity_expected"] if rows else 0.0
-    if gap <= SPARSITY_TOLERANCE:
-        return ""
-    return paragraph(
-        f"Stage 1 ended {100 * gap:.1f} points short of its target, and surgery removed units that training had not "
-        "let go of. More steps or a higher gate_learning_rate close the gap.",
-        "warning",
-    )
 
 
 def _sparsity_figure(run: Evidence) -> str:
@@ -611,4 +621,5 @@ SECTIONS = (
     Section("audio", "Audio and numbers left out", _audio),
     Section("configuration", "Configuration", _configuration),
     Section("environment", "Environment", _environment),
+    Section("next", "What to do next", _next_steps),
 )

@@ -1,0 +1,161 @@
+"""What a reader should know first: the outcome in a sentence, what went wrong, and what to do next."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from typing import TYPE_CHECKING
+
+from ..evaluation.own_head import MEASURES
+from ..pruning import human
+
+if TYPE_CHECKING:
+    from .evidence import Evidence
+
+SPARSITY_TOLERANCE = 0.02
+"""Points of expected sparsity away from the target from which a reader should know."""
+
+SIZE_TOLERANCE = 0.01
+"""Of the teacher's parameters, between what was asked for and what was made."""
+
+FEW_UPDATES = 200
+"""A run with fewer in both stages together is a trial: it shows that all works, not how good a student can be."""
+
+FEW_ITEMS = 100
+"""Scores of fewer utterances say little."""
+
+LEFT_OUT = 0.05
+"""Of the audio."""
+
+
+def verdict(run: Evidence) -> str:
+    """The outcome in a sentence or two: size, speed, and what was kept."""
+    share = run.student.total_parameters / run.teacher.total_parameters
+    said = (
+        f"{100 * share:.3g} % of the parameters of {run.teacher_name} ({human(run.student.total_parameters)} of "
+        f"{human(run.teacher.total_parameters)}), {run.speedup:.2g} times as fast here."
+    )
+    kept = _own_head(run) or _tasks(run)
+    return f"{said} {kept}" if kept else f"{said} What it kept of the teacher has not been scored yet."
+
+
+def warnings(run: Evidence) -> list[str]:
+    """What went wrong or should not be relied on, each a sentence or two with what to do about it."""
+    return [*_size(run), *_training(run), *_data(run)]
+
+
+def next_steps(run: Evidence) -> list[str]:
+    """Commands that a reader is likely to want now."""
+    folder = shlex.quote(str(run.folder / "model"))
+    steps = [f"skill-speech export {folder} --format transformers --output EXPORTED"]
+    if run.outcome.get("head") and run.own_head is None:
+        steps.insert(0, f"skill-speech evaluate {folder} --own_head --data LABELLED_DATA")
+    elif run.scores is None and not run.outcome.get("head"):
+        steps.insert(
+            0,
+            f"skill-speech evaluate teacher={shlex.quote(str(run.settings['teacher']))} student={folder} "
+            f"--data CORPORA --output {shlex.quote(str(run.folder / 'evaluation'))}",
+        )
+    return steps
+
+
+def made_by(run: Evidence) -> str:
+    """The command that makes the same run again."""
+    return f"skill-speech compress --config {shlex.quote(str(run.folder / 'config.yaml'))} --output ANOTHER_FOLDER"
+
+
+def _own_head(run: Evidence) -> str:
+    """The first measure of the model's own head, beside its teacher's."""
+    if run.own_head is None:
+        return ""
+    mine = run.own_head["model"]["metrics"]
+    measure = next((name for name in MEASURES if name in mine), None)
+    if measure is None:
+        return ""
+    title, value = MEASURES[measure].rpartition(" ")[0], mine[measure]["value"]
+    teacher = (run.own_head.get("teacher") or {}).get("metrics", {}).get(measure)
+    beside = f" (the teacher: {teacher['value']:.2f})" if teacher else ""
+    return f"{title} of its own head: {value:.2f}{beside}."
+
+
+def _tasks(run: Evidence) -> str:
+    if run.scores is None:
+        return ""
+    points = {
+        row["parameters"]: row["superb_s"]
+        for row in run.scores.rows
+        if row.get("superb_s") is not None and not row.get("source")
+    }
+    mine, teacher = (points.get(one.total_parameters) for one in (run.student, run.teacher))
+    if mine is None:
+        return f"Scored on {len(run.scores.rows[0]['scores'])} tasks: {run.scores.title}." if run.scores.rows else ""
+    beside = f" against {teacher:.0f} of the teacher" if teacher is not None else ""
+    return f"{mine:.0f} points{beside} over the tasks that were scored ({run.scores.title})."
+
+
+def _size(run: Evidence) -> list[str]:
+    found = []
+    sparsity = run.settings.get("sparsity")
+    share = run.student.total_parameters / run.teacher.total_parameters
+    if sparsity is not None and abs(share - (1 - float(sparsity))) > SIZE_TOLERANCE:
+        found.append(
+            f"The budget was missed: {100 * share:.1f} % of the parameters are left, and "
+            f"{100 * (1 - float(sparsity)):.1f} % were asked for."
+        )
+    if run.widths is not None:
+        empty = [
+            number
+            for number, (heads, units) in enumerate(zip(run.widths[1].heads, run.widths[1].units, strict=True), 1)
+            if not heads and not units
+        ]
+        if empty:
+            layers = ", ".join(f"h_{number}" for number in empty)
+            found.append(
+                f"Nothing is left of {layers} ({len(empty)} of {len(run.widths[1].heads)} layers): a larger student or "
+                "more updates would use them."
+            )
+    return found
+
+
+def _training(run: Evidence) -> list[str]:
+    found = []
+    rows = [{name.rpartition("/")[2]: value for name, value in row.items()} for row in run.metrics["stage1"]]
+    rows = [row for row in rows if "sparsity_expected" in row and "sparsity_target" in row]
+    over = max((row["sparsity_expected"] - row["sparsity_target"] for row in rows), default=0.0)
+    # A control that starts at the target size is not over a target that is on its way there.
+    last = rows[-1]["sparsity_target"] if rows else 0.0
+    over = min(over, max((row["sparsity_expected"] for row in rows), default=0.0) - last)
+    if rows and last - rows[-1]["sparsity_expected"] > SPARSITY_TOLERANCE:
+        found.append(
+            f"Stage 1 ended {100 * (last - rows[-1]['sparsity_expected']):.1f} points short of its target, and surgery "
+            "removed units that training had not let go of. More steps, or --control exact, close the gap."
+        )
+    elif over > SPARSITY_TOLERANCE:
+        found.append(
+            f"Stage 1 was up to {100 * over:.1f} points smaller than its target: units were removed that the budget "
+            "had room for. --control exact does not overshoot."
+        )
+    before, after = run.outcome["loss_after_surgery"], run.outcome["loss"]
+    if before is not None and after is not None and math.isfinite(before) and not after <= before:
+        found.append(
+            "Stage 2 did not lower the loss on held-out speech: it needs more updates, or a lower learning rate."
+        )
+    updates = sum(int(stage["steps"]) for stage in run.outcome["stages"].values())
+    if updates < FEW_UPDATES:
+        found.append(f"The whole run had {updates} updates: a trial, not a student to be used.")
+    return found
+
+
+def _data(run: Evidence) -> list[str]:
+    found = []
+    audio = (run.outcome.get("audio") or {}).values()
+    read, left = sum(part["read"] for part in audio), sum(part["left_out"] for part in audio)
+    if read and left / read > LEFT_OUT:
+        found.append(f"{100 * left / read:.0f} % of the audio was left out: see the section on audio.")
+    items = run.own_head["items"] if run.own_head is not None else {}
+    fewest = min(items.values(), default=FEW_ITEMS)
+    if fewest < FEW_ITEMS:
+        found.append(f"Its own head was scored on {fewest:g} items only: mind the intervals.")
+    if run.analysis is not None and run.analysis.clusters.borders.firm is False:
+        found.append(f"The clusters are uncertain: {run.analysis.clusters.borders}.")
+    return found
