@@ -215,8 +215,8 @@ def test_cuts_packed_as_no_manifest_packs_them_are_refused_before_they_are_all_r
     soundfile.write(tmp_path / "r.wav", np.zeros(RATE), RATE)
     path = tmp_path / "cuts.jsonl.gz"
     path.write_bytes(250 * gzip.compress((json.dumps(cut()).encode() + b"\n") * 4_000))
-    looked, check = [], manifests._check_header
-    monkeypatch.setattr(manifests, "_check_header", lambda path: looked.append(path) or check(path))
+    looked, check = [], manifests.check_header
+    monkeypatch.setattr(manifests, "check_header", lambda entry: looked.append(entry) or check(entry))
     with pytest.raises(InputError, match="unpacks to more than 100 times"):
         prepare(path)
     assert 0 < len(looked) < 30_000

@@ -27,7 +27,7 @@ from skill_speech import InputError, evaluate, load_model
 from skill_speech.cli import main
 from skill_speech.data import SAMPLE_RATE, BadAudio, prepare
 from skill_speech.data.audio import read_header
-from skill_speech.data.manifests import whole_file
+from skill_speech.data.listing import whole_file
 from skill_speech.evaluation.metrics import bootstrap, equal_error_rate
 from skill_speech.evaluation.metrics.bootstrap import estimate, point, resampled
 from skill_speech.evaluation.own_head import inference

@@ -19,7 +19,7 @@ from .run.signals import Stopped
 from .yaml_values import refuse_repetition
 
 EXAMPLES = {
-    "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
+    "prepare": "check audio of any form (folders, tables, Kaldi, tar files …); make a manifest, or shards",
     "analyze": "measure how similar a teacher's layers are, and group them",
     "compress": "make a small encoder of a large one; the same command goes on where it stopped",
     "import": "make a folder that every command takes out of a file of DPHuBERT, fairseq, TorchAudio and others",
@@ -161,7 +161,7 @@ def _parser(name: str) -> Any:
         parser.add_function_arguments(function, as_group=False, skip={"runs"})
         return parser
     if name == "prepare":
-        parser.add_argument("source", type=str, help="see the first line")
+        parser.add_argument("source", type=str, nargs="+", help=_help_of(function, "source"))
         parser.add_argument("--shards", action=ActionYesNo(no_prefix="no_"), default=False, help="copy the audio too")
         parser.add_function_arguments(function, as_group=False, skip={"source", "shards"})
         return parser

@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from ..errors import InputError
 from .audio import SAMPLE_RATE, at_16khz, num_samples
 from .fields import LONGEST_SECONDS
-from .streams import first_cuts, in_order, shuffled
+from .streams import first_cuts, in_order, shuffled, some
 
 logger = logging.getLogger("skill_speech.data")
 
@@ -144,7 +144,7 @@ class TrainingBatches(Sampler[CutSet]):
         windows = _windows(in_order(self._all_cuts, f"{self.seed}/{epoch}"), self.longest, self.whole)
         long_enough = (cut for cut in windows if cut.duration >= self.min_seconds)
         stream = shuffled(long_enough, generator)
-        while pool := list(islice(stream, SORTED_AT_ONCE)):
+        while pool := some(stream, SORTED_AT_ONCE):
             most = round(self.batch_seconds * SAMPLE_RATE)
             batches = list(_of_similar_length(pool, most, generator, max if self.whole else min))
             generator.shuffle(batches)
