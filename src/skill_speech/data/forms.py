@@ -87,7 +87,7 @@ FOLDERS = (
     Form(
         "lhotse Shar",
         tars.is_shar,
-        lambda path, options: tars.open_shar(path, options.absolute_paths, options.labels),
+        lambda path, options: tars.open_shar(path, options.absolute_paths, options.labels or not options.bare),
         inside=True,
     ),
     Form(

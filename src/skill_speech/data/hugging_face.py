@@ -85,7 +85,11 @@ def list_saved(path: Path, absolute_paths: bool = False, column: str | None = No
     files = NamedFiles(path / "state.json", absolute_paths)
     for name in names:
         files.find(name, 1)
-    return Listing(str(path), partial(_saved_rows, path, names, files, column), details=f"{len(names)} Arrow files")
+    return Listing(
+        str(path),
+        partial(_saved_rows, path, names, files, column),
+        details=f"{len(names)} Arrow file{'s' if len(names) > 1 else ''}",
+    )
 
 
 def _saved_rows(path: Path, names: Sequence[str], files: NamedFiles, column: str | None) -> Iterator[Entry]:

@@ -107,7 +107,7 @@ def list_files(paths: Sequence[Path], source: str) -> Listing:
     root = Path(os.path.commonpath([path.parent for path in paths]))
     ids = _unique_ids(list(paths), root, by_name=False)
     listed = [Entry(str(path), file_id) for path, file_id in zip(paths, ids, strict=True)]
-    return Listing(source, listed.copy)
+    return Listing(source, listed.copy, details=f"{len(listed):,} of them" if len(listed) > 1 else "")
 
 
 def is_list(path: Path) -> bool:

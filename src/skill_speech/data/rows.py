@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ COMMON_VOICE = {"client_id", "path", "sentence"}
 """Columns of every split of Common Voice; its audio lies in the folder clips/ beside it."""
 
 
-def columns_of(names: list[str]) -> dict[str, str]:
+def columns_of(names: Sequence[str]) -> dict[str, str]:
     """What is known of an entry → the column that says it, of those that there are."""
     known = {name.strip().lower(): name for name in reversed(names)}
     return {
@@ -149,25 +149,24 @@ def list_table(path: Path, absolute_paths: bool = False, column: str | None = No
             or a path that is not allowed.
     """
     names = header_of(path)
-    columns = _with_column(path, names, column)
-    files = NamedFiles(path, absolute_paths)
-    return _listing(path, partial(_table_rows, path, names), columns, files)
+    return _listing(path, partial(_table_rows, path, names), names, column, NamedFiles(path, absolute_paths))
 
 
 def list_common_voice(path: Path, absolute_paths: bool = False, column: str | None = None) -> Listing:
     """The entries of a split of Common Voice (train.tsv, validated.tsv …), with transcripts, speakers and languages."""
     names = header_of(path)
     files = NamedFiles(path, absolute_paths, path.parent / "clips")
-    return _listing(path, partial(_table_rows, path, names), _with_column(path, names, column), files)
+    return _listing(path, partial(_table_rows, path, names), names, column, files)
 
 
 def list_json_lines(path: Path, absolute_paths: bool = False, column: str | None = None) -> Listing:
     """The entries of a file with a JSON object in each line, as NeMo has them: audio_filepath, duration, text …"""
-    columns = _with_column(path, list(json.loads(first_line(path))), column)
-    return _listing(path, partial(_json_rows, path), columns, NamedFiles(path, absolute_paths))
+    files = NamedFiles(path, absolute_paths)
+    return _listing(path, partial(_json_rows, path), list(json.loads(first_line(path))), column, files)
 
 
-def _with_column(path: Path, names: list[str], column: str | None) -> dict[str, str]:
+def _with_column(path: Path, names: Sequence[str], column: str | None) -> dict[str, str]:
+    """What is known → its column, where that of the paths may be named."""
     columns = columns_of(names)
     shown = ", ".join(names[:20]) or "nothing"
     if column is not None and column not in names:
@@ -184,17 +183,21 @@ def _with_column(path: Path, names: list[str], column: str | None) -> dict[str, 
 Rows = Callable[[], Iterator[tuple[int, Mapping[str, Any]]]]
 
 
-def _listing(path: Path, rows: Rows, columns: dict[str, str], files: NamedFiles) -> Listing:
+def _listing(path: Path, rows: Rows, names: list[str], column: str | None, files: NamedFiles) -> Listing:
+    columns = _with_column(path, names, column)
     details = ", ".join(f"{what}: {name}" for what, name in columns.items())
-    return Listing(str(path), partial(_entries, rows, columns, files), partial(mark_of_texts, [path]), details=details)
+    read = partial(_entries, rows, columns["path"], files)
+    return Listing(str(path), read, partial(mark_of_texts, [path]), details=details)
 
 
-def _entries(rows: Rows, columns: dict[str, str], files: NamedFiles) -> Iterator[Entry]:
+def _entries(rows: Rows, column: str, files: NamedFiles) -> Iterator[Entry]:
+    columns_in = lru_cache(100)(partial(_with_column, files.listing, column=column))  # JSON lines may differ in theirs
     for line, row in rows():
         where = f"{files.listing}: line {line}"
-        name = row.get(columns["path"])
+        name = row.get(column)
         if not isinstance(name, str):
-            raise InputError(f"{where}: {columns['path']} is {str(name)[:40]}; it must be a path: correct it")
+            raise InputError(f"{where}: {column} is {str(name)[:40]}; it must be a path: correct it")
+        columns = columns_in(tuple(row))
         path = files.find(name.strip(), line)
         said = fields_of(row, columns, where)
         recording = stem(name.strip())
