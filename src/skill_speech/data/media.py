@@ -66,8 +66,7 @@ def decoded(source: str | Path | io.BytesIO, container: str) -> Iterator[MediaFi
     # The bytes, not the name, and no protocol: what a container refers to elsewhere is not opened.
     with io.BytesIO(source.getbuffer()) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
         try:
-            options = {"protocol_whitelist": "none", "enable_drefs": "0"} if container == "mov" else {}
-            with av.open(file, format=container, options=options) as opened:
+            with av.open(file, format=container, options={"protocol_whitelist": "none"}) as opened:
                 yield MediaFile(opened, container)
         except av.FFmpegError as error:
             raise OSError(f"{container}: {error.strerror or error}") from error
