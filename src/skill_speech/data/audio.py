@@ -107,12 +107,13 @@ class AudioHeader(NamedTuple):
     cut_short: bool = False
 
 
-def read_header(path: str | Path, contents: io.BytesIO | None = None) -> AudioHeader:
+def read_header(path: str | Path, contents: io.BytesIO | None = None, *, last_sample: bool = True) -> AudioHeader:
     """Reads the header and the last sample: finds missing, foreign, empty and cut-off files without decoding them.
 
     Args:
         path: of the file; with `contents`, what they are called.
         contents: the bytes of a file that lies in another one.
+        last_sample: False to believe the header, which for FLAC takes a fifth of the time.
 
     Raises BadAudio, whose message starts with the path.
     """
@@ -125,7 +126,7 @@ def read_header(path: str | Path, contents: io.BytesIO | None = None) -> AudioHe
             header = AudioHeader(file.samplerate, file.channels, samples, file.format, cut_short)
             if samples <= 0:
                 raise BadAudio(f"{path}: empty, it has no samples", "no samples")
-            if not is_stream(file):
+            if last_sample and not is_stream(file):
                 file.seek(samples - 1)
                 if len(file.read(1)) != 1:
                     raise BadAudio(

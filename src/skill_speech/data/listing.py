@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,11 +37,8 @@ SHORTEST_SECONDS = 0.025
 UNKNOWN_SECONDS = 10.0
 """How long an unusable file is taken to be if nobody has said it."""
 
-AHEAD = 64
-"""Headers that are read ahead, by so many files at a time, where a listing is streamed."""
-
-JOBS = 4
-"""Threads that do so."""
+JOBS, GROUP = 4, 16
+"""Threads that read headers ahead where a listing is streamed, and how many each reads at a time."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +175,7 @@ class ListedCuts:
 
     def __init__(self, listing: Listing) -> None:
         self.listing = listing
-        self._first: dict[int, Checked] = {}  # headers of those that every run looks at several times
+        self._first: dict[int, AudioHeader | BadAudio] = {}  # headers of those that every run looks at several times
 
     def fingerprint(self) -> tuple[int, str]:
         """That of the listing."""
@@ -186,18 +183,22 @@ class ListedCuts:
 
     def __iter__(self) -> Iterator[MonoCut | MultiCut]:
         numbered = enumerate(self.listing)
-        for entry, checked in in_threads(self._checked, numbered, JOBS, at_once=AHEAD):
-            header, _ = checked
+        groups = iter(lambda: list(islice(numbered, GROUP)), [])
+        for entry, header in chain.from_iterable(in_threads(self._checked, groups, JOBS, at_once=JOBS)):
             if not isinstance(header, BadAudio):
                 header = unfitting(entry, header) or header
             yield unusable(entry, header) if isinstance(header, BadAudio) else cut_of(entry, header)
 
-    def _checked(self, numbered: tuple[int, Entry]) -> tuple[Entry, Checked]:
-        number, entry = numbered
-        found = self._first.get(number) or check_header(entry)
-        if number < LOOKED_AT:
-            self._first[number] = found
-        return entry, found
+    def _checked(self, group: list[tuple[int, Entry]]) -> list[tuple[Entry, AudioHeader | BadAudio]]:
+        checked = []
+        for number, entry in group:
+            header = self._first.get(number)
+            if header is None:
+                header, _ = check_header(entry, last_sample=False)
+                if number < LOOKED_AT:
+                    self._first[number] = header
+            checked.append((entry, header))
+        return checked
 
 
 def whole_file(path: str | Path, file_id: str, header: AudioHeader) -> MonoCut | MultiCut:
@@ -213,11 +214,12 @@ def try_header(path: str) -> AudioHeader | BadAudio:
         return error
 
 
-def check_header(entry: Entry) -> Checked:
-    """The header, or what is wrong with the audio; and what is odd about it."""
+def check_header(entry: Entry, *, last_sample: bool = True) -> Checked:
+    """The header, or what is wrong with the audio; and what is odd about it. For `last_sample` see `read_header`."""
     path = entry.path
     try:
-        header = read_header(path, _contents(entry) if entry.inside else None)
+        contents = _contents(entry) if entry.inside else None
+        header = read_header(path, contents, last_sample=last_sample)
     except BadAudio as error:
         return error, []
     if header.samples / header.sample_rate < SHORTEST_SECONDS:

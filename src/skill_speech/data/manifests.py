@@ -25,7 +25,6 @@ from .fields import BAD_AUDIO
 from .forms import MANIFEST_SUFFIXES, Options, Source, open_sources
 from .lhotse_manifests import ManifestReader
 from .listing import (
-    AHEAD,
     Checked,
     Entry,
     ListedCuts,
@@ -331,7 +330,9 @@ def _check_listing(listing: Listing, tally: _Tally, check: Check, jobs: int) -> 
     first = [] if listing.stream else list(islice(listing, LOOKED_AT + 1))
     few = 0 < len(first) <= LOOKED_AT
     entries: Iterable[Entry] = distinct(first) if few else listing
-    checked = in_threads(lambda entry: (entry, check(entry)), entries, jobs, at_once=AHEAD if listing.stream else 1000)
+    checked = in_threads(
+        lambda entry: (entry, check(entry)), entries, jobs, at_once=8 * jobs if listing.stream else 1000
+    )
     for entry, (header, kinds) in with_progress(checked, len(first) if few else None):
         if not isinstance(header, BadAudio):
             header = unfitting(entry, header) or header
