@@ -252,6 +252,35 @@ def circle(folder: Path) -> Path:
     return folder / "audio"
 
 
+def pipe_in_kaldi(folder: Path) -> Path:
+    (folder / "kaldi").mkdir()
+    soundfile.write(folder / "kaldi/a.wav", np.zeros(RATE), RATE)
+    (folder / "kaldi/wav.scp").write_text("a a.wav\n")
+    os.mkfifo(folder / "kaldi/text")
+    return folder / "kaldi"
+
+
+def pipe_among_tars(folder: Path) -> Path:
+    (folder / "tars").mkdir()
+    os.mkfifo(folder / "tars/a.tar")
+    return folder / "tars"
+
+
+def endless_quotation(folder: Path) -> Path:
+    (folder / "t.csv").write_text('path,text\na.wav,"' + 3_000_000 * "x y,\n")
+    return folder / "t.csv"
+
+
+def deep_row(folder: Path) -> Path:
+    (folder / "t.json").write_text('{"path": "a.wav"}\n{"path": ' + "[" * 200_000 + "\n")
+    return folder / "t.json"
+
+
+def endless_text(folder: Path) -> Path:
+    (folder / "t.txt").symlink_to("/dev/zero")
+    return folder / "t.txt"
+
+
 HUGE: list[Callable[[Path], Path]] = [
     deep,
     deep_inside,
@@ -263,6 +292,11 @@ HUGE: list[Callable[[Path], Path]] = [
     pipes_inside,
     named_pipe,
     circle,
+    pipe_in_kaldi,
+    pipe_among_tars,
+    endless_quotation,
+    deep_row,
+    endless_text,
 ]
 
 SCRIPT = """

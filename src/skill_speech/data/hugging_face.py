@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import InputError
 from .corpus import NamedFiles
+from .lines import is_regular
 from .listing import Entry, Listing
 from .rows import columns_of, fields_of
 
@@ -65,6 +66,12 @@ def _need(package: str) -> None:
         raise InputError(f"datasets of Hugging Face are read by {package}: pip install 'skill-speech[datasets]'")
 
 
+def _check_regular(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if not is_regular(path):
+            raise InputError(f"{path}: no such file, or a pipe, a device or a folder: copy the dataset again")
+
+
 def list_saved(path: Path, absolute_paths: bool = False, column: str | None = None) -> Listing:
     """The rows of a dataset that `save_to_disk` has written.
 
@@ -82,6 +89,7 @@ def list_saved(path: Path, absolute_paths: bool = False, column: str | None = No
         names = [Path(one["filename"]).name for one in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path / 'state.json'}: cannot be read ({error}): save the dataset again") from None
+    _check_regular([path / name for name in names])
     files = NamedFiles(path / "state.json", absolute_paths)
     for name in names:
         files.find(name, 1)
@@ -163,6 +171,7 @@ def list_parquet(
         InputError: pyarrow is not installed; while they are gone through: a damaged file, or no column of audio.
     """
     _need("pyarrow")
+    _check_regular(paths)
     files = NamedFiles(paths[0], absolute_paths)
     read = partial(_parquet_rows, paths, files, column)
     mark = partial(_parquet_mark, paths)

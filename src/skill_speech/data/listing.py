@@ -24,7 +24,7 @@ from lhotse import AudioSource, MonoCut, MultiCut, Recording, SupervisionSegment
 from ..errors import InputError
 from .audio import SAMPLE_RATE, AudioHeader, BadAudio, at_16khz, doubts, load_waveform, other_format, read_header
 from .fields import BAD, LONGEST_SECONDS, MEMBER, SLACK_SECONDS
-from .lines import blocks, lines
+from .lines import blocks, is_regular, lines
 from .remote import read_bytes
 from .streams import LOOKED_AT
 
@@ -149,6 +149,10 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         InputError: it cannot be read, is not UTF-8, or has a line of more than 1 MiB.
     """
+    if not is_regular(path):
+        raise InputError(
+            f"{path}: {'not a file but a pipe, a device or a folder' if path.exists() else 'no such file'}"
+        )
     number = 0
     try:
         with path.open("rb") as file:

@@ -67,6 +67,8 @@ def fields_of(row: Mapping[str, Any], columns: Mapping[str, str], where: str) ->
         if value is not None and (what == "text" or value != ""):
             found[what] = str(value)
     if (label := row.get(columns.get("label", ""))) not in (None, "", []):
+        if not all(isinstance(one, str | int | float) for one in (label if isinstance(label, list) else [label])):
+            raise InputError(f"{where}: {columns['label']} is no class, number or list of them: correct it")
         found["label"] = label
     start = row.get(columns.get("start", ""))
     if start not in (None, ""):

@@ -27,6 +27,7 @@ from .corpus import Corpus
 from .fields import MEMBER, RECORDING, FieldError, check_line
 from .layouts import AUDIO_SUFFIXES
 from .lhotse_manifests import strip
+from .lines import is_regular
 from .listing import Entry, Listing, mark_of_texts, text_lines
 from .rows import columns_of, fields_of
 
@@ -76,6 +77,8 @@ def members(path: Path) -> Iterator[Member]:
     Raises:
         InputError: it is damaged or cut off.
     """
+    if not is_regular(path):
+        raise InputError(f"{path}: not a file but a pipe, a device or a folder: remove it")
     size = os.path.getsize(path)
     try:
         with tarfile.open(path, "r:") as tar:
