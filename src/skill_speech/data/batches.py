@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from ..errors import InputError
 from .audio import SAMPLE_RATE, at_16khz, num_samples
 from .fields import LONGEST_SECONDS
-from .streams import first_cuts, in_order, shuffled, some
+from .streams import all_cuts, first_cuts, in_order, shuffled, some
 
 logger = logging.getLogger("skill_speech.data")
 
@@ -184,7 +184,7 @@ def evaluation_batches(
         raise InputError(f"limit_seconds is {limit_seconds:g}; it must be positive")
     generator = random.Random(seed)
     if limit_seconds is None:
-        whole = list(cuts)
+        whole = all_cuts(cuts)
         if sum(_parts(cut, longest) for cut in whole) > MOST_IN_A_PASS:
             raise InputError(f"more than {MOST_IN_A_PASS:,} windows of audio to go through in one pass: give less")
         chosen = _long_enough(_windows(whole, longest), SHORTEST_EVALUATED_SECONDS)

@@ -57,6 +57,25 @@ def some(cuts: Iterator[Cut], most: int) -> list[Cut]:
     return taken
 
 
+def all_cuts(cuts: CutSet) -> list[Cut]:
+    """All cuts, held together.
+
+    Raises:
+        InputError: they have too much audio with them.
+    """
+    found: list[Cut] = []
+    held = 0
+    for cut in cuts:
+        found.append(cut)
+        held += audio_bytes(cut)
+        if held > MOST_HELD:
+            raise InputError(
+                f"more than {MOST_HELD >> 20} MiB of audio in data that comes as a stream, where all of it is gone "
+                "through in one pass: make shards of it with skill-speech prepare --shards"
+            )
+    return found
+
+
 def first_cuts(cuts: CutSet, key: str) -> list[Cut]:
     """The cuts that are looked at: all of small data, each once."""
     found: dict[tuple[object, ...], Cut] = {}
