@@ -521,6 +521,8 @@ def test_an_audio_file_of_a_glob_has_the_id_of_its_place(here: Path) -> None:
 def test_a_plain_list_takes_each_cut_once_and_parts_are_mixed(here: Path) -> None:
     write("x/a.wav"), write("y/b.wav"), write("y/c.wav")
     assert sorted(cut.id for cut in open_cuts(["x", "y"])) == ["x/a", "y/b", "y/c"]
+    mixed = sorted(cut.id for cut in open_cuts([str(here / "x"), "y", "y/c*.wav"]))
+    assert mixed == ["1-x/a", "2-y/b", "2-y/c", "3-y/c"], "a folder and a glob of the same place"
     drawn = [cut.id for cut in open_cuts([Part("x", 1), Part("y", 1)])]
     assert {"a", "b", "c"} == set(drawn)
 

@@ -9,6 +9,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -235,10 +236,14 @@ def open_sources(data: str | Path | Sequence[str | Path], options: Options) -> l
 
 
 def _apart(paths: list[str]) -> list[str]:
-    """Short names that tell paths apart: what is after the folder that they share."""
-    shared = os.path.commonpath([os.path.dirname(path) for path in paths]) if not any(map(is_remote, paths)) else ""
-    names = [os.path.relpath(path, shared) if shared else path for path in paths]
-    return names if len(set(names)) == len(names) else [f"{number}-{name}" for number, name in enumerate(names)]
+    """Short names that tell paths, globs and addresses apart: what is after the folder that they share."""
+    here = [path if is_remote(path) else os.path.abspath(path) for path in paths]
+    shared = os.path.commonpath([os.path.dirname(path) for path in here if not is_remote(path)] or ["/"])
+    names = [path if is_remote(path) else os.path.relpath(path, shared) for path in here]
+    # A glob is known by the folders before its first wildcard.
+    names = ["/".join(takewhile(lambda part: not glob.has_magic(part), name.split("/"))) for name in names]
+    unique = all(names) and len(set(names)) == len(names)
+    return names if unique else [f"{number}-{name}".strip("-") for number, name in enumerate(names, start=1)]
 
 
 def _open(given: str | Path, options: Options) -> list[Source]:
