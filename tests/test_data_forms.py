@@ -7,6 +7,8 @@ import io
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -511,6 +513,28 @@ def test_tar_files_that_are_refused(here: Path) -> None:
     shar()
     Path("SHAR/recording.000001.tar").unlink()
     refused("SHAR", r"recording\.000001\.tar: no such file")
+
+
+def test_damaged_arrow_files_are_refused(here: Path) -> None:
+    """In a process of its own: offsets that lead anywhere in memory would end it."""
+    saved()
+    (path,) = Path("DATASET/train").glob("*.arrow")
+    content = path.read_bytes()
+    offsets = np.array([0, 1, 2, 3], dtype=np.int32).tobytes()  # of ids or texts, which have a letter each
+    assert content.count(offsets) >= 2
+    path.write_bytes(content.replace(offsets, np.array([0, 1, 1 << 30, 3], dtype=np.int32).tobytes()))
+    script = "from skill_speech import cli; raise SystemExit(cli.main(['prepare', 'DATASET/train']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "cannot be read as an Arrow file" in " ".join(done.stderr.split())
+    path.write_bytes(content[: len(content) // 2])
+    refused("DATASET/train", "cannot be read as an Arrow file")
+    path.unlink()
+    refused("DATASET/train", "no such file, or a pipe")
+    parquet("CORPUS")()
+    Path("CORPUS/train-00001-of-00003.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(InputError, match=r"train-00001-of-00003\.parquet: cannot be read as a Parquet file"):
+        list(open_cuts("CORPUS"))
 
 
 def test_an_audio_file_of_a_glob_has_the_id_of_its_place(here: Path) -> None:

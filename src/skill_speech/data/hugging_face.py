@@ -113,6 +113,7 @@ def _saved_rows(path: Path, names: Sequence[str], files: NamedFiles, column: str
                 reader = pa.ipc.open_stream(mapped)
                 columns = _Columns.of_schema(reader.schema, str(where), column)
                 for batch in reader:
+                    batch.validate(full=True)  # of a damaged file, offsets lead anywhere in memory
                     audio = batch.column(columns.audio)
                     places = _places(audio, base, mapped.size(), where) if columns.embedded else [None] * len(audio)
                     paths = audio.field("path") if columns.embedded else audio
@@ -120,7 +121,7 @@ def _saved_rows(path: Path, names: Sequence[str], files: NamedFiles, column: str
                     for place, stated, row in zip(places, paths.to_pylist(), others, strict=True):
                         yield columns.entry(number, row, stated, place and (str(where), *place), files=files)
                         number += 1
-        except (OSError, ValueError, KeyError) as error:  # pyarrow's own are of these
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise InputError(
                 f"{where}: cannot be read as an Arrow file ({_one_line(error)}): save the dataset again"
             ) from None
@@ -179,6 +180,7 @@ def list_parquet(
 
 
 def _parquet_rows(paths: Sequence[Path], files: NamedFiles, column: str | None) -> Iterator[Entry]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
@@ -187,10 +189,11 @@ def _parquet_rows(paths: Sequence[Path], files: NamedFiles, column: str | None) 
             file = pq.ParquetFile(str(path))
             columns = _Columns.of_schema(file.schema_arrow, str(path), column)
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=[columns.audio, *columns.others]):
+                batch.validate(full=True)
                 for row in batch.to_pylist():
                     yield columns.of_row(number, row, files)
                     number += 1
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise InputError(f"{path}: cannot be read as a Parquet file ({_one_line(error)}): copy it again") from None
 
 
@@ -341,6 +344,8 @@ class _Columns:
         entry_id = str(own) if isinstance(own, str | int) and str(own) else f"{number:08}"
         if place is not None or contents is not None:
             return Entry(f"{where} ({path or 'no name'})", entry_id, place=place, contents=contents, **said)
+        if not isinstance(path, str | None):
+            raise InputError(f"{where}: {self.audio} is neither audio nor a path: give the column with --column")
         if not path or files is None:
             return Entry(f"{where} (no audio)", entry_id, contents=b"", **said)
         return Entry(files.find(path, number + 1), entry_id, recording=entry_id, **said)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -162,7 +163,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise InputError(f"{path}: line {number} has a NUL character: not a text file")
                 yield number, text
     # What a damaged gzip file makes of itself, and text of another encoding.
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
             f"{path}: cannot be read as UTF-8 text, at or after line {max(1, number)} ({error}): convert it to UTF-8"
         ) from None

@@ -82,6 +82,8 @@ class MediaFile:
         if not container.streams.audio:
             raise OSError("it has no audio track")
         track = container.streams.audio[0]
+        if track.codec_context is None:
+            raise OSError("its codec is unknown")
         self.format = name
         self.samplerate, self.channels = int(track.codec_context.sample_rate), int(track.codec_context.channels)
         seconds = float(track.duration * track.time_base) if track.duration else (container.duration or 0) / 1e6
