@@ -481,6 +481,13 @@ def test_tables_that_are_refused(here: Path, content: str, match: str) -> None:
     refused("t/t.csv", match)
 
 
+def test_a_column_without_a_name_says_nothing(here: Path) -> None:
+    """As the index that pandas writes."""
+    write("a.wav"), write("b.wav")
+    Path("t.csv").write_text(",path\n5,a.wav\n6,b.wav\n")
+    assert known(open_cuts("t.csv")) == [Known("a", 8_000), Known("b", 8_000)]
+
+
 def test_other_texts_that_are_refused(here: Path) -> None:
     write("a.wav")
     Path("a.csv").write_bytes("path,text\na.wav,Grüße\n".encode("latin-1"))

@@ -20,7 +20,7 @@ from ..errors import InputError
 from .corpus import NamedFiles
 from .lines import is_regular
 from .listing import Entry, Listing
-from .rows import columns_of, fields_of
+from .rows import columns_of, fields_of, value_in
 
 ADDRESS = re.compile(
     r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?::(?P<config>[\w.+-]+))??(?::(?P<split>[\w.+-]+))?"
@@ -340,7 +340,7 @@ class _Columns:
                 row = row | {name: names[value]}
         where = f"row {number}"
         said = fields_of(row, self.what, where)
-        own = row.get(self.what.get("id", ""))
+        own = value_in(row, self.what, "id")
         entry_id = str(own) if isinstance(own, str | int) and str(own) else f"{number:08}"
         if place is not None or contents is not None:
             return Entry(f"{where} ({path or 'no name'})", entry_id, place=place, contents=contents, **said)

@@ -47,6 +47,11 @@ def columns_of(names: Sequence[str]) -> dict[str, str]:
     }
 
 
+def value_in(row: Mapping[str, Any], columns: Mapping[str, str], what: str) -> Any:
+    """What a row says of something; None where no column does (a column may be called "", as pandas' index is)."""
+    return row.get(columns[what]) if what in columns else None
+
+
 def fields_of(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
     """What a row says of an entry beside its path: arguments of `Entry`.
 
@@ -60,21 +65,21 @@ def fields_of(row: Mapping[str, Any], columns: Mapping[str, str], where: str) ->
     """
     found: dict[str, Any] = {}
     for what in ("text", "speaker", "language", "gender"):
-        value = row.get(columns.get(what, ""))
+        value = value_in(row, columns, what)
         if isinstance(value, bool | list | dict):
             raise InputError(f"{where}: {columns[what]} is {str(value)[:40]}; it must be text: correct it")
         # An empty transcript says that nothing is said, an empty field of another kind nothing.
         if value is not None and (what == "text" or value != ""):
             found[what] = str(value)
-    if (label := row.get(columns.get("label", ""))) not in (None, "", []):
+    if (label := value_in(row, columns, "label")) not in (None, "", []):
         if not all(isinstance(one, str | int | float) for one in (label if isinstance(label, list) else [label])):
             raise InputError(f"{where}: {columns['label']} is no class, number or list of them: correct it")
         found["label"] = label
-    start = row.get(columns.get("start", ""))
+    start = value_in(row, columns, "start")
     if start not in (None, ""):
         found["start"] = stated_seconds(start, f"{where}: {columns['start']}")
     for what in ("seconds", "end"):
-        value = row.get(columns.get(what, ""))
+        value = value_in(row, columns, what)
         if value not in (None, "") and "seconds" not in found:
             seconds = stated_seconds(value, f"{where}: {columns[what]}")
             seconds -= found.get("start", 0.0) if what == "end" else 0.0
@@ -203,7 +208,7 @@ def _entries(rows: Rows, column: str, files: NamedFiles) -> Iterator[Entry]:
         path = files.find(name.strip(), line)
         said = fields_of(row, columns, where)
         recording = stem(name.strip())
-        own = row.get(columns.get("id", ""))
+        own = value_in(row, columns, "id")
         if isinstance(own, str | int) and str(own) not in ("", recording):
             said |= {"id": str(own), "recording": recording}
         elif said.get("start") or said.get("seconds"):
