@@ -101,6 +101,7 @@ def test_tsv_that_disagrees_with_a_file_names_it(tmp_path: Path) -> None:
         ("a.wav\t8000\n", "line 1 must be the folder"),
         ("/no/such/folder\na.wav\t8000\n", "line 1 names the folder /no/such/folder, which does not exist"),
         ("{here}\na.wav\t8000\nb.wav 100\n", "line 3 is not `path <tab> number of samples`: 'b.wav 100'"),
+        ("{here}\n\t8000\n", "line 2 is not `path <tab> number of samples`"),
         ("{here}\n", "names no audio files"),
     ],
 )

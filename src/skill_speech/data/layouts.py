@@ -174,8 +174,8 @@ def _tsv_entries(path: Path, root: Path, absolute_paths: bool) -> Iterator[Entry
         if number == 1 or not line.strip():
             continue
         name, _, samples = line.partition("\t")
-        if not SAMPLES.fullmatch(samples.strip()):
+        if not name or not SAMPLES.fullmatch(samples.strip()):
             raise InputError(f"{path}: line {number} is not `path <tab> number of samples`: {line[:80]!r}")
         if not corpus.holds(os.path.join(root, name)):
             raise InputError(f"{path}: line {number} names {shown(name)}, {corpus.outside}")
-        yield Entry(str(root / name), Path(name).with_suffix("").as_posix(), samples=int(samples))
+        yield Entry(str(root / name), stem(name), samples=int(samples.strip()))
