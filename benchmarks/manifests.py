@@ -3,6 +3,7 @@
 python -m benchmarks.manifests [--quick] --json FILE
 
 The manifests are made up, with durations and fields like LibriSpeech's and no audio: the batches are made, not read.
+Of CSV and JSON lines the header of each row's file is read as it comes by; there all rows share a few files of noise.
 Each measurement is a process of its own, which first imports everything: the memory stated is what comes on top. In
 the rows of the first batch the peer is what it may take; memory is flat if ten times the cuts take about as much. The
 first update is that of `skill-speech compress` with a tiny encoder, the clock starting with the command: imports, the
@@ -33,6 +34,7 @@ from skill_speech.encoder import Encoder, hubert_config
 from skill_speech.files import write_json
 from skill_speech.profiling import peak_memory
 
+KINDS = ("manifest", "shards", "csv", "json")
 SIZES = (10_000, 100_000, 1_000_000)
 SHARD_CUTS = 1_000
 BATCH_SECONDS = 160.0
@@ -82,9 +84,36 @@ def cut_line(number: int, rng: random.Random, sharded: bool) -> tuple[str, float
     return json.dumps(cut), seconds
 
 
-def make(folder: Path, cuts: int, sharded: bool) -> Path:
-    """A manifest of so many cuts, or the manifests of shards; made once."""
-    rng = random.Random(0)
+def noise(folder: Path) -> list[str]:
+    """Files of noise, 8 to 16 s long, and their names."""
+    generator = np.random.default_rng(0)
+    names = [f"noise-{number:02}.flac" for number in range(FILES)]
+    for name in names:
+        samples = round(16_000 * generator.uniform(8, 16))
+        if not (folder / name).exists():
+            soundfile.write(folder / name, 0.1 * generator.standard_normal(samples), 16_000)
+    return names
+
+
+def make_table(folder: Path, cuts: int, kind: str) -> Path:
+    """So many rows of CSV or JSON lines."""
+    path, names = folder / f"{cuts}.{kind}", noise(folder)
+    text = "A SENTENCE OF AVERAGE LENGTH " * 6
+    with path.open("w", encoding="utf-8") as file:
+        if kind == "csv":
+            file.write("id,path,text,speaker\n")
+        for number in range(cuts):
+            name, speaker = names[number % FILES], f"{number // 100 % 2_000}"
+            row = {"id": f"{number:08}", "audio_filepath": name, "text": text, "speaker": speaker}
+            file.write((",".join(row.values()) if kind == "csv" else json.dumps(row)) + "\n")
+    return path
+
+
+def make(folder: Path, cuts: int, kind: str) -> Path:
+    """A manifest of so many cuts, rows of a table, or the manifests of shards; made once."""
+    if kind in ("csv", "json"):
+        return make_table(folder, cuts, kind)
+    rng, sharded = random.Random(0), kind == "shards"
     if not sharded:
         path = folder / f"{cuts}.jsonl.gz"
         if not path.exists():
@@ -110,12 +139,7 @@ def make(folder: Path, cuts: int, sharded: bool) -> Path:
 def seconds_to_the_first_update(folder: Path, cuts: int) -> float:
     """From the command until the first update of stage 1 is made, with so many cuts."""
     folder.mkdir()
-    generator = np.random.default_rng(0)
-    names = []
-    for number in range(FILES):
-        names.append(f"noise-{number:02}.flac")
-        samples = round(16_000 * generator.uniform(8, 16))
-        soundfile.write(folder / names[-1], 0.1 * generator.standard_normal(samples), 16_000)
+    noise(folder)
     prepare(str(folder), str(folder / "some.jsonl.gz"))
     with gzip.open(folder / "some.jsonl.gz", "rt") as file:
         some = [json.loads(line) for line in file]
@@ -180,8 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for cuts in SIZES[: 2 if options.quick else None]:
-            for kind in ("manifest", "shards"):
-                path = make(Path(name), cuts, kind == "shards")
+            for kind in KINDS:
+                path = make(Path(name), cuts, kind)
                 command = [sys.executable, "-m", "benchmarks.manifests", "--json", "-", "--measure", str(path)]
                 found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
                 rows.append({"kind": kind, "cuts": cuts} | {name: round(value, 3) for name, value in found.items()})
@@ -192,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = f"{row['kind']}, {row['cuts']:,} cuts: first batch within {START:g} s"
         report.add(name, START, row["first_batch_seconds"], 1.0, cpu_seconds=row["first_batch_cpu_seconds"])
     report.add(f"manifest, {cuts:,} cuts: command to first update within {START:g} s", START, update, 1.0)
-    for kind in ("manifest", "shards"):
+    for kind in KINDS:
         *_, smaller, largest = (row for row in rows if row["kind"] == kind)
         name = f"{kind}: memory with {smaller['cuts']:,} cuts against {largest['cuts']:,}"
         report.add(name, smaller["peak_mib"], largest["peak_mib"], FLAT, unit="MiB")

@@ -215,8 +215,8 @@ def test_cuts_packed_as_no_manifest_packs_them_are_refused_before_they_are_all_r
     soundfile.write(tmp_path / "r.wav", np.zeros(RATE), RATE)
     path = tmp_path / "cuts.jsonl.gz"
     path.write_bytes(250 * gzip.compress((json.dumps(cut()).encode() + b"\n") * 4_000))
-    looked, check = [], manifests._check_header
-    monkeypatch.setattr(manifests, "_check_header", lambda path: looked.append(path) or check(path))
+    looked, check = [], manifests.check_header
+    monkeypatch.setattr(manifests, "check_header", lambda entry: looked.append(entry) or check(entry))
     with pytest.raises(InputError, match="unpacks to more than 100 times"):
         prepare(path)
     assert 0 < len(looked) < 30_000
@@ -252,6 +252,35 @@ def circle(folder: Path) -> Path:
     return folder / "audio"
 
 
+def pipe_in_kaldi(folder: Path) -> Path:
+    (folder / "kaldi").mkdir()
+    soundfile.write(folder / "kaldi/a.wav", np.zeros(RATE), RATE)
+    (folder / "kaldi/wav.scp").write_text("a a.wav\n")
+    os.mkfifo(folder / "kaldi/text")
+    return folder / "kaldi"
+
+
+def pipe_among_tars(folder: Path) -> Path:
+    (folder / "tars").mkdir()
+    os.mkfifo(folder / "tars/a.tar")
+    return folder / "tars"
+
+
+def endless_quotation(folder: Path) -> Path:
+    (folder / "t.csv").write_text('path,text\na.wav,"' + 3_000_000 * "x y,\n")
+    return folder / "t.csv"
+
+
+def deep_row(folder: Path) -> Path:
+    (folder / "t.json").write_text('{"path": "a.wav"}\n{"path": ' + "[" * 200_000 + "\n")
+    return folder / "t.json"
+
+
+def endless_text(folder: Path) -> Path:
+    (folder / "t.txt").symlink_to("/dev/zero")
+    return folder / "t.txt"
+
+
 HUGE: list[Callable[[Path], Path]] = [
     deep,
     deep_inside,
@@ -263,6 +292,11 @@ HUGE: list[Callable[[Path], Path]] = [
     pipes_inside,
     named_pipe,
     circle,
+    pipe_in_kaldi,
+    pipe_among_tars,
+    endless_quotation,
+    deep_row,
+    endless_text,
 ]
 
 SCRIPT = """

@@ -27,7 +27,7 @@ from skill_speech import InputError, evaluate, load_model
 from skill_speech.cli import main
 from skill_speech.data import SAMPLE_RATE, BadAudio, prepare
 from skill_speech.data.audio import read_header
-from skill_speech.data.manifests import whole_file
+from skill_speech.data.listing import whole_file
 from skill_speech.evaluation.metrics import bootstrap, equal_error_rate
 from skill_speech.evaluation.metrics.bootstrap import estimate, point, resampled
 from skill_speech.evaluation.own_head import inference
@@ -538,7 +538,7 @@ def test_other_mistakes_are_one_line(
         (f"{tmp_path / 'bare'} --data {data} --output {out}", "bare: an encoder without a head"),
         (f"{tmp_path / 'misfit'} --data {data} --output {out}", "gives the token 'Q' the number 11; the CTC head has"),
         (f"{tmp_path / 'wordless'} --data {data} --output {out}", "no vocab.json there"),
-        (f"{model} --data {tmp_path / 'empty.jsonl'} --output {out}", "empty.jsonl: the manifest is empty"),
+        (f"{model} --data {tmp_path / 'empty.jsonl'} --output {out}", "empty.jsonl: names no audio files"),
         (f"{model} --data {folder / 'twice.jsonl'} --output {out}", "two cuts are called a"),
         (f"{model} --data {tmp_path / 'nowhere'} --output {out}", "nowhere: no such file or folder"),
         (f"{model} --data {data}", "not the model of a run, which has a place for results: give --output"),

@@ -201,7 +201,7 @@ def command_parser(name: str) -> Any:
         parser.add_function_arguments(function, as_group=False, skip={"runs"})
         return parser
     if name == "prepare":
-        parser.add_argument("source", type=str, help="see the first line")
+        parser.add_argument("source", type=str, nargs="+", help=_help_of(function, "source"))
         parser.add_argument("--shards", action=ActionYesNo(no_prefix="no_"), default=False, help="copy the audio too")
         parser.add_function_arguments(function, as_group=False, skip={"source", "shards"})
         return parser

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 COMMANDS = {
-    "prepare": "make a manifest of a folder of audio, a LibriSpeech folder, a tsv or another manifest",
+    "prepare": "check audio of any form (folders, tables, Kaldi, tar files …); make a manifest, or shards",
     "analyze": "measure how similar a teacher's layers are, and group them",
     "compress": "make a small encoder of a large one; rerun the same command to resume",
     "import": "convert a checkpoint of DPHuBERT, fairseq, TorchAudio and others to a folder that every command takes",
@@ -48,9 +48,13 @@ class Page(NamedTuple):
 DATA = ("max_bad", "absolute_paths", "workers", "min_seconds", "validation_data", "validation_seconds", "noise")
 PAGES = {
     "prepare": Page(
-        ("skill-speech prepare FOLDER --output cuts.jsonl.gz", "skill-speech prepare FOLDER --output SHARDS --shards"),
-        "compressing.md",
-        ("source", "output"),
+        (
+            "skill-speech prepare FOLDER --output cuts.jsonl.gz",
+            "skill-speech prepare table.csv --column clip --output cuts.jsonl.gz",
+            "skill-speech prepare FOLDER --output SHARDS --shards",
+        ),
+        "data.md",
+        ("source", "output", "column"),
     ),
     "analyze": Page(
         ("skill-speech analyze --teacher microsoft/wavlm-base-plus --data FOLDER --output runs/look",),

@@ -68,7 +68,7 @@ class CompressionConfig:
     """The arguments of `compress`, where they are described and have their defaults."""
 
     teacher: str
-    data: list[Part] | str
+    data: list[Part] | list[str] | str
     output: Annotated[str, MAY_CHANGE]
     method: Method
     targets: Targets | None

@@ -87,7 +87,7 @@ class CompressionResult:
 
 def analyze(
     teacher: str,
-    data: list[Part] | str,
+    data: list[Part] | list[str] | str,
     output: str,
     *,
     clusters: int | Literal["auto"] = 4,
@@ -106,7 +106,7 @@ def analyze(
 
     Args:
         teacher: hub id, folder or file.
-        data: a manifest, shards, anything `prepare` takes, or a list of parts that are mixed.
+        data: whatever `prepare` takes (docs/data.md), a list of it, or a list of parts that are mixed by weights.
         output: the run's folder.
         clusters: number of clusters K, or "auto".
         input_normalization: bring waveforms to mean 0 and variance 1 first; by default as the teacher's files say.
@@ -146,7 +146,7 @@ def analyze(
 
 def compress(
     teacher: str,
-    data: list[Part] | str,
+    data: list[Part] | list[str] | str,
     output: str,
     *,
     method: Method = "skill",
@@ -204,8 +204,8 @@ def compress(
 
     Args:
         teacher: hub id, folder or file.
-        data: unlabelled speech: a manifest, shards, anything `prepare` takes, or a list of parts (path and weight) that
-            are mixed.
+        data: unlabelled speech: whatever `prepare` takes (docs/data.md), a list of it, or a list of parts (path,
+            weight, column) that are mixed by their weights.
         output: the run's folder; the student will be in its `model`.
         method: "skill", or one of the methods it is compared with: a name for the next three.
         targets: which layers are matched, by the name of the method that has them; by default as the method has it.

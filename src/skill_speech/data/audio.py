@@ -37,7 +37,8 @@ from .decoding import (
     opened,
     read_mono,
 )
-from .fields import HIGHEST_RATE, LOWEST_RATE, MEMBER
+from .fields import BAD, HIGHEST_RATE, LOWEST_RATE, MEMBER, SLACK_SECONDS
+from .media import HINT, MEDIA_SUFFIXES, MediaFile, MissingDecoderError
 from .remote import read_bytes
 
 RESAMPLING_MARGIN_SECONDS = 0.05
@@ -59,13 +60,8 @@ FORMATS = {
 }
 """What soundfile calls the contents of files with these suffixes."""
 
-UNREAD_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        "3gp aac ac3 amr ape awb dff dsf dts eac3 m4a m4b m4p m4r mka mov mp4 mpc ra shn spx tak tta webm wma wv"
-    ).split()
-)
-"""Audio that soundfile does not read: such files count as bad audio, under their suffix."""
+UNREAD_SUFFIXES = frozenset(f".{name}" for name in "ape awb dff dsf dts m4p mpc ra shn spx tak tta wv".split())
+"""Audio that nothing here reads: such files count as bad audio, under their suffix."""
 
 CLIPPED_SHARE = 0.001
 """Of samples at full scale, from which audio counts as clipped."""
@@ -109,20 +105,26 @@ class AudioHeader(NamedTuple):
     cut_short: bool = False
 
 
-def read_header(path: str | Path) -> AudioHeader:
+def read_header(path: str | Path, contents: io.BytesIO | None = None, *, last_sample: bool = True) -> AudioHeader:
     """Reads the header and the last sample: finds missing, foreign, empty and cut-off files without decoding them.
+
+    Args:
+        path: of the file; with `contents`, what they are called.
+        contents: the bytes of a file that lies in another one.
+        last_sample: False to believe the header, which for FLAC takes a fifth of the time.
 
     Raises BadAudio, whose message starts with the path.
     """
+    source = path if contents is None else contents
     try:
-        with opened(path) as file:
+        with opened(source) as file:
             _check_rate(path, file.samplerate)
             samples = decoded_samples(file) if is_stream(file) else file.frames
-            cut_short = _cut_short(path, file, samples)
+            cut_short = _cut_short(source, file, samples)
             header = AudioHeader(file.samplerate, file.channels, samples, file.format, cut_short)
             if samples <= 0:
                 raise BadAudio(f"{path}: empty, it has no samples", "no samples")
-            if not is_stream(file):
+            if last_sample and not is_stream(file):
                 file.seek(samples - 1)
                 if len(file.read(1)) != 1:
                     raise BadAudio(
@@ -130,11 +132,13 @@ def read_header(path: str | Path) -> AudioHeader:
                     )
     # A ValueError is a name that cannot be one.
     except (OSError, ValueError, soundfile.SoundFileError) as error:
-        raise _undecodable(path, error) from error
+        raise (_undecodable(path, error) if contents is None else _undecodable_inside(path, error)) from error
     return header
 
 
-def _cut_short(path: str | Path, file: soundfile.SoundFile, samples: int) -> bool:
+def _cut_short(path: str | Path | io.BytesIO, file: soundfile.SoundFile, samples: int) -> bool:
+    if isinstance(file, MediaFile):
+        return samples < file.stated_samples - SLACK_SECONDS * file.samplerate
     if file.format == "MP3" and is_stream(file):
         return ends_within_a_frame(file) or samples < mp3_start(path).samples - SLACK_SAMPLES
     stated = STATED_LENGTH.search(file.extra_info)
@@ -194,14 +198,14 @@ def load_waveform(cut: Cut) -> npt.NDArray[np.float32]:
     """
     path = audio_path(cut)
     length = num_samples(cut)
+    if (bad := (cut.custom or {}).get(BAD)) is not None:
+        raise BadAudio(*bad)
     try:
         waveform_T = _read_part(path, cut, length) if _is_part_of_a_file(cut) else _read_by_lhotse(cut, length)
     except BadAudio:
         raise
     except (OSError, ValueError, soundfile.SoundFileError) as error:
-        if _member(cut) is not None:
-            raise BadAudio(f"{path}: cannot be decoded ({_one_line(error)})") from error
-        raise _undecodable(path, error) from error
+        raise (_undecodable_inside(path, error) if _inside(cut) else _undecodable(path, error)) from error
     if not np.isfinite(waveform_T).all():
         raise BadAudio(f"{path}: the audio holds NaN or infinite values: repair or remove the file", "not finite")
     return waveform_T
@@ -221,6 +225,11 @@ def _member(cut: Cut) -> Any:
     return (cut.custom or {}).get(MEMBER) if isinstance(cut, DataCut) else None
 
 
+def _inside(cut: Cut) -> bool:
+    """Whether the cut's audio is no file of its own."""
+    return _member(cut) is not None or (isinstance(cut, DataCut) and cut.recording.sources[0].type == "memory")
+
+
 def _is_part_of_a_file(cut: Cut) -> bool:
     if not isinstance(cut, DataCut):
         return False
@@ -229,7 +238,7 @@ def _is_part_of_a_file(cut: Cut) -> bool:
     recording = cut.recording
     # One change of the sample rate is what `_read_part` does itself, from the file's own rate.
     only_resampled = [_transform_name(transform) for transform in recording.transforms or ()] in ([], ["Resample"])
-    return only_resampled and len(recording.sources) == 1 and recording.sources[0].type == "file"
+    return only_resampled and len(recording.sources) == 1 and recording.sources[0].type in ("file", "memory")
 
 
 def is_resampled(cut: Cut) -> bool:
@@ -248,7 +257,7 @@ def _read_part(path: str, cut: DataCut, length: int) -> npt.NDArray[np.float32]:
     file_channels = cut.recording.sources[0].channels
     wanted = [cut.channel] if isinstance(cut.channel, int) else cut.channel
     channels = [file_channels.index(channel) for channel in wanted]
-    with opened(path if _member(cut) is None else _read_member(cut)) as file:
+    with opened(_read_member(cut) if _inside(cut) else path) as file:
         if max(channels) >= file.channels:
             raise BadAudio(
                 f"{path}: has {file.channels} channels, the manifest asks for channel {max(channels)}", "other channels"
@@ -274,7 +283,9 @@ def ends_early(cut: Cut, header: AudioHeader) -> BadAudio | None:
     return _truncated(audio_path(cut), header.samples / header.sample_rate, stop / SAMPLE_RATE)
 
 
-def _read_member(cut: Cut) -> io.BytesIO:
+def _read_member(cut: DataCut) -> io.BytesIO:
+    if _member(cut) is None:
+        return io.BytesIO(cut.recording.sources[0].source)
     try:
         return io.BytesIO(read_bytes(*_member(cut)))
     except OSError as error:
@@ -361,11 +372,26 @@ def _undecodable(path: str | Path, error: Exception) -> BadAudio:
         return BadAudio(f"{path}: empty, it has no bytes", "empty")
     if isinstance(error, NotAFileError):
         return BadAudio(f"{path}: not a file but a pipe, a device or a folder", "not a file")
-    if (suffix := Path(path).suffix.lower()) in UNREAD_SUFFIXES:
+    suffix = Path(path).suffix.lower()
+    if isinstance(error, MissingDecoderError):
+        return _needs_pyav(path, suffix)
+    if suffix in UNREAD_SUFFIXES:
         return BadAudio(
             f"{path}: {suffix} is not read: convert it to FLAC or WAV", f"format that is not read, {suffix}"
         )
     return BadAudio(f"{path}: cannot be decoded ({_one_line(error)})")
+
+
+def _undecodable_inside(path: str | Path, error: Exception) -> BadAudio:
+    """Why audio that lies in another file cannot be decoded."""
+    if isinstance(error, MissingDecoderError):
+        return _needs_pyav(path, Path(path).suffix.lower())
+    return BadAudio(f"{path}: cannot be decoded ({_one_line(error)})")
+
+
+def _needs_pyav(path: str | Path, suffix: str) -> BadAudio:
+    suffix = suffix if suffix in MEDIA_SUFFIXES else "this container"
+    return BadAudio(f"{path}: {suffix} is not read without PyAV: {HINT}", "format that needs PyAV")
 
 
 def shown(path: str | Path) -> str:

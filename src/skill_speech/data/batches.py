@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from ..errors import InputError
 from .audio import SAMPLE_RATE, at_16khz, num_samples
 from .fields import LONGEST_SECONDS
-from .streams import first_cuts, in_order, shuffled
+from .streams import all_cuts, first_cuts, in_order, shuffled, some
 
 logger = logging.getLogger("skill_speech.data")
 
@@ -144,7 +144,7 @@ class TrainingBatches(Sampler[CutSet]):
         windows = _windows(in_order(self._all_cuts, f"{self.seed}/{epoch}"), self.longest, self.whole)
         long_enough = (cut for cut in windows if cut.duration >= self.min_seconds)
         stream = shuffled(long_enough, generator)
-        while pool := list(islice(stream, SORTED_AT_ONCE)):
+        while pool := some(stream, SORTED_AT_ONCE):
             most = round(self.batch_seconds * SAMPLE_RATE)
             batches = list(_of_similar_length(pool, most, generator, max if self.whole else min))
             generator.shuffle(batches)
@@ -184,7 +184,7 @@ def evaluation_batches(
         raise InputError(f"limit_seconds is {limit_seconds:g}; it must be positive")
     generator = random.Random(seed)
     if limit_seconds is None:
-        whole = list(cuts)
+        whole = all_cuts(cuts)
         if sum(_parts(cut, longest) for cut in whole) > MOST_IN_A_PASS:
             raise InputError(f"more than {MOST_IN_A_PASS:,} windows of audio to go through in one pass: give less")
         chosen = _long_enough(_windows(whole, longest), SHORTEST_EVALUATED_SECONDS)

@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from .media import container_of, decoded
+
 BLOCK = 1 << 16
 """Bytes written to a pipe, and samples decoded, at a time."""
 
@@ -73,11 +75,21 @@ def opened(source: str | Path | io.BytesIO) -> Iterator[soundfile.SoundFile]:
 
     Raises:
         OSError, soundfile.SoundFileError: it cannot be opened.
+        MissingDecoderError: only PyAV reads it, which is not installed.
     """
     if not isinstance(source, io.BytesIO):
         check_regular(source)
     name = source if isinstance(source, io.BytesIO) else str(source)
-    with soundfile.SoundFile(name) as file:
+    try:
+        known = soundfile.SoundFile(name)
+    except soundfile.SoundFileError:
+        container = container_of(source)
+        if container is None:
+            raise
+        with decoded(source, container) as media:
+            yield media
+        return
+    with known as file:
         unstated = file.frames >= UNSTATED
         guessed = file.format == "MP3" and _guessed(source, file)
         if not unstated and not guessed:

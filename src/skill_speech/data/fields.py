@@ -22,6 +22,10 @@ MEMBER = "shard_member"
 In the shards themselves it is without the path."""
 
 
+BAD = "bad_audio"
+"""Custom field of a cut whose audio was found unusable when its header was read: (message, kind)."""
+
+
 class FieldError(ValueError):
     """A field with a value that it cannot have; its message is a phrase: "duration is -1; it must be …"."""
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lhotse import CutSet
+from lhotse import CutSet, SupervisionSegment
 from lhotse.cut import Cut
 
 from ..errors import InputError
@@ -28,7 +28,8 @@ class Fingerprint:
 
     Attributes:
         cuts: how many there are.
-        hash: SHA-256 of their ids, files as named, starts, durations, texts and speakers. Audio is not looked at.
+        hash: SHA-256 of their ids, files as named, starts, durations, texts, speakers and labels, without
+            their audio.
     """
 
     cuts: int
@@ -52,8 +53,14 @@ def fingerprint(cuts: CutSet) -> Fingerprint:
 
 
 def _of_cut(cut: Cut) -> list[Any]:
-    said = [(part.text, part.speaker) for part in cut.supervisions]  # what a head may learn from
+    said = [_of_supervision(part) for part in cut.supervisions]
     return [cut.id, cut.start, cut.duration, getattr(cut, "channel", 0), *local_files(cut), said]
+
+
+def _of_supervision(part: SupervisionSegment) -> list[Any]:
+    """What a head may learn from."""
+    label = (part.custom or {}).get("label")
+    return [part.text, part.speaker] if label is None else [part.text, part.speaker, label]
 
 
 def check_same_data(path: Path, data: Mapping[str, CutSet | None], accept: bool) -> dict[str, dict[str, Any]]:

@@ -2,51 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from lhotse import AudioSource, CutSet, MonoCut, MultiCut, Recording, SupervisionSegment
-from lhotse.cut import Cut, MixedCut
-from lhotse.cut.data import DataCut
-from lhotse.serialization import deserialize_item
-from lhotse.utils import fastcopy
+from lhotse import CutSet, MultiCut
+from lhotse.cut import Cut
 from rich.progress import track
 
 from ..errors import InputError
 from ..files import atomic_write, write_json
 from ..limits import check_options
 from ..run.progress import terminal
-from .audio import (
-    SAMPLE_RATE,
-    AudioHeader,
-    BadAudio,
-    at_16khz,
-    audio_path,
-    doubts,
-    ends_early,
-    is_resampled,
-    load_waveform,
-    local_files,
-    other_format,
-    read_header,
-    shown,
-)
+from .audio import SAMPLE_RATE, BadAudio, at_16khz, audio_path, ends_early, is_resampled, local_files, shown
 from .corpus import Corpus
-from .fields import BAD_AUDIO, MEMBER, FieldError, check_line
-from .layouts import AudioFile, list_folder, list_tsv
-from .lines import blocks, is_regular, lines
+from .fields import BAD_AUDIO
+from .forms import MANIFEST_SUFFIXES, Options, Source, open_sources
+from .lhotse_manifests import ManifestReader
+from .listing import (
+    Checked,
+    Entry,
+    ListedCuts,
+    Listing,
+    check_all,
+    check_header,
+    cut_of,
+    distinct,
+    in_threads,
+    unfitting,
+)
 from .remote import is_remote
-from .shards import INDEX, is_sharded, open_shards, write_shards
-from .streams import Mixture, transformed
+from .shards import INDEX, open_shards, write_shards
+from .streams import LOOKED_AT, Chain, Mixture, transformed
 from .tally import AudioTally, Note
 
 logger = logging.getLogger("skill_speech.data")
@@ -54,20 +46,10 @@ logger = logging.getLogger("skill_speech.data")
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-Checked = tuple[AudioHeader | BadAudio, list[str]]
-Check = Callable[[str], Checked]
-
-SHORTEST_SECONDS = 0.025
-"""One frame of the convolutional front end; nothing can be done with less."""
+Check = Callable[[Entry], Checked]
 
 LIST = "bad_audio.json"
 """The file in a folder of shards, or the end of the name of one beside a manifest, that lists unusable audio."""
-
-MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
-KNOWN_SOURCES = (
-    "a folder of audio, a LibriSpeech folder, a fairseq .tsv, a lhotse manifest of cuts or recordings "
-    "(.jsonl, .jsonl.gz), or shards"
-)
 
 
 @dataclass(frozen=True)
@@ -77,14 +59,16 @@ class Part:
     Attributes:
         path: anything that `open_cuts` takes.
         weight: of its cuts among those of the others: with 3 and 1, three of four cuts are from the first.
+        column: as in `prepare`.
     """
 
     path: str
     weight: float = 1.0
+    column: str | None = None
 
 
 def prepare(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     output: str | Path | None = None,
     *,
     shards: bool = False,
@@ -92,18 +76,19 @@ def prepare(
     max_bad: float | str = "1%",
     decode: bool = False,
     absolute_paths: bool = False,
+    column: str | None = None,
 ) -> CutSet:
-    """Makes a cut set of 16 kHz mono audio from a folder, a LibriSpeech folder, a fairseq tsv or a lhotse manifest.
+    """Makes a cut set of 16 kHz mono audio from data of any form.
 
-    Every file's header and last sample are read, or all of it with `decode`. Files that cannot be used are named in the
-    log and left out; beside the output, a file that ends in .bad_audio.json lists them.
-    Audio of another sample rate or with several channels stays as it is on disk; it is resampled and mixed down when
-    it is read (`load_waveform`).
+    docs/data.md lists the forms; what the data was recognised as is said. Every file's header and last sample are read,
+    or all of it with `decode`. Files that cannot be used are named in the log and left out; beside the output, a file
+    that ends in .bad_audio.json lists them. Audio of another sample rate or with several channels stays as it is on
+    disk; it is resampled and mixed down when it is read (`load_waveform`).
 
     Args:
-        source: a folder of audio (anything soundfile reads, searched recursively), a LibriSpeech folder (a subset, or
-            the folder of several; transcripts and speakers become supervisions), a fairseq or DPHuBERT tsv, or a
-            lhotse manifest of cuts or recordings.
+        source: what names audio, or several: folders (of audio, LibriSpeech, Kaldi, shards …), files (audio, CSV, JSON
+            lines, tsv, lhotse manifests, tar files …), globs, or addresses. Texts, speakers and labels become
+            supervisions.
         output: where to write the cuts (.jsonl or .jsonl.gz, with absolute paths); written whole or not at all. With
             `shards`, the folder for them.
         shards: copy the audio too, as 16 kHz mono FLAC in tar files of about 200 MB, which can be read from a server.
@@ -112,7 +97,8 @@ def prepare(
         decode: decode all audio, which takes long, and find what headers do not show: NaN, damage in the middle; files
             that are silent, clipped or have a DC offset are named, and kept. Shards are always made of what could be
             decoded.
-        absolute_paths: a manifest or tsv may name files outside of its own folder.
+        absolute_paths: what names files may name files outside of its own folder.
+        column: the one of a table that holds the paths, or of a dataset that holds the audio.
 
     Returns:
         The cuts, in memory, or opened lazily from `output` where it is given.
@@ -122,35 +108,59 @@ def prepare(
             than `max_bad`, or an output that cannot be written.
     """
     check_options(prepare, dict(locals()))
-    return _prepare(source, output, shards, jobs, max_bad, decode, absolute_paths)[0]
+    _check_output(output, shards, jobs)
+    sources = open_sources(source, Options(absolute_paths, column))
+    _check_named(sources, output, shards)
+    return _prepare(_named(sources), output, shards, jobs, max_bad, decode)[0]
 
 
-def _prepare(
-    source: str | Path,
-    output: str | Path | None,
-    shards: bool,
-    jobs: int,
-    max_bad: float | str,
-    decode: bool,
-    absolute_paths: bool,
-) -> tuple[CutSet, AudioTally]:
-    path = _existing(source)
+def _check_output(output: str | Path | None, shards: bool, jobs: int) -> None:
     if shards and output is None:
         raise InputError("shards need an output folder: give --output")
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
     if output is not None and not shards and not str(output).endswith(MANIFEST_SUFFIXES):
         raise InputError(f"{output}: a manifest's name must end in .jsonl or .jsonl.gz")
-    tally = _Tally(path, AudioTally(max_bad))
-    check = _decode if decode else _check_header
-    if path.name.endswith(MANIFEST_SUFFIXES):
-        cuts = _check_manifest(_ManifestReader(path, absolute_paths), tally, check, jobs)
-    else:
-        cuts = _cut_files(path, tally, check, jobs, absolute_paths)
+    if output is not None and shards:
+        folder = Path(output).expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{output}: a file; the output of shards is a folder")
+        if (folder / INDEX).exists():
+            raise InputError(f"{output}: has shards already; remove them or choose another folder")
+
+
+def _check_named(sources: Sequence[Source], output: str | Path | None, shards: bool) -> None:
+    """See that a manifest can name the audio of the sources, if one is to be written."""
+    for source in sources:
+        streamed = isinstance(source.content, Listing) and source.content.stream
+        if not shards and (streamed or (source.inside and output is not None)):
+            raise InputError(
+                f"{source.path}: the audio of {source.form} has no files of its own, which a manifest could name: add "
+                "--shards, which copies it, and --output FOLDER"
+            )
+
+
+def _prepare(
+    sources: Sequence[Source],
+    output: str | Path | None,
+    shards: bool,
+    jobs: int,
+    max_bad: float | str,
+    decode: bool,
+) -> tuple[CutSet, AudioTally]:
+    name = ", ".join(dict.fromkeys(source.path for source in sources))
+    tally = _Tally(name, AudioTally(max_bad))
+    check = check_all if decode else check_header
+    cuts = chain.from_iterable(
+        _check_listing(source.content, tally, check, jobs)
+        if isinstance(source.content, Listing)
+        else _check_cuts(source.content, tally, check, jobs)
+        for source in sources
+    )
     if output is None:
         kept = list(cuts)
         tally.report()
-        logger.info("%s: %d cuts, %.2f h", path, tally.usable, tally.seconds / 3600)
+        logger.info("%s: %d cuts, %.2f h", name, tally.usable, tally.seconds / 3600)
         return CutSet(kept), tally.audio
     output = Path(output).expanduser()
     if shards:
@@ -159,68 +169,88 @@ def _prepare(
     _write_whole(cuts, output, tally)
     logger.info("%s: %d cuts, %.2f h", output, tally.usable, tally.seconds / 3600)
     outside = Corpus(output.parent, anywhere=False)
-    if any(not outside.holds(name) for cut in islice(_ManifestReader(output, True), 1) for name in local_files(cut)):
+    if any(not outside.holds(name) for cut in islice(ManifestReader(output, True), 1) for name in local_files(cut)):
         logger.info("%s: its audio lies outside of its folder: open it with absolute_paths set to true", output)
-    return CutSet(_ManifestReader(output, True)), tally.audio
+    return CutSet(ManifestReader(output, True)), tally.audio
+
+
+def _named(sources: list[Source]) -> list[Source]:
+    """The same, after saying what they are."""
+    for source in sources:
+        details = source.content.details if isinstance(source.content, Listing) else ""
+        logger.info("%s: %s%s", source.path, source.form, f" ({details})" if details else "")
+    return sources
 
 
 def open_cuts(
-    data: str | Path | CutSet | Sequence[Part],
+    data: str | Path | CutSet | Sequence[Part | str],
     *,
     absolute_paths: bool = False,
     max_bad: float | str = "1%",
     found: AudioTally | None = None,
     labels: bool = False,
 ) -> CutSet:
-    """Opens training data: a manifest or shards (read lazily), a CutSet, or anything else that `prepare` takes.
+    """Opens data of any form that `prepare` takes (docs/data.md), or a CutSet.
 
-    Shards may lie anywhere that fsspec reaches: https://…, s3://…. Of several parts a mixture is made. The cuts count
-    in samples of 16 kHz, whatever their files' rate. A manifest's audio is not checked here: bad files show when they
-    are read.
+    What names at most 20,000 files is checked now, as `prepare` does. Of more, and of what comes as a stream, headers
+    are read as the files come by: bad ones show when they are read, as those of a lhotse manifest do. The cuts count in
+    samples of 16 kHz, whatever their files' rate.
 
     Args:
-        data: what to open.
-        absolute_paths: a manifest or tsv may name files outside of its own folder.
-        max_bad: as in `prepare`, for what is prepared here.
-        found: gets what was wrong with audio that was prepared, here or before.
+        data: a path, a glob, an address (hf://datasets/…; of shards anything that fsspec reaches: https://…, s3://…),
+            or a list of them, of which each cut is taken once. A list of parts is mixed by their weights.
+        absolute_paths: what names files may name files outside of its own folder.
+        max_bad: as in `prepare`, for what is checked here.
+        found: gets what was wrong with audio that was checked, here or before.
         labels: keep what a manifest's supervisions have under custom["label"]; otherwise custom fields are left out.
 
-    Raises InputError for anything that `prepare` refuses, and while iterating for a manifest line that is not a cut.
+    Raises InputError for anything that `prepare` refuses, and while iterating for a line that is not as it has to be.
     """
     if isinstance(data, CutSet):
         return transformed(data, _To16kHz("the given cuts"))
-    if not isinstance(data, str | Path):
-        return _mixture(data, absolute_paths, max_bad, found, labels)
-    if is_sharded(data):
-        if not is_remote(str(data)):
-            _read_list(Path(data).expanduser() / LIST, found)
-        return open_shards(data, absolute_paths)
-    path = _existing(data)
-    if not path.name.endswith(MANIFEST_SUFFIXES):
-        cuts, audio = _prepare(path, None, False, 2, max_bad, False, absolute_paths)
-        if found is not None:
-            found.include(audio.state_dict())
-        return cuts
-    _read_list(_list_of(path), found)
-    cuts = transformed(CutSet(_ManifestReader(path, absolute_paths, bare=True, labels=labels)), _To16kHz(str(path)))
+    options = Options(absolute_paths, bare=True, labels=labels)
+    if isinstance(data, str | Path):
+        return _opened(data, options, max_bad, found)
+    if any(isinstance(part, Part) for part in data):
+        return _mixture([part if isinstance(part, Part) else Part(part) for part in data], options, max_bad, found)
+    return _opened([str(part) for part in data], options, max_bad, found)
+
+
+def _opened(
+    data: str | Path | Sequence[str], options: Options, max_bad: float | str, found: AudioTally | None
+) -> CutSet:
+    sets = [_cuts_of(source, max_bad, found) for source in _named(open_sources(data, options))]
+    return sets[0] if len(sets) == 1 else CutSet(Chain(tuple(sets)))
+
+
+def _cuts_of(source: Source, max_bad: float | str, found: AudioTally | None) -> CutSet:
+    content = source.content
+    if isinstance(content, Listing):
+        if not content.stream and len(list(islice(content, LOOKED_AT + 1))) <= LOOKED_AT:
+            cuts, audio = _prepare([source], None, False, 2, max_bad, False)
+            if found is not None:
+                found.include(audio.state_dict())
+            return cuts
+        cuts = CutSet(ListedCuts(content))
+    elif isinstance(content, CutSet):  # shards, which are what `prepare` has made of good audio
+        if not is_remote(source.path):
+            _read_list(Path(source.path) / LIST, found)
+        return content
+    else:
+        if isinstance(content, ManifestReader):
+            _read_list(_list_of(content.path), found)
+        cuts = transformed(CutSet(content), _To16kHz(source.path))
     # The wrong kind of file should fail here, not in the middle of a run.
     if next(iter(cuts), None) is None:
-        raise InputError(f"{path}: the manifest is empty")
+        raise InputError(f"{source.path}: names no audio files")
     return cuts
 
 
-def _mixture(
-    parts: Sequence[Part], absolute_paths: bool, max_bad: float | str, found: AudioTally | None, labels: bool
-) -> CutSet:
+def _mixture(parts: Sequence[Part], options: Options, max_bad: float | str, found: AudioTally | None) -> CutSet:
     for part in parts:
         if not (math.isfinite(part.weight) and part.weight > 0):
             raise InputError(f"{part.path}: its weight is {part.weight:g}; it must be positive")
-    if not parts:
-        raise InputError("the list of data is empty")
-    sets = [
-        open_cuts(part.path, absolute_paths=absolute_paths, max_bad=max_bad, found=found, labels=labels)
-        for part in parts
-    ]
+    sets = [_opened(part.path, options._replace(column=part.column), max_bad, found) for part in parts]
     return CutSet(Mixture(tuple(sets), tuple(part.weight for part in parts)))
 
 
@@ -244,123 +274,11 @@ class _To16kHz:
             logger.info("%s: " + message, self.source, cut.id)
 
 
-@dataclass(frozen=True)
-class _ManifestReader:
-    """Iterates over the cuts of a jsonl manifest of cuts or recordings, one line at a time, with absolute paths.
-
-    Files have to lie below the manifest's folder, links followed; with `absolute_paths` they may be anywhere. Relative
-    paths are relative to the working folder, as in lhotse, else to the manifest's own. Sources that are commands, which
-    lhotse would run, or addresses are refused.
-
-    `bare`: without what training does not need and what may be large: custom fields, features, alignments.
-    `labels`: but with the supervisions' custom["label"].
-    """
-
-    path: Path
-    absolute_paths: bool = False
-    bare: bool = False
-    labels: bool = False
-
-    def __iter__(self) -> Iterator[Cut]:
-        corpus = Corpus(self.path.parent, self.absolute_paths)
-        number = 1
-        try:
-            for number, line in enumerate(lines(self._blocks(), str(self.path)), start=1):
-                item = json.loads(line.decode())
-                check_line(item)
-                if self.bare:
-                    _strip(item, self.labels)
-                yield self._to_cut(deserialize_item(item), number, corpus)
-        except InputError:
-            raise
-        except FieldError as error:
-            raise InputError(f"{self.path}: line {number}: {error}: correct it, or prepare the data again") from None
-        # What damaged JSON, a truncated gzip stream and a foreign object make of themselves inside lhotse.
-        except Exception as error:
-            raise InputError(
-                f"{self.path}: cannot be read as a lhotse manifest of cuts or recordings, at or after line {number} "
-                f"({type(error).__name__}): prepare the data again"
-            ) from error
-
-    def fingerprint(self) -> tuple[int, str]:
-        """The number of lines, and their hash."""
-        digest, count, last = hashlib.sha256(), 0, b"\n"
-        for block in self._blocks():
-            digest.update(block)
-            count += block.count(b"\n")
-            last = block
-        return count + (not last.endswith(b"\n")), digest.hexdigest()
-
-    def _blocks(self) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            yield from blocks(file, str(self.path))
-
-    def _to_cut(self, item: object, number: int, corpus: Corpus) -> Cut:
-        if isinstance(item, Recording):
-            item = item.to_cut()
-        if not isinstance(item, Cut):
-            raise InputError(
-                f"{self.path}: line {number} is a {type(item).__name__}: give a manifest of cuts or recordings"
-            )
-        if isinstance(item, MixedCut):
-            for track in item.tracks:
-                track.cut = self._checked(track.cut, number, corpus)
-            return item
-        return self._checked(item, number, corpus)
-
-    def _checked(self, cut: Cut, number: int, corpus: Corpus) -> Cut:
-        """The cut with absolute paths."""
-        if not isinstance(cut, DataCut):
-            return cut
-        # Only shards may say that audio lies in another file than the recording's.
-        (cut.custom or {}).pop(MEMBER, None)
-        cut.custom = cut.custom or None
-        if not cut.has_recording:
-            return cut
-        for source in cut.recording.sources:
-            if source.type == "command":
-                raise InputError(f"{self.path}: line {number} would run a command, which is never done: {cut.id}")
-            if source.type != "file":
-                raise InputError(
-                    f"{self.path}: line {number} has audio of the type {source.type!r}: only files are read; download "
-                    "it, and give their paths"
-                )
-        sources = [
-            fastcopy(source, source=self._absolute(source.source, number, corpus)) for source in cut.recording.sources
-        ]
-        known = [channel for source in sources for channel in source.channels]
-        wanted = cut.channel if isinstance(cut.channel, list) else [cut.channel]
-        if not all(channel in known for channel in wanted):
-            raise InputError(f"{self.path}: line {number}: {cut.id} has no channel {cut.channel}")
-        return fastcopy(cut, recording=fastcopy(cut.recording, sources=sources))
-
-    def _absolute(self, name: str, number: int, corpus: Corpus) -> str:
-        here = found = os.path.abspath(name)
-        if not os.path.isabs(name):
-            own = os.path.abspath(self.path.parent / name)
-            found = here if os.path.exists(here) and (corpus.holds(here) or not os.path.exists(own)) else own
-        if not corpus.holds(found):
-            raise InputError(f"{self.path}: line {number} names {shown(name)}, {corpus.outside}")
-        return found
-
-
-def _strip(item: dict[str, Any], labels: bool) -> None:
-    for name in ("custom", "features", "alignment"):
-        item.pop(name, None)
-    for said in item.get("supervisions") or ():
-        custom = said.get("custom") or {}
-        _strip(said, labels)
-        if labels and "label" in custom:
-            said["custom"] = {"label": custom["label"]}
-    for mixed in item.get("tracks") or ():
-        _strip(mixed["cut"], labels)
-
-
 @dataclass
 class _Tally:
     """Counts what went through, and says it once at the end."""
 
-    source: Path
+    source: str
     audio: AudioTally
     usable: int = 0
     seconds: float = 0.0
@@ -392,7 +310,7 @@ class _Tally:
         """Logs conversions and unusable files; raises InputError when these are too many or there is nothing at all."""
         total, bad = self.audio.read, self.audio.left_out
         if not total:
-            raise InputError(f"{self.source}: the manifest is empty")
+            raise InputError(f"{self.source}: names no audio files")
         if bad and (not self.usable or bad > self.audio.max_bad * total):
             raise InputError(
                 f"{self.source}: {bad} of {total} files cannot be used, more than the {self.audio.max_bad:.3g} share "
@@ -407,95 +325,30 @@ class _Tally:
             logger.info("%d of %d files are not mono: mixed down on the fly", self.mixed_down, self.usable)
 
 
-def _existing(source: str | Path) -> Path:
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise InputError(f"{source}: no such file or folder: give {KNOWN_SOURCES}")
-    if not path.is_dir() and not is_regular(path):
-        raise InputError(f"{source}: neither a file nor a folder: give {KNOWN_SOURCES}")
-    if path.is_file() and not path.name.endswith((*MANIFEST_SUFFIXES, ".tsv")):
-        raise InputError(f"{source}: not a known kind of data: give {KNOWN_SOURCES}")
-    return Path(os.path.abspath(path))
-
-
-def _cut_files(path: Path, tally: _Tally, check: Check, jobs: int, absolute_paths: bool) -> Iterator[Cut]:
-    files = list_folder(path) if path.is_dir() else list_tsv(path, absolute_paths)
-    checked = in_threads(check, (file.path for file in files), jobs)
-    for file, (header, kinds) in with_progress(zip(files, checked, strict=True), len(files)):
+def _check_listing(listing: Listing, tally: _Tally, check: Check, jobs: int) -> Iterator[Cut]:
+    """The cuts of a listing's usable entries."""
+    first = [] if listing.stream else list(islice(listing, LOOKED_AT + 1))
+    few = 0 < len(first) <= LOOKED_AT
+    entries: Iterable[Entry] = distinct(first) if few else listing
+    checked = in_threads(
+        lambda entry: (entry, check(entry)), entries, jobs, at_once=8 * jobs if listing.stream else 1000
+    )
+    for entry, (header, kinds) in with_progress(checked, len(first) if few else None):
+        if not isinstance(header, BadAudio):
+            header = unfitting(entry, header) or header
         if isinstance(header, BadAudio):
-            tally.leave_out(file.path, header)
-        elif file.samples is not None and file.samples != header.samples:
-            message = f"{file.path}: has {header.samples} samples, the tsv says {file.samples}"
-            tally.leave_out(file.path, BadAudio(message, "other length than stated"))
+            tally.leave_out(entry.path, header)
         else:
-            cut = _file_to_cut(file, header)
-            tally.add(cut, file.path, kinds, converted=header.sample_rate != SAMPLE_RATE)
+            cut = cut_of(entry, header)
+            tally.add(cut, entry.path, kinds, converted=header.sample_rate != SAMPLE_RATE)
             yield cut
 
 
-def whole_file(path: str | Path, file_id: str, header: AudioHeader) -> MonoCut | MultiCut:
-    """A cut of a whole audio file, counted in samples of 16 kHz."""
-    recording = Recording(
-        id=file_id,
-        sources=[AudioSource(type="file", channels=list(range(header.channels)), source=os.path.abspath(path))],
-        sampling_rate=header.sample_rate,
-        num_samples=header.samples,
-        duration=header.samples / header.sample_rate,
-    )
-    return at_16khz(recording.to_cut())
-
-
-def _file_to_cut(file: AudioFile, header: AudioHeader) -> MonoCut | MultiCut:
-    cut = whole_file(file.path, file.id, header)
-    if file.text is not None:
-        supervision = SupervisionSegment(
-            id=file.id,
-            recording_id=file.id,
-            start=0.0,
-            duration=cut.duration,
-            channel=cut.channel,
-            text=file.text,
-            speaker=file.speaker,
-        )
-        cut.supervisions = [supervision]
-    return cut
-
-
-def try_header(path: str) -> AudioHeader | BadAudio:
-    """The header, or what is wrong with the file."""
-    try:
-        return read_header(path)
-    except BadAudio as error:
-        return error
-
-
-def _check_header(path: str) -> Checked:
-    """The header, or what is wrong with the file; and what is odd about it."""
-    header = try_header(path)
-    if isinstance(header, BadAudio):
-        return header, []
-    if header.samples / header.sample_rate < SHORTEST_SECONDS:
-        return BadAudio(f"{path}: {header.samples} samples are less than one frame of 25 ms", "too short"), []
-    kinds = ["another format than its name says"] if other_format(path, header) else []
-    return header, [*kinds, "shorter than its header says"] if header.cut_short else kinds
-
-
-def _decode(path: str) -> Checked:
-    """As `_check_header`, from all of the audio."""
-    header, kinds = _check_header(path)
-    if isinstance(header, BadAudio):
-        return header, kinds
-    try:
-        return header, kinds + doubts(load_waveform(whole_file(path, path, header)))
-    except BadAudio as error:
-        return error, []
-
-
-def _check_manifest(reader: _ManifestReader, tally: _Tally, check: Check, jobs: int) -> Iterator[Cut]:
+def _check_cuts(cuts: Iterable[Cut], tally: _Tally, check: Check, jobs: int) -> Iterator[Cut]:
     def checked(cut: Cut) -> tuple[Cut, Checked | None]:
         found: Checked | None = None
         for path in local_files(cut):
-            found = check(path)
+            found = check(Entry(path, path))
             if isinstance(found[0], BadAudio):
                 break
             early = ends_early(cut, found[0])
@@ -504,7 +357,7 @@ def _check_manifest(reader: _ManifestReader, tally: _Tally, check: Check, jobs: 
         return cut, found
 
     # A line may be long, and so a thousand cuts large.
-    for cut, found in in_threads(checked, map(at_16khz, reader), jobs, at_once=8 * jobs):
+    for cut, found in in_threads(checked, map(at_16khz, cuts), jobs, at_once=8 * jobs):
         header, kinds = found or (None, [])
         if isinstance(header, BadAudio):
             tally.leave_out(audio_path(cut), header)
@@ -513,15 +366,7 @@ def _check_manifest(reader: _ManifestReader, tally: _Tally, check: Check, jobs: 
             yield cut
 
 
-def in_threads(function: Callable[[In], Out], items: Iterable[In], jobs: int, at_once: int = 1000) -> Iterator[Out]:
-    """An ordered map that holds `at_once` items at a time, however many there are."""
-    remaining = iter(items)
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        while some := list(islice(remaining, at_once)):
-            yield from pool.map(function, some)
-
-
-def with_progress(items: Iterable[In], total: int) -> Iterable[In]:
+def with_progress(items: Iterable[In], total: int | None) -> Iterable[In]:
     """A bar with the remaining time, on a terminal only."""
     if not terminal().is_terminal:
         return items
@@ -529,10 +374,6 @@ def with_progress(items: Iterable[In], total: int) -> Iterable[In]:
 
 
 def _write_shards(cuts: Iterable[Cut], output: Path, tally: _Tally, jobs: int) -> None:
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: a file; the output of shards is a folder")
-    if (output / INDEX).exists():
-        raise InputError(f"{output}: has shards already; remove them or choose another folder")
 
     def encode(function: Callable[[Cut], Out], items: Iterable[Cut]) -> Iterator[Out]:
         return in_threads(function, items, jobs, at_once=8 * jobs)

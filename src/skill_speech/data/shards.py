@@ -114,11 +114,6 @@ class ShardReader:
             ) from error
 
 
-def is_sharded(location: str | Path) -> bool:
-    """Whether these are shards: an address (nothing else is read from one), or a folder with their index."""
-    return is_remote(str(location)) or (Path(location).expanduser() / INDEX).is_file()
-
-
 def open_shards(location: str | Path, absolute_paths: bool = False) -> CutSet:
     """The cuts of a folder of shards, lazily; a folder on this machine or any address that fsspec knows.
 

@@ -244,10 +244,13 @@ def _shown(value: Any) -> Any:
     return _name(value) if isinstance(value, str) else value
 
 
-def _data(data: str | list[dict[str, Any]]) -> str:
+def _data(data: str | list[dict[str, Any]] | list[str]) -> str:
     if isinstance(data, str):
         return f"`{_name(data)}`"
-    return ", ".join(f"`{_name(str(part['path']))}` (weight {part['weight']:g})" for part in data)
+    return ", ".join(
+        f"`{_name(str(part['path']))}` (weight {part['weight']:g})" if isinstance(part, dict) else _data(str(part))
+        for part in data
+    )
 
 
 def _architecture(student: EncoderConfig) -> str:

@@ -12,7 +12,8 @@ from lhotse import CutSet, MonoCut, MultiCut, SupervisionSegment
 from lhotse.cut.data import DataCut
 
 from ...data.audio import AudioHeader, BadAudio
-from ...data.manifests import in_threads, try_header, whole_file, with_progress
+from ...data.listing import in_threads, try_header, whole_file
+from ...data.manifests import with_progress
 from ...errors import InputError
 from .lines import Line
 

@@ -17,6 +17,7 @@ from lhotse.cut import Cut
 from ...checkpoints.native import is_native
 from ...data import open_cuts
 from ...data.audio import local_files
+from ...data.streams import all_cuts
 from ...environment import environment
 from ...errors import InputError, visible
 from ...files import atomic_write, remove_leftovers, write_json
@@ -178,7 +179,7 @@ def _open(name: str, source: str, teacher: str, target_lang: str | None, device:
 
 
 def _read_cuts(data: str, max_bad: float | str, absolute_paths: bool) -> list[Cut]:
-    cuts = list(open_cuts(data, max_bad=max_bad, absolute_paths=absolute_paths, labels=True))
+    cuts = all_cuts(open_cuts(data, max_bad=max_bad, absolute_paths=absolute_paths, labels=True))
     if not cuts:
         raise InputError(f"{data}: the manifest is empty")
     seen: set[str] = set()
