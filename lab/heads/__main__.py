@@ -30,7 +30,7 @@ def main() -> None:
         command.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
         command.add_argument("--jobs", type=int, default=1, help="processes that speak")
         if name == "routes":
-            command.add_argument("--routes", nargs="+", choices=ROUTES, default=ROUTES)
+            command.add_argument("--routes", nargs="+", choices=ROUTES, default=ROUTES[:3])
             command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     command = commands.add_parser("tables", help="write the tables from the records")
     command.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")

@@ -1,6 +1,7 @@
 """A cell: a teacher, a task, a route and a seed; all routes remove as much and hear as much.
 
     whole      the fine-tuned model is compressed with its head, whose outputs are distilled beside the layers
+    longer     the same in twice the updates, to see what more of them give; it is not compared with the others
     new-head   its encoder is compressed alone, and learns the task again under a new head from what is labelled
     old-head   its encoder is compressed alone, and the old head is put on it as it is
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from skill_speech.compression import AnalysisConfig, CompressionResult, StageCon
 from skill_speech.environment import environment
 from skill_speech.heads import SpeechModel
 
-ROUTES = ("whole", "new-head", "old-head")
+ROUTES = ("whole", "new-head", "old-head", "longer")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ def run_cell(cell: Cell, teacher: Path, data: Path, output: Path, budget: Budget
     """
     started = time.monotonic()
     losses: list[float] = []
-    if cell.route == "whole":
+    if cell.route == "longer":
+        budget = replace(budget, stage1=2 * budget.stage1, stage2=2 * budget.stage2)
+    if cell.route in ("whole", "longer"):
         result = _compress(cell, teacher, data, output, budget, stage2=budget.stage2, keep_head=True)
         model = load_model(result.folder / "model")
     else:

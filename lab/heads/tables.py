@@ -40,7 +40,7 @@ def tables(results: Path) -> str:
         base = found["teacher"][0]
         lines.append(_row(f"{teacher}, {task} ({MEASURES[task]})", "fine-tuned", found["teacher"], base, []))
         lines += [
-            _row("", f"`{route}`", found[route], base, found.get("whole", []) if route != "whole" else [])
+            _row("", f"`{route}`", found[route], base, found.get("whole", []) if route.endswith("head") else [])
             for route in ROUTES
             if route in found
         ]
