@@ -114,4 +114,4 @@ class MediaFile:
             if frame.sample_rate != self.samplerate or len(frame.layout.channels) != self.channels:
                 raise OSError("its sample rate or its channels change on the way")
             for part in resampler.resample(frame):
-                yield part.to_ndarray().T
+                yield np.asarray(part.to_ndarray().T, dtype=np.float32)
