@@ -232,6 +232,7 @@ def test_the_outcome_comes_first_and_is_that_of_the_files(run: Path) -> None:
         "outcome",
         "own-head",
         "similarity",
+        "kept",
         "survivors",
         "training",
         "budget",

@@ -11,7 +11,7 @@ from torch import Tensor
 from skill_speech.data import AudioBatch
 from skill_speech.encoder import Encoder, wavlm_config
 from skill_speech.errors import InputError
-from skill_speech.similarity import ExactCKA, MinibatchCKA, estimate_cka, unbiased_hsic
+from skill_speech.similarity import ExactCKA, MinibatchCKA, compare_layers, estimate_cka, unbiased_hsic
 
 
 def gaussians(*shape: int, seed: int = 0) -> Tensor:
@@ -380,6 +380,27 @@ def test_estimate_cka_runs_an_encoder():
         for b, frames in enumerate(out.lengths_B.tolist()):
             reference.update([layer[b : b + 1, :frames] for layer in out.layers])
     torch.testing.assert_close(exact_LL, reference.compute())
+
+
+def test_a_student_is_compared_layer_by_layer():
+    teacher, student = tiny_encoder(), tiny_encoder()
+    same_L = compare_layers(teacher, student, speech(3))
+    torch.testing.assert_close(same_L, torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-6)
+    with torch.no_grad():
+        for weight in student.layers[1].parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+    found_L = compare_layers(teacher.train(), student, speech(3))
+    assert teacher.training
+    states = [[], []]
+    for batch in speech(3):
+        for encoder, kept in zip((teacher, student), states, strict=True):
+            with torch.no_grad():
+                out = encoder.eval()(batch.waveforms_BT, batch.lengths_B)
+            kept.append([torch.cat([x[b, :n] for b, n in enumerate(out.lengths_B)]) for x in out.layers])
+    for layer, value in enumerate(found_L.tolist()):
+        x_ND, y_ND = (torch.cat([batch[layer] for batch in kept])[None] for kept in states)
+        assert value == pytest.approx(float(dense_unbiased_cka([x_ND, y_ND])[0, 1]), abs=1e-5)
+    assert found_L[:2].min() > 0.999 > found_L[2:].max()
 
 
 def test_estimate_cka_names_a_broken_layer_and_an_unknown_estimator():

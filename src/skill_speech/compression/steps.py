@@ -5,6 +5,7 @@ What says that a step is done is written last; a step that is done is not done a
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -63,6 +64,7 @@ from ..similarity import (
     LayerClusters,
     LayerScales,
     cluster_layers,
+    compare_layers,
     estimate_cka,
     load_analysis,
     save_analysis,
@@ -78,6 +80,8 @@ IMPORTANCE_BATCHES, IMPORTANCE_SECONDS = 64, 4.0
 # How far log alpha can move during the published ramp: 0.02, warmed up over 15,000 updates, for 5,000 of them.
 PUBLISHED_TRAVEL = 16.7
 SECONDS_BETWEEN_REPORTS = 2.0
+SIMILARITY_SECONDS = 60.0
+"""Of audio on which student and teacher are compared at the end."""
 
 
 @dataclass(frozen=True)
@@ -454,6 +458,7 @@ class Finish(Step):
             "outputs_after_surgery": stages["stage2"]["validation_at_start"].get("outputs"),
             "outputs": stages["stage2"]["validation"].get("outputs"),
             "clusters": [list(group) for group in load_analysis(run / "analysis").clusters.groups] if grouped else None,
+            "similarity": self._similarity(final),
             "stages": stages,
             "audio": audio,
             "widths": {"teacher": _widths(teacher.config), "student": _widths(final.config)},
@@ -472,6 +477,22 @@ class Finish(Step):
         write_model_card(run / "model" / "README.md", settings, outcome, final.config)
         report([str(run.path)])
         run.report("finished", finished=True)
+
+    def _similarity(self, student: Encoder) -> list[float] | None:
+        """CKA between each layer of student and teacher, on held-out speech where there is some; None if undefined."""
+        plan, config = self.plan, self.plan.config
+        batches = evaluation_batches(
+            plan.cuts if plan.validation is None else plan.validation,
+            batch_seconds=config.analysis.batch_seconds,
+            limit_seconds=SIMILARITY_SECONDS,
+            seed=config.seed,
+        )
+        own = copy.deepcopy(student).to(next(plan.teacher.parameters()).device)
+        try:
+            return list(map(float, compare_layers(plan.teacher, own, audio_loader(batches, workers=config.workers))))
+        except InputError as error:
+            logger.warning("how similar student and teacher are is not known: %s", error)
+            return None
 
     def _head(self) -> Head | None:
         """The head as stage 2 has left it."""

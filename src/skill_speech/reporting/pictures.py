@@ -90,15 +90,21 @@ def survivors_picture(what: str, before: Sequence[int], after: Sequence[int]) ->
 
 
 def lines_picture(
-    label: str, series: Sequence[Series], *, bounds: tuple[float, float] | None = None, percent: bool = False
+    label: str,
+    series: Sequence[Series],
+    *,
+    bounds: tuple[float, float] | None = None,
+    percent: bool = False,
+    over: str = "step",
 ) -> str:
-    """Lines over training steps.
+    """Lines over training steps, or over layers.
 
     Args:
         label: text alternative.
         series: what is drawn; points that are no finite numbers are not there.
         bounds: of the values; by default those of the series.
         percent: values are shares.
+        over: what stands below: "step" or "layer".
     """
     values = [y for one in series for _, y in one.points]
     low, high = bounds or (min(values), max(values))
@@ -115,13 +121,13 @@ def lines_picture(
 
     parts = _grid(steps, up, left, WIDTH - right, percent)
     parts += [text(across(tick), bottom + 20, f"{tick:g}", text_anchor="middle", class_="quiet") for tick in ticks]
-    parts.append(text(WIDTH - right, bottom + 39, "step", text_anchor="end", class_="quiet"))
+    parts.append(text(WIDTH - right, bottom + 39, over, text_anchor="end", class_="quiet"))
     for one in series:
         path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in one.points)
         parts.append(element("polyline", points=path, class_=f"line {one.kind}"))
     for one in series:
         for x, y in one.points:
-            said = f"{one.name}, step {x:g}: " + (f"{y:.2%}" if percent else f"{y:.4f}")
+            said = f"{one.name}, {over} {x:g}: " + (f"{y:.2%}" if percent else f"{y:.4f}")
             kind = f"dot {one.kind}" if one.marked else "target"
             spot = {"cx": across(x), "cy": up(y)}
             parts.append(element("circle", hover(said), r=4 if one.marked else 7, class_=kind, **spot))

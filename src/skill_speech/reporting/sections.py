@@ -304,6 +304,29 @@ def _linkage(groups: LayerClusters) -> str:
     return f"{groups.method} linkage" + (", neighbours only" if groups.contiguous else "")
 
 
+def _kept(runs: Sequence[Evidence]) -> str:
+    def write(run: Evidence) -> str:
+        values = run.outcome.get("similarity")
+        if not values:
+            return paragraph("This run did not compare student and teacher at its end.", "absent")
+        points = [(float(layer), value) for layer, value in enumerate(values)]
+        least = min(range(len(values)), key=values.__getitem__)
+        lowest = f"lowest in h_{least} ({values[least]:.3f})"
+        label = f"CKA between student and teacher in layers h_0 to h_{len(values) - 1}; {lowest}."
+        numbers = details(
+            "Likeness as a table",
+            table(["layer", "CKA"], [[f"h_{number}", f"{one:.4f}"] for number, one in enumerate(values)]),
+        )
+        caption = (
+            "Linear CKA between each layer of the student and the same layer of the teacher, on up to a minute of "
+            f"held-out speech: {sum(values) / len(values):.3f} on average, {lowest}. 1: equal up to rotation and scale."
+        )
+        picture = lines_picture(label, [Series("CKA", "main", points, marked=True)], bounds=(0.0, 1.0), over="layer")
+        return figure("Similarity of student and teacher, layer by layer", picture, caption, numbers)
+
+    return _per_run(runs, write)
+
+
 def _survivors(runs: Sequence[Evidence]) -> str:
     def write(run: Evidence) -> str:
         if run.widths is None:
@@ -614,6 +637,7 @@ SECTIONS = (
     Section("outcome", "Outcome", _outcome),
     Section("own-head", "The model's own head", _own_head),
     Section("similarity", "Layers and their clusters", _similarity),
+    Section("kept", "Likeness to the teacher", _kept),
     Section("survivors", "Survivors per layer", _survivors),
     Section("training", "Sparsity and losses", _training),
     Section("budget", "Budget by component", _budget),

@@ -36,7 +36,10 @@ def verdict(run: Evidence) -> str:
         f"{human(run.teacher.total_parameters)}), {run.speedup:.2g} times as fast here."
     )
     kept = _own_head(run) or _tasks(run)
-    return f"{said} {kept}" if kept else f"{said} What it kept of the teacher has not been scored yet."
+    alike = run.outcome.get("similarity")
+    if alike:
+        said += f" Its layers are like the teacher's with a CKA of {sum(alike) / len(alike):.2f} (1 is the same)."
+    return f"{said} {kept}" if kept else f"{said} It has not been scored on a task yet."
 
 
 def warnings(run: Evidence) -> list[str]:

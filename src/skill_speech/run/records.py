@@ -145,6 +145,7 @@ RECORDS: dict[str, tuple[Any, str]] = {
             "outputs": Perhaps(Either((LOSS, None))),
             "head": Perhaps(Either(({"kind": str, "outputs": COUNT}, None))),
             "clusters": Perhaps(Either(([[COUNT]], None))),
+            "similarity": Perhaps(Either(([Number(-1.01, 1.01)], None))),
             "stages": Each(STAGE),
             "audio": Perhaps(Each(TALLY)),
             "times": Perhaps(

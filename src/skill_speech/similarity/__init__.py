@@ -1,7 +1,7 @@
 """How similar an encoder's layers are (linear CKA) and which of them belong together."""
 
 from .analysis import LayerAnalysis, load_analysis, load_scales, save_analysis
-from .cka import ExactCKA, MinibatchCKA, Similarity, View, estimate_cka, unbiased_hsic
+from .cka import ExactCKA, MinibatchCKA, Similarity, View, compare_layers, estimate_cka, unbiased_hsic
 from .clusters import Borders, LayerClusters, agreement, cluster_layers, equal_partition, medoid
 from .scales import LayerScales
 
@@ -16,6 +16,7 @@ __all__ = [
     "View",
     "agreement",
     "cluster_layers",
+    "compare_layers",
     "equal_partition",
     "estimate_cka",
     "load_analysis",

@@ -101,6 +101,7 @@ class MinibatchCKA:
         gram_dtype: see `unbiased_hsic`.
         views: what is measured: features as they are, or normalised.
         halves: so many halves of the utterances are measured as well; at most 70.
+        alone: there are no other ranks that take part.
 
     Raises:
         InputError: batch_frames too small.
@@ -115,13 +116,14 @@ class MinibatchCKA:
         gram_dtype: torch.dtype = torch.float32,
         views: Sequence[View] = ("raw",),
         halves: int = 0,
+        alone: bool = False,
     ) -> None:
         if batch_frames < FEWEST_FRAMES:
             raise InputError(f"batch_frames is {batch_frames}; the minibatch estimator needs {FEWEST_FRAMES} or more")
         self.batch_frames = batch_frames
         self.first_layer = first_layer
         self.gram_dtype = gram_dtype
-        self.views = tuple(views)
+        self.views, self.alone = tuple(views), alone
         self._members_HP = _members(halves)
         self._generator = torch.Generator().manual_seed(seed)
         self._filled = self._utterances = 0
@@ -205,7 +207,8 @@ class MinibatchCKA:
             for rows_N in self._rows_F[: self._filled].tensor_split(-(-self._filled // self.batch_frames)):
                 hsic_VHLL += self._measure(rows_N)
             hsic_VHLL = hsic_VHLL.cpu()
-        of_ranks = [sums_VHLL for sums_VHLL in ranks.gathered(hsic_VHLL) if sums_VHLL is not None]
+        gathered = [hsic_VHLL] if self.alone else ranks.gathered(hsic_VHLL)
+        of_ranks = [sums_VHLL for sums_VHLL in gathered if sums_VHLL is not None]
         if not of_ranks:
             raise InputError(f"{self._filled} frames of speech are too few to compare layers; give more audio")
         return torch.stack(of_ranks).sum(0)
@@ -545,6 +548,32 @@ def estimate_cka(
     finally:
         encoder.train(was_training)
     return cka.similarity()
+
+
+def compare_layers(teacher: Encoder, student: Encoder, batches: Iterable[AudioBatch]) -> Tensor:
+    """CKA between each layer h_0 … h_L of the student and the same layer of the teacher (L+1,), float64 on the CPU.
+
+    For one process: other ranks take no part.
+
+    Args:
+        teacher, student: of the same depth, on the same device.
+        batches: speech that both hear.
+
+    Raises:
+        InputError: no audio, or a layer that is constant or not finite.
+    """
+    device, cka = next(teacher.parameters()).device, MinibatchCKA(alone=True)
+    modes = [(encoder, encoder.training) for encoder in (teacher, student)]
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                heard = batch.waveforms_BT.to(device), batch.lengths_B.to(device)
+                both = [encoder.eval()(*heard) for encoder in (teacher, student)]
+                cka.update([state_BTD for out in both for state_BTD in out.layers], both[0].lengths_B)
+    finally:
+        for encoder, training in modes:
+            encoder.train(training)
+    return cka.compute()[: len(teacher.layers) + 1, len(teacher.layers) + 1 :].diagonal()
 
 
 def _valid_frames(layers: Sequence[Tensor], lengths_B: Tensor | None, first_layer: int) -> list[Tensor]:
