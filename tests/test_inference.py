@@ -133,7 +133,7 @@ def test_a_positional_convolution_is_a_convolution(kind: Any, kernel: int, frame
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(InputError, match="precision is 'int4'; it can be auto, float32, bf16, int8"):
+    with pytest.raises(InputError, match="precision is 'int4'; it can be auto, float32, bf16, int8, int8-float32"):
         optimize(encoder_of(CONFIGS["wavlm"]), "int4")  # type: ignore[arg-type]
     optimized = optimize(encoder_of(CONFIGS["wavlm"]), "float32")
     with pytest.raises(ValueError, match="an utterance has 399 samples; the encoder needs 400"):
