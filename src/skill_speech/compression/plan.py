@@ -327,7 +327,7 @@ def _within_minutes(config: CompressionConfig, run: RunFolder) -> tuple[Compress
     budget = make_budget(config, teacher.config, times, checkpoint.head if config.head.keep else None)
     gated = make_gated(teacher, config.stage1, config.pruned_units)
     budget.check(gated)
-    pace = measure_pace(teacher, gated, budget, stages, config.precision)
+    pace = measure_pace(teacher, gated, budget, stages, config.precision, config.quantization)
     groups_are_made = needs_clusters(config.targets or config.method) and not config.start_from
     fitting = fit(
         config.minutes,

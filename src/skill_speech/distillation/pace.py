@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ..encoder import Encoder
 from ..errors import InputError
+from ..kernels.rounding import Rounding
 from ..pruning import Budget, Exact, OneShot, fix_gates, magnitude, prune
 from ..run import ranks
 from .loss import DistillationLoss
 from .module import Distillation, Stage1Config, Stage2Config
 from .parallel import Precision
+from .quantization import attach_quantization
 from .targets import make_targets
 
 REPEATS = 3
@@ -56,6 +58,7 @@ def measure_pace(
     budget: Budget,
     stages: tuple[Stage1Config, Stage2Config],
     precision: Precision,
+    quantization: Rounding | None = None,
 ) -> Pace:
     """Time a few updates of both stages on noise; every rank calls it, as all train at the same time.
 
@@ -65,17 +68,21 @@ def measure_pace(
         budget: for that student.
         stages: as they are asked for.
         precision: that is computed in.
+        quantization: of stage 2.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     small = copy.deepcopy(gated)
     OneShot(budget, 0).prepare(small, magnitude(small))
     fix_gates(small, budget, 1, "cut")
+    pruned = prune(small)
+    if quantization is not None:
+        attach_quantization(pruned, quantization)
     utterances_BT = _noise(MEASURED_SECONDS, teacher.config.sampling_rate).to(device)
     loss = DistillationLoss(make_targets("dphubert", teacher.config.num_layers), teacher.config.hidden_size)
     seconds, starts = [], []
     for student, stage, control in (
         (copy.deepcopy(gated), stages[0], Exact(budget, 0, stages[0].steps)),
-        (prune(small), stages[1], None),
+        (pruned, stages[1], None),
     ):
         if control is not None:
             control.prepare(student)
