@@ -70,7 +70,10 @@ class Int8Linear(nn.Module):
         # The product takes one scale for all frames: theirs are multiplied in afterwards.
         frames_NI = x_I.reshape(-1, x_I.shape[-1]).float()
         scale_N1 = input_scales(frames_NI, self.zero)
-        codes_NI = frames_NI.mul(1 / scale_N1).add_(self.zero).round_().to(torch.uint8)
+        # torch casts to signed bytes by vector instructions and to unsigned ones number by number; the sign bit turned
+        # over, a signed byte is the unsigned one that is larger by 128.
+        signed_NI = frames_NI.mul(1 / scale_N1).add_(self.zero - 128).round_().to(torch.int8)
+        codes_NI = signed_NI.view(torch.uint8).bitwise_xor_(128)
         y_NO = torch.ops.onednn.qlinear_pointwise(
             codes_NI,
             1.0,
