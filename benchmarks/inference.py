@@ -45,8 +45,8 @@ CHANNELS = (203, 219, 238, 247, 251, 249, 262)
 UNITS = (543, 611, 602, 587, 571, 577, 566, 553, 549, 568, 585, 597)
 HEADS = ((0, 4, 8), (1, 5), (2, 3, 7, 11), (0, 6, 10), (1, 2, 9), (3, 8), (0, 4, 5, 7), (2, 6, 9), (1, 10, 11))
 HALF = multiplies_bfloat16(torch.device("cpu"))
-PRECISIONS: tuple[Precision, ...] = ("float32", "bf16", "int8") if HALF else ("float32",)
-"""int8 has a rest in bfloat16, too."""
+PRECISIONS: tuple[Precision, ...] = ("float32", "bf16", "int8") if HALF else ("float32", "int8-float32")
+"""int8 has a rest in bfloat16."""
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
 
 
@@ -193,7 +193,7 @@ def peak(form: Any, folder: str, seconds: float, cores: int) -> int:
             teacher = WavLMModel.from_pretrained(f"{folder}/teacher").eval()
             model: Callable[[Tensor], Any] = partial(teacher, output_hidden_states=True)  # as the student gives them
         else:
-            dtype = torch.float32 if form == "float32" else torch.bfloat16
+            dtype = torch.float32 if form.endswith("float32") else torch.bfloat16
             model = optimize(load_encoder(f"{folder}/student", dtype=dtype), form)
         model(torch.randn(1, round(16_000 * seconds)))
     return peak_memory() - before

@@ -3,7 +3,8 @@
     python -m lab.int8 --model lab/teachers/hubert-mini --corpus data/speech --output lab/results/int8.json
 
 The probes learn from the float32 model and are then given the hidden states of the others, as when a model is replaced
-under what was trained on it. "int8, convolutions too" is what export does not do, and the reason why.
+under what was trained on it. "int8, convolutions too" is what export does not do, and the reason why. What int8
+costs students, and what training for it does: lab/quantization.py.
 """
 
 from __future__ import annotations

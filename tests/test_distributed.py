@@ -266,6 +266,28 @@ def test_a_head_is_shared_as_the_rest_is(strategy: str, teacher: str, speech: st
     torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_learn_with_rounded_numbers_as_one_process_does(
+    strategy: str, teacher: str, speech: str, tmp_path: Path
+) -> None:
+    """In stage 2, gradients of the weights that are not rounded; the student's weights are rounded in the end."""
+    common = {"teacher": teacher, "data": speech, "method": "dphubert", **settings(accumulate=2)}
+    common |= {"quantization": "int8"}
+    run(tmp_path / "one", 1, **common)
+    run(tmp_path / "two", 2, **common, strategy=strategy)
+    assert_same_run(tmp_path / "one", 1, tmp_path / "two", 2)
+    gradients, _ = observed(tmp_path / "two", 2)
+    name = "student.layers.0.feed_forward.input.parametrizations.weight.original"
+    assert {stage for stage, tensors in gradients.items() if name in tensors} == {
+        "gradients-stage2-0",
+        "gradients-stage2-1",
+    }
+    weight_OI = load_encoder(tmp_path / "two/model").layers[0].get_submodule("feed_forward.input").weight
+    codes_OI = weight_OI / (weight_OI.abs().amax(1, keepdim=True) / 63)
+    torch.testing.assert_close(codes_OI, codes_OI.round(), rtol=0, atol=1e-4)
+
+
 def test_what_cannot_be_shared_is_refused(teacher: str, speech: str, tmp_path: Path) -> None:
     common = {"teacher": teacher, "data": speech, "output": str(tmp_path / "run")}
     with pytest.raises(InputError, match=r"stage1\.accumulate is 3: .* cannot be shared evenly by 2 processes"):

@@ -99,7 +99,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_loaded(tmp_path
         "none", output, format="torchaudio", length_aware=True
     )
     assert "format is 'tflite'; it can be transformers, onnx" in refused("none", output, format="tflite")
-    assert "quantize is 'int4'" in refused("none", output, format="onnx", quantize="int4")
+    assert "quantize is 'int2'; it can be int8, int4" in refused("none", output, format="onnx", quantize="int2")
     assert "hidden_states is 'some'; it can be all, last" in refused(
         "none", output, format="onnx", hidden_states="some"
     )

@@ -33,7 +33,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
     | {"onnx": INT8, "torch-export": "runtimes::test_torch_export_of_the_last_hidden_state_alone"},
     "input normalisation": ALONE | {"transformers": "transformers::test_the_input_is_normalized_once"},
     "`--length_aware true`": dict.fromkeys(FORMATS, AWARE) | {"torchaudio": REFUSED},
-    "`--quantize int8`": dict.fromkeys(FORMATS, REFUSED) | {"onnx": INT8},
+    "`--quantize int8` or `int4`": dict.fromkeys(FORMATS, REFUSED) | {"onnx": INT8},
     "`--push_to_hub REPO`": dict.fromkeys(FORMATS, PUSHED)
     | {"transformers": "::test_push_to_hub_uploads_the_complete_folder"},
     "model card": dict.fromkeys(FORMATS, "cards::test_the_card_is_the_models_own_with_the_way_to_load_this_folder"),

@@ -105,7 +105,7 @@ def test_a_run_keeps_the_lengths_that_it_began_with(
     settings |= {"method": "star", "input": "noisy"}
     with caplog.at_level("INFO"):
         compress(teacher, speech, str(tmp_path / "run"), **settings)
-    loss, heard = given[0][-2:]
+    loss, heard, _ = given[0][-3:]
     assert loss.config.temporal
     assert not loss.config.l1
     assert heard.kind == "noisy"

@@ -77,6 +77,7 @@ PAGES = {
             ),
             "How the budget is met": ("control", "importance"),
             "Data": DATA,
+            "Rounding": ("quantization",),
             "Where it runs": ("precision", "devices", "nodes", "strategy"),
             "Checkpoints": (
                 *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "milestone_every", "validate_every"),

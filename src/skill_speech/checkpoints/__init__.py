@@ -60,8 +60,8 @@ def load_encoder(
         revision: branch, tag or commit on the hub.
         length_aware: keep padding out of the group norm's statistics and of data2vec's stacked positional convolution,
             so that a padded batch equals its utterances one by one; off, both are as in Transformers.
-        dtype: of the weights. For an encoder that `optimize` makes bf16 or int8 of, torch.bfloat16 gives the same
-            and halves the memory that loading takes.
+        dtype: of the weights. For an encoder that `optimize` makes bf16 of, torch.bfloat16 gives the same and halves
+            the memory that loading takes.
         target_lang: of a model that has adapters for many (MMS), by its code; None for the one that its weights have.
 
     Raises:

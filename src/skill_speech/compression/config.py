@@ -23,6 +23,7 @@ from ..distillation import (
 )
 from ..distillation.parallel import Precision, Strategy
 from ..errors import InputError
+from ..kernels.rounding import Rounding
 from ..pruning import ControlName, ImportanceName, MissedBudget
 
 PrunedUnits = Literal["channels", "heads", "units"]
@@ -100,6 +101,7 @@ class CompressionConfig:
     importance: ImportanceName
     missed_budget: Annotated[MissedBudget, MAY_CHANGE]
     round_to: int
+    quantization: Rounding | None
     min_seconds: float
     validation_data: str | None
     validation_seconds: float

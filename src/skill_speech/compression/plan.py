@@ -361,7 +361,7 @@ def _within_minutes(config: CompressionConfig, run: RunFolder) -> tuple[Compress
     outputs = None if head is None else OutputLoss(head, config.head)
     loss = DistillationLoss(targets, teacher.config.hidden_size, config.loss, None, outputs, config.distance)
     heard = StudentInput(config.input, config.augmentation, (), teacher.config.sampling_rate)
-    pace = measure_pace(teacher, gated, budget, stages, config.precision, loss, heard)
+    pace = measure_pace(teacher, gated, budget, stages, config.precision, loss, heard, config.quantization)
     groups_are_made = needs_clusters(config.targets or config.method) and not config.start_from
     fitting = fit(
         config.minutes,

@@ -23,6 +23,7 @@ from ..distillation import (
 )
 from ..distillation.parallel import Precision, Strategy
 from ..files import atomic_folder, remove_leftovers
+from ..kernels.rounding import Rounding
 from ..limits import check_options
 from ..profiling import Profile
 from ..pruning import ControlName, ImportanceName, MissedBudget
@@ -179,6 +180,7 @@ def compress(
     importance: ImportanceName = "sensitivity",
     missed_budget: MissedBudget = "refuse",
     round_to: int = 1,
+    quantization: Rounding | None = None,
     min_seconds: float = 2.0,
     validation_data: str | None = None,
     validation_seconds: float = 300.0,
@@ -250,6 +252,8 @@ def compress(
             have, or "cut" down to the budget all the same.
         round_to: numbers of channels and feed-forward units become multiples of it: 8, 16 or 32 for hardware that wants
             such widths.
+        quantization: numbers that the transformer's linear maps are computed with in stage 2: "int8" rounds weights and
+            inputs, "int4" weights alone, as the exports and `optimize` do. The student's weights are the rounded ones.
         min_seconds: shortest utterance that is learned from; of keywords of a second, give 0.5.
         validation_data: speech to log the loss on; by default a part of `data` is held out.
         validation_seconds: how much is held out.

@@ -29,6 +29,7 @@ from ..distillation import Distillation, DistillationLoss, Stage1Config, needs_c
 from ..distillation.memory import available_to_each, fit_batch
 from ..distillation.module import Config
 from ..distillation.parallel import Precision
+from ..distillation.quantization import attach_quantization, remove_quantization
 from ..distillation.stage import Stage
 from ..distillation.units import UnitLoss, find_units
 from ..distillation.weight_norm import attach_weight_norm, remove_weight_norm
@@ -290,6 +291,8 @@ class Stage2(Step):
         student = trainable_copy(checkpoint.encoder, plan.teacher.config, config.stage2)
         load_student(student, distance, self.run / "surgery")
         distance.units = self._units()
+        if config.quantization is not None:
+            attach_quantization(student, config.quantization)
         train(self, config.stage2, student, distance, checkpoint.direction_norm_K)
 
     def _units(self) -> UnitLoss | None:
@@ -377,6 +380,7 @@ def train(
     ).run()
     for gate in find_gates(module.student):
         gate.module.forget_gradients()
+    remove_quantization(module.student)
     direction_norm_K = remove_weight_norm(module.student)
     run.on_first(lambda: save_student(module.student, module.loss, run / name / "student", direction_norm_K))
     run.save(f"{name}/result.json", outcome | {"peak_memory": peak_memory()})

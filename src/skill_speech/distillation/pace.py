@@ -14,12 +14,14 @@ from torch import Tensor
 
 from ..encoder import Encoder
 from ..errors import InputError
+from ..kernels.rounding import Rounding
 from ..pruning import Budget, Exact, OneShot, fix_gates, magnitude, prune
 from ..run import ranks
 from .inputs import StudentInput
 from .loss import DistillationLoss
 from .module import Distillation, Stage1Config, Stage2Config
 from .parallel import Precision
+from .quantization import attach_quantization
 
 REPEATS = 3
 MEASURED_SECONDS = 30.0
@@ -58,6 +60,7 @@ def measure_pace(
     precision: Precision,
     loss: DistillationLoss,
     student_input: StudentInput | None = None,
+    quantization: Rounding | None = None,
 ) -> Pace:
     """Time a few updates of both stages on noise; every rank calls it, as all train at the same time.
 
@@ -69,16 +72,20 @@ def measure_pace(
         precision: that is computed in.
         loss: between the two, with the head's outputs where there is a head.
         student_input: what is done to the student's speech.
+        quantization: of stage 2.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     small = copy.deepcopy(gated)
     OneShot(budget, 0).prepare(small, magnitude(small))
     fix_gates(small, budget, 1, "cut")
+    pruned = prune(small)
+    if quantization is not None:
+        attach_quantization(pruned, quantization)
     utterances_BT = _noise(MEASURED_SECONDS, teacher.config.sampling_rate).to(device)
     seconds, starts = [], []
     for student, stage, control in (
         (copy.deepcopy(gated), stages[0], Exact(budget, 0, stages[0].steps)),
-        (prune(small), stages[1], None),
+        (pruned, stages[1], None),
     ):
         if control is not None:
             control.prepare(student)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -11,6 +12,7 @@ from ..checkpoints import IN_FOLDER, load_model
 from ..errors import InputError
 from ..files import atomic_folder, refuse_existing, refuse_full_disk
 from ..heads import SpeechModel, save_head_config
+from ..kernels.rounding import Rounding
 from ..limits import check_options, refuse_other_rates
 from ..reporting.model_card import LOADING, pipeline_tag, plain_card, read_card, set_section, write_card
 from ..run.folder import evaluation_of
@@ -53,7 +55,7 @@ def export(
     output: str,
     *,
     format: Format,
-    quantize: Literal["int8"] | None = None,
+    quantize: Rounding | None = None,
     hidden_states: HiddenStates | None = None,
     length_aware: bool = False,
     target_lang: str | None = None,
@@ -68,7 +70,8 @@ def export(
         format: "transformers" for AutoModel and pipelines, "onnx" for onnxruntime, "torch-export" for torch alone,
             "torchaudio" for DPHuBERT's and TorchAudio's layout, which has a place for no head but CTC, "s3prl" for an
             upstream folder, which is the encoder alone.
-        quantize: "int8" for 8-bit weights and activations; ONNX only.
+        quantize: the transformer's linear maps: "int8" for 8-bit weights and inputs, "int4" for 4-bit weights; ONNX
+            only.
         hidden_states: which come out, "all" or "last"; by default all of an encoder alone, and none of a model with a
             head, which gives logits; ONNX and torch-export only.
         length_aware: keep padding out of everything, so that a padded batch equals its utterances one by one.
@@ -96,10 +99,10 @@ def export(
     if hidden_states is None and loaded.head is None:
         hidden_states = "all"
     card = _card(loaded, model, scores)
-    _adapt_card(card, loaded, format, quantize, hidden_states, push_to_hub)
     folder = Path(output)
     with refuse_full_disk(folder), atomic_folder(folder) as temporary:
         measurements = _save(loaded, temporary, model, format, quantize, hidden_states)
+        _adapt_card(card, loaded, format, quantize, hidden_states, push_to_hub, measurements)
         write_card(card, temporary / "README.md")
     return Export(
         folder=folder,
@@ -149,9 +152,10 @@ def _adapt_card(
     card: ModelCard,
     loaded: SpeechModel,
     format: Format,
-    quantize: str | None,
+    quantize: Rounding | None,
     hidden_states: str | None,
     repository: str | None,
+    measurements: Sequence[Measurement],
 ) -> None:
     """Let a card speak of the folder that it will be in."""
     head = None if loaded.head is None else loaded.head.config
@@ -160,7 +164,8 @@ def _adapt_card(
         width=loaded.encoder.config.hidden_size,
         head=head,
         hidden_states=hidden_states,
-        quantized=quantize is not None,
+        quantize=quantize,
+        measurements=measurements,
         repository=repository,
     )
     set_section(card, LOADING, text)
@@ -176,7 +181,7 @@ def _save(
     folder: Path,
     source: str,
     format: Format,
-    quantize: Literal["int8"] | None,
+    quantize: Rounding | None,
     hidden_states: HiddenStates | None,
 ) -> tuple[Measurement, ...]:
     if format == "transformers":

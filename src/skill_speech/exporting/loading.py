@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from string import Template
 
 from ..heads import HeadConfig
+from ..kernels.rounding import Rounding
+from .measuring import Measurement
 
 LIBRARIES = {"transformers": "transformers", "onnx": "onnx", "s3prl": "s3prl"}
 """Formats that are a library's own, by the name that the hub has for it."""
@@ -189,6 +192,11 @@ upstream = S3PRLUpstream("skill_speech_local", path_or_url="$source/model.pt").e
 states, frames = upstream(waveforms, lengths)
 ```"""
 
+ROUNDED: dict[Rounding, str] = {
+    "int8": "The transformer's linear maps have 8-bit weights and inputs here",
+    "int4": "The transformer's linear maps have 4-bit weights here",
+}
+
 TEXTS = {
     "transformers": TRANSFORMERS,
     "onnx": ONNX,
@@ -204,7 +212,8 @@ def how_to_load(
     width: int,
     head: HeadConfig | None,
     hidden_states: str | None,
-    quantized: bool,
+    quantize: Rounding | None,
+    measurements: Sequence[Measurement],
     repository: str | None,
 ) -> str:
     """The text of a card's section.
@@ -214,7 +223,8 @@ def how_to_load(
         width: of hidden states.
         head: of the model; None for an encoder alone.
         hidden_states: "all" or "last", what comes out of a traced program beside a head's outputs; None for none.
-        quantized: whether linear maps are 8-bit.
+        quantize: how the transformer's linear maps are rounded.
+        measurements: of the model in torch and of the exported ones.
         repository: on the hub, if the folder goes there.
     """
     # Transformers downloads by itself.
@@ -227,9 +237,19 @@ def how_to_load(
     )
     if repository is not None and not by_name:
         text = f"`hf download {repository} --local-dir {FOLDER}` brings the files.\n\n{text}"
-    if quantized:
-        text += "\n\nLinear maps are 8-bit here; what this card says of costs and scores was measured in float32."
+    if quantize is not None:
+        text += f"\n\n{ROUNDED[quantize]}; what this card says of costs and scores was measured in float32."
+        if measurements:
+            text += _beside(*measurements[-2:])
     return text
+
+
+def _beside(float32: Measurement, rounded: Measurement) -> str:
+    """Size and error of a model that is rounded."""
+    return (
+        f" The file has {rounded.size / 1e6:.1f} MB instead of {float32.size / 1e6:.1f}; on noise no output differs "
+        f"from float32 by more than {rounded.difference:.1%} of its largest value."
+    )
 
 
 def _text(format: str, head: HeadConfig | None) -> str:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,10 @@ from torch import Tensor
 from ..encoder.layers import TimeNorm
 from ..errors import InputError
 from ..heads import SpeechModel
+from ..kernels.rounding import Rounding
 from .measuring import Measurement, measure
 from .program import HiddenStates, Program
+from .quantized import quantize as quantize_maps
 
 FILE = "model.onnx"
 EXAMPLES = ("encode.py", "index.html", "package.json")
@@ -72,7 +74,7 @@ def save_onnx(
     model: SpeechModel,
     folder: Path,
     hidden_states: HiddenStates | None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Rounding | None = None,
 ) -> tuple[Measurement, ...]:
     """Write model.onnx, an example that encodes a WAV file with it, and a page that does so in a browser.
 
@@ -80,7 +82,7 @@ def save_onnx(
         model: in evaluation mode.
         folder: that exists.
         hidden_states: whether all hidden states come out, the last one alone or none.
-        quantize: "int8" for linear maps whose weights and activations are 8 bits, the latter scaled as they come.
+        quantize: the transformer's linear maps: "int8" for weights and inputs of 8 bits, "int4" for weights of 4.
 
     Returns:
         Size, speed and error of the model in torch and of the exported ones, float32 first.
@@ -88,18 +90,18 @@ def save_onnx(
     for name in EXAMPLES if model.head is None else EXAMPLES[:1]:  # the page draws hidden states
         shutil.copyfile(Path(__file__).parent / "travel" / name, folder / name)
     if quantize is None:
-        _save_float32(model, folder / FILE, hidden_states)
+        _save(Program(model, hidden_states), folder / FILE)
         return measure(model, hidden_states, {"onnxruntime float32": folder / FILE})
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        float32 = Path(scratch) / FILE
-        _save_float32(model, float32, hidden_states)
-        _save_int8(float32, folder / FILE)
-        models = {"onnxruntime float32": float32, "onnxruntime int8": folder / FILE}
+        models = {"onnxruntime float32": Path(scratch) / FILE, f"onnxruntime {quantize}": folder / FILE}
+        float32, rounded = Program(model, hidden_states), Program(model, hidden_states)
+        quantize_maps(rounded.encoder, quantize)
+        for program, path in zip((float32, rounded), models.values(), strict=True):
+            _save(program, path)
         return measure(model, hidden_states, models)
 
 
-def _save_float32(model: SpeechModel, path: Path, hidden_states: HiddenStates | None) -> None:
-    program = Program(model, hidden_states)
+def _save(program: Program, path: Path) -> None:
     for module in list(program.modules()):
         for name, part in module.named_children():
             if isinstance(part, TimeNorm):
@@ -119,7 +121,7 @@ def _save_float32(model: SpeechModel, path: Path, hidden_states: HiddenStates | 
             verbose=False,
         )
         _tidy(exported.model)
-        weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+        weights = sum(weight.numel() * weight.element_size() for weight in program.state_dict().values())
         exported.save(path, external_data=weights > LARGEST)
 
 
@@ -133,22 +135,6 @@ def _tidy(model: Any) -> None:
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
-
-
-def _save_int8(source: Path, path: Path) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    # Convolutions stay in float32: in 8 bits they bring an error of 20 % into the hidden states, and they are slower.
-    # Weights have 7 bits, because sums of products of 8 bits overflow on x86 processors without VNNI.
-    with _quiet():
-        quantize_dynamic(
-            source,
-            path,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-        )
 
 
 @contextmanager

@@ -119,9 +119,12 @@ class FastFeedForward(nn.Module):
     Args:
         feed_forward: at least one unit.
         linear: makes a linear map of a weight (O, I), a bias (O,) and whether a gelu follows.
+        after_activation: makes one whose inputs come from the activation.
     """
 
-    def __init__(self, feed_forward: FeedForward, linear: Callable[..., nn.Module]) -> None:
+    def __init__(
+        self, feed_forward: FeedForward, linear: Callable[..., nn.Module], after_activation: Callable[..., nn.Module]
+    ) -> None:
         super().__init__()
         gelu = feed_forward.activation is F.gelu
         self.activation = None if gelu else feed_forward.activation
@@ -129,7 +132,7 @@ class FastFeedForward(nn.Module):
         if factors_U is not None:
             output_DU = output_DU * factors_U.detach().to(output_DU.dtype)
         self.input = linear(feed_forward.input.weight, feed_forward.input.bias, gelu)
-        self.output = linear(output_DU, feed_forward.output.bias)
+        self.output = after_activation(output_DU, feed_forward.output.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) → (B, T, D)."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .rounding import LEVELS, ZERO, input_scales, weight_scales
 
 
 class PackedLinear(nn.Module):
@@ -39,48 +40,57 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """y = x Wᵀ + b, or gelu of it, with 8-bit weights, a scale for every output, and 8-bit inputs, scaled as they come.
+    """y = x Wᵀ + b, or gelu of it, with 8-bit weights, a scale for every output, and 8-bit inputs, one for every frame.
 
-    The range of a whole batch gives the inputs' scale and zero point. What comes out has the type of `x`.
+    The numbers are those of `rounding`, with twice its resolution for weights. What comes out has the type of `x`.
+
+    Args:
+        weight_OI, bias_O: in any type.
+        gelu: whether a gelu follows.
+        zero: the code of inputs that are zero.
 
     Raises:
         InputError: this build of torch has no 8-bit matrix product.
     """
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor, gelu: bool = False) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor, gelu: bool = False, zero: int = ZERO) -> None:
         super().__init__()
-        self.gelu = gelu
+        self.gelu, self.zero = gelu, zero
         if weight_OI.device.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_prepack"):
             raise InputError("precision int8 needs a CPU and a torch that was built with oneDNN: use bf16 or float32")
         weight_OI = weight_OI.detach().float()
-        self.scales_O = (weight_OI.abs().amax(1) / 127).clamp(min=1e-12)
-        codes_OI = (weight_OI / self.scales_O[:, None]).round().to(torch.int8)
-        self.zeros_O = torch.zeros(len(codes_OI), dtype=torch.int32)
-        self.weight_OI = torch.ops.onednn.qlinear_prepack(codes_OI, None)
+        scale_O1 = weight_scales(weight_OI, 2 * LEVELS)
+        self.scales_O = scale_O1.flatten()
+        self.zeros_O = torch.zeros(len(weight_OI), dtype=torch.int32)
+        self.weight_OI = torch.ops.onednn.qlinear_prepack((weight_OI / scale_O1).round().to(torch.int8), None)
         self.bias_O = bias_O.detach().float()
 
     def forward(self, x_I: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        low, high = (float(value) for value in x_I.aminmax())
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = (high - low) / 255 or 1.0
-        zero = round(-low / scale)
-        codes_I = x_I.float().mul(1 / scale).add_(zero).round_().clamp_(0, 255).to(torch.uint8)
-        return torch.ops.onednn.qlinear_pointwise(
-            codes_I,
-            scale,
-            zero,
+        # The product takes one scale for all frames: theirs are multiplied in afterwards.
+        frames_NI = x_I.reshape(-1, x_I.shape[-1]).float()
+        scale_N1 = input_scales(frames_NI, self.zero)
+        # torch casts to signed bytes by vector instructions and to unsigned ones number by number; the sign bit turned
+        # over, a signed byte is the unsigned one that is larger by 128.
+        signed_NI = frames_NI.mul(1 / scale_N1).add_(self.zero - 128).round_().to(torch.int8)
+        codes_NI = signed_NI.view(torch.uint8).bitwise_xor_(128)
+        y_NO = torch.ops.onednn.qlinear_pointwise(
+            codes_NI,
+            1.0,
+            self.zero,
             self.weight_OI,
             self.scales_O,
             self.zeros_O,
-            self.bias_O,
+            None,
             1.0,
             0,
-            x_I.dtype,
-            "gelu" if self.gelu else "none",
+            torch.float32,
+            "none",
             [],
             "none",
         )
+        y_NO = torch.addcmul(self.bias_O, y_NO, scale_N1)
+        return (F.gelu(y_NO) if self.gelu else y_NO).to(x_I.dtype).unflatten(0, x_I.shape[:-1])
 
 
 def _packs(dtype: torch.dtype) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -16,8 +17,9 @@ from .frontend import FastFrontEnd
 from .layer import FastAttention, FastFeedForward, OffsetBias
 from .linear import Int8Linear, PackedLinear
 from .position import SMALLEST_KERNEL, GroupedProduct, SpectralConv, convolve_or_run
+from .rounding import ZERO_AFTER_ACTIVATION
 
-Precision = Literal["auto", "float32", "bf16", "int8"]
+Precision = Literal["auto", "float32", "bf16", "int8", "int8-float32"]
 
 
 class OptimizedEncoder(nn.Module):
@@ -25,32 +27,31 @@ class OptimizedEncoder(nn.Module):
 
     Attributes:
         config: of the encoder.
-        precision: "float32", "bf16" or "int8".
+        precision: "float32", "bf16", "int8" or "int8-float32".
     """
 
-    def __init__(self, encoder: Encoder, precision: Literal["float32", "bf16", "int8"]) -> None:
+    def __init__(self, encoder: Encoder, precision: Literal["float32", "bf16", "int8", "int8-float32"]) -> None:
         super().__init__()
         self.precision = precision
         self._size = encoder.num_parameters()
-        encoder.eval().requires_grad_(False).to(torch.float32 if precision == "float32" else torch.bfloat16)
+        encoder.eval().requires_grad_(False)
+        float32 = precision.endswith("float32")
+        if precision.startswith("int8"):  # before the rest is cast: weights are rounded once
+            _replace_layers(encoder, Int8Linear, partial(Int8Linear, zero=ZERO_AFTER_ACTIVATION))
+        encoder.to(torch.float32 if float32 else torch.bfloat16)
         self.front_end = FastFrontEnd(encoder)
         encoder.convs = nn.ModuleList()
         projection = encoder.projection.projection
         encoder.projection.register_module("projection", PackedLinear(projection.weight, projection.bias))
         for number, conv in enumerate(encoder.positional_conv.convs):
             if isinstance(conv, nn.Conv1d) and conv.kernel_size[0] >= SMALLEST_KERNEL:
-                made = SpectralConv(conv) if precision == "float32" else GroupedProduct(conv)
+                made = SpectralConv(conv) if float32 else GroupedProduct(conv)
                 encoder.positional_conv.convs[number] = made
         encoder.positional_conv.convolve = convolve_or_run
         if encoder.position_bias is not None:
             encoder.register_module("position_bias", OffsetBias(encoder.position_bias))
-        linear: Callable[..., nn.Module] = Int8Linear if precision == "int8" else PackedLinear
-        for layer in encoder.layers:
-            assert isinstance(layer, TransformerLayer)
-            if layer.attention.num_heads:
-                layer.register_module("attention", FastAttention(layer.attention, linear))
-            if layer.feed_forward.input.out_features:
-                layer.register_module("feed_forward", FastFeedForward(layer.feed_forward, linear))
+        if not precision.startswith("int8"):
+            _replace_layers(encoder, PackedLinear, PackedLinear)
         self.encoder = encoder
 
     @property
@@ -72,6 +73,18 @@ class OptimizedEncoder(nn.Module):
             return self.encoder.context(self.encoder.projection(x_BTC, None), frames_B, torch.float32)
 
 
+def _replace_layers(
+    encoder: Encoder, linear: Callable[..., nn.Module], after_activation: Callable[..., nn.Module]
+) -> None:
+    """Have the layers compute as in `layer`, with these linear maps."""
+    for layer in encoder.layers:
+        assert isinstance(layer, TransformerLayer)
+        if layer.attention.num_heads:
+            layer.register_module("attention", FastAttention(layer.attention, linear))
+        if layer.feed_forward.input.out_features:
+            layer.register_module("feed_forward", FastFeedForward(layer.feed_forward, linear, after_activation))
+
+
 def optimize(encoder: Encoder, precision: Precision = "auto") -> OptimizedEncoder:
     """Make an encoder fast for inference. It is taken over: use it no more, or give a copy (`copy.deepcopy`).
 
@@ -83,8 +96,9 @@ def optimize(encoder: Encoder, precision: Precision = "auto") -> OptimizedEncode
     Args:
         encoder: without gates.
         precision: "float32" differs from the encoder by rounding (1e-5 of a hidden state's size); "bf16" has weights
-            and activations in bfloat16 (one to two per cent); "int8" also has 8-bit weights and inputs in the
-            transformer's linear maps (three to four per cent; a CPU is needed); "auto" is bf16 where the device has
+            and activations in bfloat16 (about one per cent); "int8" also has 8-bit weights and inputs in the
+            transformer's linear maps, "int8-float32" has those and float32 elsewhere (below one per cent, of a student
+            of `--quantization int8` about half of one; both need a CPU); "auto" is bf16 where the device has
             instructions for it, else float32.
 
     Raises:

@@ -210,6 +210,13 @@ Speed: one utterance of {student.seconds:g} s, float32, {student.threads} CPU th
 speech: {loss}; it says how near the layers are, not how well a task is solved."""
 
 
+def _rounding(quantization: str) -> str:
+    return (
+        f"\n- stage 2 was quantisation-aware ({quantization}): the weights are rounded, and `skill-speech export "
+        f"--format onnx --quantize {quantization}` loses little of what it learned"
+    )
+
+
 def _making(settings: dict[str, Any], outcome: dict[str, Any]) -> str:
     timed = f"\n- {told_times(outcome)}" if told_times(outcome) else ""
     # A run that started from another's stage 1 has none.
@@ -220,10 +227,11 @@ def _making(settings: dict[str, Any], outcome: dict[str, Any]) -> str:
         clusters = f"\n- layer clusters: {groups}"
     kept = ", ".join(f"h_{layer}" for layer in settings.get("keep_layers") or ())
     clusters += f"\n- matched by themselves, without a projection: {kept}" if kept else ""
+    rounded = _rounding(settings["quantization"]) if settings.get("quantization") else ""
     names = _shown(settings)
     told = yaml.safe_dump({name: value for name, value in names.items() if name != "output"}, sort_keys=False)
     return f"""- method `{settings["method"]}`, budget: {asked_for(settings)}, seed {settings["seed"]}{timed}{clusters}
-- {stages}; precision {settings["precision"]}
+- {stages}; precision {settings["precision"]}{rounded}
 - data: {_data(settings["data"])}
 
 <details><summary>All settings</summary>
