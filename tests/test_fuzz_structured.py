@@ -39,7 +39,8 @@ def look(jobs: list[tuple[int, str]], folder: Path, good: Path, seconds: float, 
     """In a process of its own: each line of Python in place of the command line."""
     from skill_speech import cli
 
-    cli._run = lambda arguments: exec(arguments[0], {}) or 0  # type: ignore[assignment]
+    cli._asked = lambda words: ""
+    cli._run = lambda arguments, asked: exec(arguments[0], {}) or 0  # type: ignore[assignment]
     structured.WALL_FACTOR = 10
     before = structured.own_memory()
     for number, line in jobs:
