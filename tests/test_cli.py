@@ -210,7 +210,7 @@ def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture
         text = " ".join(said(capsys, f"{command} --help").split())
         for one in all_settings()[command]:
             name = one["name"].upper() if one.get("positional") else f"--{one['name']}"
-            twin = one["name"].startswith("stage2.") and "--stage2.* is as --stage1.*" in text
+            twin = one["name"].startswith("stage2.") and "see --stage1.* for" in text
             assert name in text or twin, name
         for example in PAGES[command].examples:
             assert example in text
@@ -219,8 +219,8 @@ def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture
         assert named <= {one["name"] for one in all_settings()[command]}, command
     text = " ".join(said(capsys, "compress --help").split())
     for words in (
-        "--stage1.sparsity_steps N|X updates",
-        "--stage2.steps N updates (default: 25000)",
+        "--stage1.sparsity_steps N|X Updates",
+        "--stage2.steps N Number of updates (default: 25000)",
         "--macs TEXT|N|X",
     ):
         assert words in text

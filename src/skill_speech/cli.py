@@ -184,25 +184,29 @@ def command_parser(name: str) -> Any:
     function, _ = _command(name)
     parser = _Parser(description=COMMANDS[name])
     if name in ("analyze", "compress", "evaluate"):
-        parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+        parser.add_argument(
+            "--config", action="config", help="YAML file with any of these settings; options override it."
+        )
     if name == "evaluate":
-        parser.add_argument("models", type=str, nargs="+", help="[NAME=]SOURCE, or fbank for log-mel filterbanks")
+        parser.add_argument("models", type=str, nargs="+", help=_help_of(function, "models"))
         parser.add_argument(
             "--own_head",
             action=ActionYesNo(no_prefix="no_"),
             default=False,
-            help="score the head that the model has, on any manifest with text or labels",
+            help="Score the model's own head on any manifest with text or labels, instead of training new ones.",
         )
-        parser.add_argument("--cache", action=ActionYesNo(no_prefix="no_"), default=True, help="keep hidden states")
+        help_of_cache = _help_of(function, "cache")
+        parser.add_argument("--cache", action=ActionYesNo(no_prefix="no_"), default=True, help=help_of_cache)
         parser.add_function_arguments(function, as_group=False, skip={"models", "own_head", "cache"})
         return parser
     if name == "report":
-        parser.add_argument("runs", type=str, nargs="+", help="folders of finished runs")
+        parser.add_argument("runs", type=str, nargs="+", help=_help_of(function, "runs"))
         parser.add_function_arguments(function, as_group=False, skip={"runs"})
         return parser
     if name == "prepare":
         parser.add_argument("source", type=str, nargs="+", help=_help_of(function, "source"))
-        parser.add_argument("--shards", action=ActionYesNo(no_prefix="no_"), default=False, help="copy the audio too")
+        help_of_shards = _help_of(function, "shards")
+        parser.add_argument("--shards", action=ActionYesNo(no_prefix="no_"), default=False, help=help_of_shards)
         parser.add_function_arguments(function, as_group=False, skip={"source", "shards"})
         return parser
     positional = {"import": "source", "profile": "model", "export": "model"}.get(name)

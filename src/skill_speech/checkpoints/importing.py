@@ -35,9 +35,9 @@ def import_encoder(source: str, output: str, *, revision: str | None = None) -> 
     """Read an encoder from any known format and write it as a folder that every command takes.
 
     Args:
-        source: a file, a folder or a hub id, as `load_encoder` takes it.
-        output: a new folder.
-        revision: of the source on the hub.
+        source: Checkpoint to import: file, folder or hub ID.
+        output: New folder to write to.
+        revision: Revision of the source on the hub: branch, tag or commit.
 
     Raises:
         InputError: a source that cannot be read, or an output folder with something in it.

@@ -36,16 +36,17 @@ class AnalysisConfig:
     """How the teacher's layers are compared and grouped.
 
     Attributes:
-        linkage: of the agglomerative clustering on 1 - CKA.
-        contiguous: only neighbouring layers may share a cluster.
-        include_features: h_0 takes part.
-        cka: of frames as they are ("raw", as in the paper), or of "normalized" ones, so that a few huge frames do not
-            own it; both are measured.
-        estimator: "minibatch" is the unbiased one in constant memory, "exact" works in feature space.
-        calibration_seconds: audio that the similarity is estimated on.
-        batch_seconds: audio per forward pass.
-        batch_frames: frames per minibatch of the estimator.
-        precision: of the minibatch estimator's Gram matrices; "auto" is bf16 where the device has instructions for it.
+        linkage: Linkage of the agglomerative clustering on 1 - CKA.
+        contiguous: Allow only neighboring layers to share a cluster.
+        include_features: Include h_0, the output of the feature projection.
+        cka: Frames to compare when clustering: "raw", as in the paper, or "normalized" to zero mean and unit variance,
+            so that a few very large frames do not dominate. Both similarities are measured.
+        estimator: CKA estimator: "minibatch" (unbiased, constant memory) or "exact" (computed in feature space).
+        calibration_seconds: Seconds of audio to estimate the similarity on.
+        batch_seconds: Seconds of audio per forward pass.
+        batch_frames: Frames per minibatch of the minibatch estimator.
+        precision: Precision of the minibatch estimator's Gram matrices; "auto" selects bf16 where the device has
+            instructions for it.
     """
 
     linkage: Literal["average", "complete", "single"] = "average"

@@ -86,19 +86,19 @@ def prepare(
     disk; it is resampled and mixed down when it is read (`load_waveform`).
 
     Args:
-        source: what names audio, or several: folders (of audio, LibriSpeech, Kaldi, shards …), files (audio, CSV, JSON
-            lines, tsv, lhotse manifests, tar files …), globs, or addresses. Texts, speakers and labels become
+        source: Audio to prepare: one or more folders (audio, LibriSpeech, Kaldi, shards …), files (audio, CSV, JSON
+            lines, TSV, lhotse manifests, tar files …), globs or URLs. Transcripts, speakers and labels become
             supervisions.
-        output: where to write the cuts (.jsonl or .jsonl.gz, with absolute paths); written whole or not at all. With
-            `shards`, the folder for them.
-        shards: copy the audio too, as 16 kHz mono FLAC in tar files of about 200 MB, which can be read from a server.
-        jobs: number of threads that read headers and encode audio.
-        max_bad: the share of files that may be unusable, such as 1% or 0.01.
-        decode: decode all audio, which takes long, and find what headers do not show: NaN, damage in the middle; files
-            that are silent, clipped or have a DC offset are named, and kept. Shards are always made of what could be
+        output: Manifest to write (.jsonl or .jsonl.gz, with absolute paths), whole or not at all. With `shards`, the
+            folder to write them to.
+        shards: Copy the audio too, as 16 kHz mono FLAC in tar files of about 200 MB that can be read from a server.
+        jobs: Number of threads that read headers and encode audio.
+        max_bad: Maximum share of unusable files, such as 1% or 0.01.
+        decode: Decode all audio (slow) to find what headers do not show, such as NaN or damage in the middle. Files
+            that are silent, clipped or have a DC offset are reported and kept. Shards contain only audio that was
             decoded.
-        absolute_paths: what names files may name files outside of its own folder.
-        column: the one of a table that holds the paths, or of a dataset that holds the audio.
+        absolute_paths: Allow a manifest or table to name files outside its own folder.
+        column: Column with the paths (of a table) or with the audio (of a dataset).
 
     Returns:
         The cuts, in memory, or opened lazily from `output` where it is given.

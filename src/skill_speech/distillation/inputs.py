@@ -23,14 +23,14 @@ class InputConfig:
     """How the student's input is augmented.
 
     Attributes:
-        mask_share: average share of the frames of h_0 that are masked (set to zero).
-        mask_frames: frames per masked span; spans may overlap.
-        noisy_share: share of the utterances to which noise is added.
-        snr_low: lowest signal-to-noise ratio in dB.
-        snr_high: highest signal-to-noise ratio in dB; one is drawn for each utterance.
-        speakers_share: share of the noisy utterances whose noise is another utterance of the batch.
-        reverberation_share: share of all utterances that are reverberated.
-        reverberation_high: longest reverberation time (RT60) in seconds; the shortest is 0.1.
+        mask_share: Average share of the frames of h_0 to mask (set to zero).
+        mask_frames: Frames per masked span; spans may overlap.
+        noisy_share: Share of utterances to add noise to.
+        snr_low: Lowest signal-to-noise ratio in dB.
+        snr_high: Highest signal-to-noise ratio in dB; a ratio is drawn for each utterance.
+        speakers_share: Share of noisy utterances whose noise is another utterance of the batch.
+        reverberation_share: Share of all utterances to reverberate.
+        reverberation_high: Longest reverberation time (RT60) in seconds; the shortest is 0.1.
     """
 
     mask_share: float = 0.4

@@ -23,13 +23,15 @@ class LossConfig:
     """Weights of the terms of the distance between student and teacher; which of them count, `distance` says.
 
     Attributes:
-        l1: weight of the mean absolute difference.
-        l2: weight of the mean squared difference.
-        cosine: weight of the cosine term.
-        temporal: weight of the mean squared difference of the cosines between all pairs of frames.
-        cosine_form: "raw" is -cos, "log-sigmoid" is -log sigmoid(cos).
-        target_weights: "equal", or "learned" beside the student: targets that stay far off then weigh less.
-        normalize_frames: bring every frame of every layer to mean 0 and variance 1 before layers are averaged.
+        l1: Weight of the mean absolute difference.
+        l2: Weight of the mean squared difference.
+        cosine: Weight of the cosine term.
+        temporal: Weight of the mean squared difference between the frame-to-frame cosine similarities of student and
+            teacher.
+        cosine_form: Form of the cosine term: "raw" is -cos, "log-sigmoid" is -log sigmoid(cos).
+        target_weights: Weights of the targets: "equal", or "learned" together with the student, which gives less weight
+            to targets that stay far off.
+        normalize_frames: Normalize each frame of each layer to zero mean and unit variance before averaging layers.
     """
 
     l1: float = 1.0

@@ -28,14 +28,16 @@ class HeadTraining:
     """The head of a fine-tuned teacher: whether the student keeps it, and how its outputs are distilled.
 
     Attributes:
-        keep: the student has it, and its outputs are distilled beside the layers; otherwise it is left out.
-        outputs: weight of the distance between the outputs of student and teacher: the Kullback-Leibler divergence
-            KL(teacher || student) of each frame's or utterance's probabilities, the squared error of numbers that are
-            predicted, and 1 - cos of speaker embeddings.
-        temperature: what logits are divided by first; the divergence is multiplied by its square (Hinton et al. 2015).
-        labels: weight of the labels' own loss (CTC, or cross entropy), for data that has transcripts or labels; 0 uses
-            none. Utterances are then padded to the longest of their batch, not cropped to the shortest.
-        learning_rate: peak learning rate of the head; None for that of the stage.
+        keep: Keep the teacher's head in the student and distill its outputs along with the layers; otherwise the head
+            is dropped.
+        outputs: Weight of the distance between student and teacher outputs: the KL divergence KL(teacher || student) of
+            the probabilities of each frame or utterance, the squared error of regression outputs, and 1 - cos of
+            speaker embeddings.
+        temperature: Distillation temperature: logits are divided by it, and the divergence is multiplied by its square
+            (Hinton et al. 2015).
+        labels: Weight of the supervised loss (CTC or cross-entropy) on data with transcripts or labels; 0 uses none. If
+            above 0, utterances are padded to the longest of the batch instead of cropped to the shortest.
+        learning_rate: Peak learning rate of the head; by default, that of the stage.
     """
 
     keep: bool = True

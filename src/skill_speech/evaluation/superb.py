@@ -97,26 +97,27 @@ def evaluate(
     scoring; heads are small, and each process trains the same ones.
 
     Args:
-        models: each [NAME=]SOURCE, where SOURCE is what `load_encoder` takes, or "fbank" for log-mel filterbanks; with
-            own_head one, which `load_model` takes.
-        data: the folder of corpora; each task's is found by its layout. With own_head a manifest with text or labels,
-            or a folder in LibriSpeech's layout.
-        output: where the results go; with own_head, by default RUN/evaluation of RUN/model.
-        own_head: score the model's own head.
-        teacher: own_head only: "auto" is the one in RUN/config.yaml of RUN/model, "none" leaves it out; else a SOURCE.
-        target_lang: own_head only: of a model or teacher that has adapters for many languages, by its code.
-        max_bad: own_head only: the share of the audio that may be unusable, such as 1% or 0.01.
-        absolute_paths: own_head only: the manifest may name files outside of its own folder.
-        tasks: "all", or a comma-separated list of pr, asr, ks, qbe, sid, asv, sd, er, ic, sf. With "all", tasks without
-            a corpus are named and left out.
-        compare: "published" puts published results beside ours.
-        learning_rates: to try, the best one on dev counts; by default the protocol's one.
-        steps: updates of every head, by default the protocol's; a head is then looked at ten times on the way.
-        settings: changes of the protocol by task and field, such as {"asr": {"hidden_size": 256}}.
-        cache: keep hidden states on disk, in OUTPUT/hidden_states, instead of encoding at every step.
-        cache_gb: the most that they may take, in gigabytes; what has no room is encoded at every step.
-        device: where to compute, by default an accelerator if there is one.
-        seed: of everything random.
+        models: One or more [NAME=]SOURCE, where SOURCE is anything that `load_encoder` accepts, or "fbank" for log-mel
+            filterbanks; with own_head exactly one, which `load_model` accepts.
+        data: Folder with the corpora; each task finds its corpus by its layout. With own_head, a manifest with text or
+            labels, or a folder in LibriSpeech layout.
+        output: Folder for the results; with own_head, RUN/evaluation by default for the model RUN/model.
+        own_head: Score the model's own head instead of training new ones.
+        teacher: With own_head: teacher to compare with, a SOURCE, "auto" for the one named in RUN/config.yaml of the
+            model RUN/model, or "none".
+        target_lang: With own_head: language code for a model or teacher with adapters for many languages (MMS).
+        max_bad: With own_head: maximum share of unusable audio, such as 1% or 0.01.
+        absolute_paths: With own_head: allow the manifest to name files outside its own folder.
+        tasks: "all", or a comma-separated list of pr, asr, ks, qbe, sid, asv, sd, er, ic, sf. "all" skips tasks without
+            a corpus and lists them.
+        compare: "published" adds published results to the table.
+        learning_rates: Learning rates to try; the best one on the dev split is used. By default, the protocol's.
+        steps: Number of updates per head, with ten dev evaluations; by default, the protocol's.
+        settings: Overrides of the protocol by task and field, such as {"asr": {"hidden_size": 256}}.
+        cache: Cache hidden states on disk, in OUTPUT/hidden_states, instead of encoding at every step.
+        cache_gb: Maximum size of the cache in gigabytes; utterances that do not fit are encoded at every step.
+        device: Device to compute on; by default, an accelerator if there is one.
+        seed: Random seed for training the heads; with own_head, for bootstrap resamples and sampled trials.
 
     Raises:
         InputError: bad models, data or settings; results of other settings in the output folder, or another evaluation

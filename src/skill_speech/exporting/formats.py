@@ -63,20 +63,21 @@ def export(
     """Write a model as another runtime wants it: encoder, head, processor and model card.
 
     Args:
-        model: hub id, folder or file, as `load_model` takes it.
-        output: a folder that does not exist yet or is empty.
-        format: "transformers" for AutoModel and pipelines, "onnx" for onnxruntime, "torch-export" for torch alone,
-            "torchaudio" for DPHuBERT's and TorchAudio's layout, which has a place for no head but CTC, "s3prl" for an
-            upstream folder, which is the encoder alone.
-        quantize: "int8" for 8-bit weights and activations; ONNX only.
-        hidden_states: which come out, "all" or "last"; by default all of an encoder alone, and none of a model with a
-            head, which gives logits; ONNX and torch-export only.
-        length_aware: keep padding out of everything, so that a padded batch equals its utterances one by one.
-        target_lang: of a model that has adapters for many languages (MMS), by its code; None for the one that its
-            weights have.
-        scores: a folder of `evaluate` whose results of this very encoder go into the card; of RUN/model they are looked
-            for in RUN/evaluation.
-        push_to_hub: repository on the hub that the folder is uploaded to when it is complete.
+        model: Model to export: hub ID, folder or file.
+        output: New or empty folder to write to.
+        format: Export format: "transformers" for AutoModel and pipelines, "onnx" for ONNX Runtime, "torch-export" for
+            torch alone, "torchaudio" for the layout of DPHuBERT and TorchAudio (no head or a CTC head), "s3prl" for an
+            upstream folder (encoder only).
+        quantize: Quantization: "int8" for 8-bit weights and activations; ONNX only.
+        hidden_states: Hidden states to output: "all" or "last"; ONNX and torch-export only. By default, all for an
+            encoder alone, and none for a model with a head, which outputs logits.
+        length_aware: Exclude padding from all computation, so that a padded batch gives the same results as its
+            utterances one by one.
+        target_lang: Language code for a model with adapters for many languages (MMS); by default, the language of its
+            weights.
+        scores: Folder of an `evaluate` run with results of this encoder to put into the model card; for RUN/model,
+            RUN/evaluation by default.
+        push_to_hub: Hub repository to upload the finished folder to.
 
     Raises:
         InputError: a model or a card of it that cannot be read, options that do not go together, a head that the

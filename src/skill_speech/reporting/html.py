@@ -26,8 +26,9 @@ def report(runs: Sequence[str], output: str | None = None) -> Path:
     go into the student's model card too.
 
     Args:
-        runs: folders of finished runs.
-        output: the file; by default report.html in the folder of the run, and of several runs in the current one.
+        runs: One or more folders of finished runs.
+        output: HTML file to write; by default, report.html in the folder of the run, or in the current folder for
+            several runs.
 
     Returns:
         Where it is.

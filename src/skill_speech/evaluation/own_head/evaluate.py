@@ -81,15 +81,16 @@ def evaluate_own_head(
     difference from the teacher's, on the same resamples.
 
     Args:
-        model: [NAME=]SOURCE, as `load_model` takes it.
-        data: a manifest with text or labels, or anything else that `open_cuts` takes and that has them.
-        output: the folder for the results; by default RUN/evaluation of RUN/model.
-        teacher: "auto" for the one in RUN/config.yaml of RUN/model, "none", or [NAME=]SOURCE.
-        target_lang: of a model or teacher that has adapters for many languages.
-        max_bad: the share of the audio that may be unusable.
-        absolute_paths: the manifest may name files outside of its own folder.
-        device: where to compute, by default an accelerator if there is one.
-        seed: of the resamples, and of the trials where there are too many.
+        model: [NAME=]SOURCE, where SOURCE is anything that `load_model` accepts.
+        data: Manifest with text or labels, or any other data with them that `open_cuts` accepts.
+        output: Folder for the results; RUN/evaluation by default for the model RUN/model.
+        teacher: Teacher to compare with: [NAME=]SOURCE, "auto" for the one named in RUN/config.yaml of the model
+            RUN/model, or "none".
+        target_lang: Language code for a model or teacher with adapters for many languages (MMS).
+        max_bad: Maximum share of unusable audio, such as 1% or 0.01.
+        absolute_paths: Allow a manifest or table to name files outside its own folder.
+        device: Device to compute on; by default, an accelerator if there is one.
+        seed: Random seed for the bootstrap resamples, and for the trials if they are sampled.
 
     Raises:
         InputError: no head, nothing in the data to score it by, or what the model cannot say; results of other settings
