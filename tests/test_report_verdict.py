@@ -45,7 +45,7 @@ def test_a_good_run_is_told_in_a_sentence(run: Path) -> None:
 def test_what_was_not_scored_is_to_be_scored_next(tmp_path: Path) -> None:
     made = read_evidence(make_run(tmp_path / "a run", evaluation=False))
     if made.own_head is None:
-        assert verdict(made).endswith("What it kept of the teacher has not been scored yet.")
+        assert verdict(made).endswith("It has not been scored yet.")
     first = next_steps(made)[0]
     assert first.startswith("skill-speech evaluate ")
     assert f"'{tmp_path}/a run/model'" in first  # a shell takes it

@@ -190,7 +190,7 @@ def measure(encoder: Encoder, model: str, seconds: float = 10.0, repeats: int = 
     widths = Widths.of(encoder.config)
     rate, shortest = encoder.config.sampling_rate, encoder.config.receptive_field
     if round(seconds * rate) < shortest:
-        raise InputError(f"{model}: needs {shortest / rate:g} s for one frame, and is given {seconds:g} s")
+        raise InputError(f"{model}: needs {shortest / rate:g} s for one frame, but gets {seconds:g} s")
     waveform_BT = torch.randn(1, round(seconds * rate))
     times = []
     with torch.inference_mode():

@@ -172,18 +172,18 @@ class CompressionConfig:
         layer_numbers(self.keep_layers)
         objective = METHODS[self.method]
         if self.noise is not None and "noisy" not in (self.input or objective.input):
-            raise InputError("noise is for a student that hears some: give input noisy or masked-noisy")
+            raise InputError("noise needs a noisy input: set input to noisy or masked-noisy")
         used = self.loss.of(self.distance or objective.distance).weights()
         if not any(used.values()):
             *names, last = (f"loss.{name}" for name in used)
-            raise InputError(f"{', '.join(names)} and {last} are all 0: there is nothing to learn; give one of them")
+            raise InputError(f"{', '.join(names)} and {last} are all 0, so there is nothing to learn: set at least one")
         if self.milestone_every % self.checkpoint_every:
             raise InputError(
                 f"milestone_every is {self.milestone_every}; it must be 0 or a multiple of checkpoint_every, "
                 f"{self.checkpoint_every}"
             )
         if self.times is not None and not self.is_timed:
-            raise InputError("times is for a budget of time: give speedup or latency")
+            raise InputError("times needs a time budget: give speedup or latency")
 
 
 def plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The recipe: analyse, prune and distil (stage 1), cut (surgery), distil again (stage 2), finish."""
+"""The recipe: analyse, prune and distill (stage 1), cut (surgery), distill again (stage 2), finish."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def compress(
     accept_changed_data: bool = False,
     on_step: OnStep | None = None,
 ) -> CompressionResult:
-    """Make a small encoder of a large one; the same call resumes where it stopped.
+    """Make a small encoder of a large one; the same call resumes it.
 
     Args:
         teacher: Teacher model: hub ID, folder or file.
@@ -303,7 +303,7 @@ def carry_out(config: CompressionConfig, on_step: OnStep | None = None) -> Compr
     config, times = settle(config, run)
     run.refuse_others(config.settings, config.may_change())
     if run.is_finished():
-        logger.info("%s is finished: nothing to do", run.path)
+        logger.info("%s is already finished: nothing to do", run.path)
         return CompressionResult.of(run, already_done=True)
     plan = Plan.of(config, run, times)
     # Everything that can be wrong with the settings has been looked at: from here on the folder is this run's.

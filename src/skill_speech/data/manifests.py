@@ -80,7 +80,7 @@ def prepare(
 ) -> CutSet:
     """Makes a cut set of 16 kHz mono audio from data of any form.
 
-    docs/data.md lists the forms; what the data was recognised as is said. Every file's header and last sample are read,
+    docs/data.md lists the forms; what the data was recognized as is said. Every file's header and last sample are read,
     or all of it with `decode`. Files that cannot be used are named in the log and left out; beside the output, a file
     that ends in .bad_audio.json lists them. Audio of another sample rate or with several channels stays as it is on
     disk; it is resampled and mixed down when it is read (`load_waveform`).
@@ -89,7 +89,7 @@ def prepare(
         source: Audio to prepare: one or more folders (audio, LibriSpeech, Kaldi, shards …), files (audio, CSV, JSON
             lines, TSV, lhotse manifests, tar files …), globs or URLs. Transcripts, speakers and labels become
             supervisions.
-        output: Manifest to write (.jsonl or .jsonl.gz, with absolute paths), whole or not at all. With `shards`, the
+        output: Manifest to write (.jsonl or .jsonl.gz, with absolute paths). With `shards`, the
             folder to write them to.
         shards: Copy the audio too, as 16 kHz mono FLAC in tar files of about 200 MB that can be read from a server.
         jobs: Number of threads that read headers and encode audio.
@@ -126,7 +126,7 @@ def _check_output(output: str | Path | None, shards: bool, jobs: int) -> None:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{output}: a file; the output of shards is a folder")
         if (folder / INDEX).exists():
-            raise InputError(f"{output}: has shards already; remove them or choose another folder")
+            raise InputError(f"{output}: already has shards: remove them or choose another folder")
 
 
 def _check_named(sources: Sequence[Source], output: str | Path | None, shards: bool) -> None:
@@ -135,8 +135,8 @@ def _check_named(sources: Sequence[Source], output: str | Path | None, shards: b
         streamed = isinstance(source.content, Listing) and source.content.stream
         if not shards and (streamed or (source.inside and output is not None)):
             raise InputError(
-                f"{source.path}: the audio of {source.form} has no files of its own, which a manifest could name: add "
-                "--shards, which copies it, and --output FOLDER"
+                f"{source.path}: the audio of {source.form} is not in files that a manifest could name: copy it with "
+                "--shards and --output FOLDER"
             )
 
 
@@ -170,7 +170,7 @@ def _prepare(
     logger.info("%s: %d cuts, %.2f h", output, tally.usable, tally.seconds / 3600)
     outside = Corpus(output.parent, anywhere=False)
     if any(not outside.holds(name) for cut in islice(ManifestReader(output, True), 1) for name in local_files(cut)):
-        logger.info("%s: its audio lies outside of its folder: open it with absolute_paths set to true", output)
+        logger.info("%s: its audio is outside its folder: set absolute_paths to true to open it", output)
     return CutSet(ManifestReader(output, True)), tally.audio
 
 
@@ -199,7 +199,7 @@ def open_cuts(
     Args:
         data: a path, a glob, an address (hf://datasets/…; of shards anything that fsspec reaches: https://…, s3://…),
             or a list of them, of which each cut is taken once. A list of parts is mixed by their weights.
-        absolute_paths: what names files may name files outside of its own folder.
+        absolute_paths: what names files may name files outside its own folder.
         max_bad: as in `prepare`, for what is checked here.
         found: gets what was wrong with audio that was checked, here or before.
         labels: keep what a manifest's supervisions have under custom["label"]; otherwise custom fields are left out.
@@ -387,7 +387,7 @@ def _write_shards(cuts: Iterable[Cut], output: Path, tally: _Tally, jobs: int) -
             write_json(output / LIST, tally.audio.state_dict())
     except OSError as error:
         raise InputError(
-            f"{output}: cannot be written ({error.strerror or error}): free space or choose another"
+            f"{output}: cannot be written ({error.strerror or error}): free some space or choose another"
         ) from error
     except InputError:
         (output / INDEX).unlink(missing_ok=True)
@@ -396,7 +396,7 @@ def _write_shards(cuts: Iterable[Cut], output: Path, tally: _Tally, jobs: int) -
 
 
 def _write_whole(cuts: Iterable[Cut], output: Path, tally: _Tally) -> None:
-    """Writes beside the output and renames, so that a killed run leaves no half manifest behind."""
+    """Writes beside the output and renames, so that a killed run leaves no partial manifest."""
     try:
         with atomic_write(output) as partial:
             with CutSet.open_writer(partial) as writer:
@@ -408,7 +408,7 @@ def _write_whole(cuts: Iterable[Cut], output: Path, tally: _Tally) -> None:
             write_json(_list_of(output), tally.audio.state_dict())
     except OSError as error:
         raise InputError(
-            f"{output}: cannot be written ({error.strerror or error}): free space or choose another"
+            f"{output}: cannot be written ({error.strerror or error}): free some space or choose another"
         ) from error
 
 

@@ -85,12 +85,12 @@ class OutputLoss(nn.Module):
             if self.config.labels and labels:
                 assert self.encode is not None
                 targets = [None if given is None else self.encode(given) for given in labels]
-                loss = labelled_loss(made, targets, self.head)
+                loss = labeled_loss(made, targets, self.head)
                 terms |= {} if loss is None else {"labels": loss}
         return terms
 
     def weighed(self, terms: dict[str, Tensor]) -> Tensor | float:
-        """What the terms add to what is minimised (0-d)."""
+        """What the terms add to what is minimized (0-d)."""
         weights = {"outputs": self.config.outputs, "labels": self.config.labels}
         return sum((weights[name] * terms[name] for name in weights if name in terms), 0.0)
 
@@ -138,7 +138,7 @@ def distance(student: HeadOutput, teacher: HeadOutput, config: HeadConfig, tempe
     yes and no; numbers that are predicted: the squared error; speaker embeddings, and what follows them: 1 - cos.
     """
     if config.kind == "x-vector":
-        # What the classifier behind the embedding makes of it counts as much, lest it be left behind.
+        # The output of the classifier after the embedding counts as much, so that it is trained too.
         pairs = ((student.embeddings_BD, teacher.embeddings_BD), (student.logits, teacher.logits))
         cosines = [
             F.cosine_similarity(mine, wanted, dim=-1)
@@ -162,7 +162,7 @@ def distance(student: HeadOutput, teacher: HeadOutput, config: HeadConfig, tempe
     return apart.masked_fill(~valid_BT, 0).sum() / valid_BT.sum()
 
 
-def labelled_loss(made: HeadOutput, targets: Sequence[Sequence[int] | None], head: Head) -> Tensor | None:
+def labeled_loss(made: HeadOutput, targets: Sequence[Sequence[int] | None], head: Head) -> Tensor | None:
     """The loss of the labels (0-d), a mean over the utterances that have one; None if none has.
 
     CTC's is divided by the number of tokens, and that of a transcript that does not fit into its frames is 0. A speaker

@@ -61,7 +61,7 @@ class UnitLoss(nn.Module):
     Args:
         centroids_KD: of the units.
         layer: of the teacher whose states they cluster.
-        weight: in what is minimised.
+        weight: in what is minimized.
     """
 
     def __init__(self, centroids_KD: Tensor, layer: int, weight: float) -> None:

@@ -88,7 +88,7 @@ def evaluate(
     device: str | None = None,
     seed: int = 0,
 ) -> Evaluation | HeadEvaluation:
-    """Train and score heads on the frozen hidden states of some encoders; what is done already is not done again.
+    """Train and score heads on the frozen hidden states of some encoders; finished tasks are skipped.
 
     With `own_head`, score the head that a fine-tuned model has instead, on any manifest with text or labels, beside its
     teacher's (`evaluate_own_head`).
@@ -121,7 +121,7 @@ def evaluate(
 
     Raises:
         InputError: bad models, data or settings; results of other settings in the output folder, or another evaluation
-            that is going on there; published rows asked for beside synthetic data; the disk is full.
+            that is running there; published rows requested for synthetic data; the disk is full.
         Stopped: by SIGTERM or SIGUSR1; the same call resumes.
     """
     options = dict(locals())
@@ -131,18 +131,18 @@ def evaluate(
     if own_head:
         names = list(_sources(models).values())
         if len(names) > 1:
-            raise InputError(f"own_head is of one model, and {len(names)} are given; its teacher is given as teacher")
+            raise InputError(f"own_head takes one model, and {len(names)} are given: pass its teacher as teacher")
         shared = {name: options[name] for name in ("device", "seed", *OF_OWN_HEAD)}
         return evaluate_own_head(names[0], data, output, **shared)
     if output is None:
-        raise InputError("no place for the results: give --output")
+        raise InputError("no folder for the results: give --output")
     asked, sources = known_tasks(tasks), _sources(models)
     _refuse_unknown(settings or {})
     folds = _read_tasks(Path(data), asked, strict=tasks.strip().lower() != "all")
     _require_packages(list(folds))
     synthetic = synthetic_mark(data) or next((part[0].synthetic for part in folds.values() if part[0].synthetic), "")
     if compare and synthetic:
-        raise InputError(f"{data}: synthetic ({synthetic}): no published row stands beside it; leave --compare out")
+        raise InputError(f"{data}: synthetic ({synthetic}): published results are not comparable: leave --compare out")
     configs = {
         task: task_config(
             task,
@@ -204,7 +204,7 @@ def _sources(models: Sequence[str]) -> dict[str, str]:
     for model in models:
         name, _ = split_name(model)
         if name == CACHE_FOLDER:
-            raise InputError(f"{model}: {name} is where hidden states are kept: give another name, as in one={model}")
+            raise InputError(f"{model}: {name} is reserved for hidden states: choose another name, as in one={model}")
         if name in sources:
             raise InputError(f"{sources[name]} and {model} would both be called {name}: give names, as in one={model}")
         sources[name] = model
@@ -222,7 +222,7 @@ def _read_tasks(data: Path, asked: Sequence[str], strict: bool) -> dict[str, lis
     found = find_corpora(data)
     missing = [missing_reason(data, task) for task in asked if task not in found]
     if missing and (strict or len(missing) == len(asked)):
-        raise InputError(missing[0] if strict else f"{data}: no corpus of any task there; {missing[0]}")
+        raise InputError(missing[0] if strict else f"{data}: contains no corpus of any task: {missing[0]}")
     for reason in missing:
         logger.warning("left out, %s", reason)
     return {task: read_task(task, found[task]) for task in asked if task in found}
@@ -242,7 +242,7 @@ def _refuse_other_folder(folder: Path, synthetic: str) -> None:
         if changed:
             raise InputError(f"{folder}: holds results of other data: {'; '.join(changed)}. Choose another --output")
     elif folder.exists() and not free_for_results(folder):
-        raise InputError(f"{folder}: not empty and not an evaluation; choose another --output")
+        raise InputError(f"{folder}: not empty and not an evaluation: choose another --output")
 
 
 def _begin(folder: Path, synthetic: str) -> None:
@@ -275,8 +275,8 @@ def _is_done(folder: Path, name: str, task: str, wanted: dict[str, Any]) -> bool
         changed = differences(before, wanted, free=() if own else ("model",))
         if changed:
             raise InputError(
-                f"{path}: made with other settings: {'; '.join(changed)}. Give the same settings, or choose another "
-                "--output"
+                f"{path}: made with different settings: {'; '.join(changed)}. Give the same settings, or choose "
+                "another --output"
             )
     return (folder / name / f"{task}.json").exists()
 
@@ -311,7 +311,7 @@ def _listed(value: Any) -> Any:
 
 def _finish(folder: Path, names: Sequence[str], compare: str | None) -> Evaluation:
     found = read_results(folder)
-    # In the order in which they were named, and behind them what was there before.
+    # In the order in which they were named, followed by what was there before.
     results = {name: found[name] for name in (*names, *(name for name in found if name not in names))}
     table = make_table(results, compare)
     write_table(folder, table)

@@ -119,7 +119,7 @@ def _check(format: str, quantize: str | None, hidden_states: str | None, length_
             f"hidden_states goes with formats {' and '.join(TRACED)} only; {format} has them all on demand"
         )
     if length_aware and format == "torchaudio":
-        raise InputError("length_aware does not go with format torchaudio: its layout has no place for it")
+        raise InputError("length_aware does not go with format torchaudio: its layout cannot express it")
     if format == "onnx":
         from .onnx_model import need_onnx
 
@@ -138,7 +138,7 @@ def _card(loaded: SpeechModel, model: str, scores: str | None) -> ModelCard:
 
     found = put_scores(card, loaded, folder)
     if found:
-        logger.info("the model card has the scores of %s from %s", ", ".join(found), folder)
+        logger.info("model card: scores of %s from %s", ", ".join(found), folder)
     elif scores is not None:
         raise InputError(
             f"{folder}: no result of {model}; skill-speech evaluate {model} --data CORPORA --output {folder} makes one"
@@ -210,7 +210,7 @@ def _write_beside(model: SpeechModel, folder: Path, source: str) -> None:
     if model.head is None:
         return
     save_head_config(model.head.config, folder)
-    # The program normalises waveforms by itself.
+    # The program normalizes waveforms by itself.
     files = processor_files(model.files, model.head.config, model.encoder.config, normalizes=False, source=source)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -227,5 +227,5 @@ def _push(folder: Path, repository: str) -> str:
     # Without a network the errors are those of the HTTP library, which is another one in every version of the hub's.
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{folder} is complete but could not be pushed to {repository}: {reason}") from None
+        raise InputError(f"{folder} is complete but could not be uploaded to {repository}: {reason}") from None
     return str(address)

@@ -81,8 +81,8 @@ def write_page(runs: Sequence[Evidence]) -> str:
 <main>
 {write_sections(runs)}
 </main>
-<footer>Made by skill-speech {escape(__version__)} from the files of the run{"s" * several}. Numbers appear where a
-picture is pointed at, and in the table below it.</footer>
+<footer>Made by skill-speech {escape(__version__)} from the files of the run{"s" * several}. Point at a
+picture to see its numbers, or open the table below it.</footer>
 </div>
 </body>
 </html>

@@ -94,7 +94,7 @@ def evaluate_own_head(
 
     Raises:
         InputError: no head, nothing in the data to score it by, or what the model cannot say; results of other settings
-            in the output folder, or another evaluation that is going on there; the disk is full.
+            in the output folder, or another evaluation that is running there; the disk is full.
         Stopped: by SIGTERM or SIGUSR1; the same call resumes.
     """
     name, source = split_name(model)
@@ -152,7 +152,7 @@ def _folder(source: str, output: str | None) -> Path:
         return Path(output)
     run = run_of(source)
     if run is None:
-        raise InputError(f"{source}: not the model of a run, which has a place for results: give --output")
+        raise InputError(f"{source}: not the model of a run: give --output")
     return run / "evaluation"
 
 
@@ -207,7 +207,7 @@ def _fingerprint(cuts: Sequence[Cut]) -> str:
 
 def _refuse_other_folder(folder: Path) -> None:
     if folder.exists() and not free_for_results(folder):
-        raise InputError(f"{folder}: not empty and not an evaluation; choose another --output")
+        raise InputError(f"{folder}: not empty and not an evaluation: choose another --output")
 
 
 def _begin(folder: Path) -> None:
@@ -228,7 +228,7 @@ def _done(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     changed = differences(result["settings"], wanted)
     if changed:
         raise InputError(
-            f"{path}: made with other settings: {'; '.join(changed)}. Give the same settings, or choose another "
+            f"{path}: made with different settings: {'; '.join(changed)}. Give the same settings, or choose another "
             "--output"
         )
     return result if (folder / TABLE).exists() else None

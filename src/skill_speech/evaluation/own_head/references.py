@@ -41,7 +41,7 @@ def speakers(cuts: Sequence[Cut], data: str) -> dict[str, str]:
         several = sorted({str(part.speaker) for part in cut.supervisions if part.speaker})
         if len(several) > 1:
             raise InputError(
-                f"{data}: {cut.id} has {len(several)} speakers; an embedding is of one: cut it into their turns"
+                f"{data}: {cut.id} has {len(several)} speakers; an embedding describes one: split it by speaker"
             )
         if several:
             found[cut.id] = several[0]
@@ -113,7 +113,7 @@ class Labels:
             found_TV[first:last, [self.number(value) for value in self._values(part)]] = True
         return found_TV
 
-    def is_labelled(self, cut: Cut) -> bool:
+    def is_labeled(self, cut: Cut) -> bool:
         """Whether anything is said of it."""
         return any(value_of(part, self.field) is not None for part in cut.supervisions)
 
