@@ -471,7 +471,7 @@ def test_commands_of_kaldi_are_named_and_never_run(here: Path) -> None:
         ("path,text\n,hello\n", "line 2 names no file"),
         ("path,text\nhttps://x/a.wav,hello\n", "names https://x/a.wav, an address"),
         ("path,text\n../../b.wav,hello\n", "outside its corpus"),
-        ("path,text\n", "names no audio files"),
+        ("path,text\n", "contains no audio files"),
         ("path,text\na.wav,\0\n", "line 2 has a NUL character"),
     ],
 )

@@ -102,7 +102,7 @@ def test_tsv_that_disagrees_with_a_file_names_it(tmp_path: Path) -> None:
         ("/no/such/folder\na.wav\t8000\n", "line 1 names the folder /no/such/folder, which does not exist"),
         ("{here}\na.wav\t8000\nb.wav 100\n", "line 3 is not `path <tab> number of samples`: 'b.wav 100'"),
         ("{here}\n\t8000\n", "line 2 is not `path <tab> number of samples`"),
-        ("{here}\n", "names no audio files"),
+        ("{here}\n", "contains no audio files"),
     ],
 )
 def test_malformed_tsv(tmp_path: Path, content: str, message: str) -> None:
@@ -229,9 +229,9 @@ def test_sources_that_are_refused(tmp_path: Path) -> None:
 def test_broken_manifests_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "cuts.jsonl"
     path.write_text("")
-    with pytest.raises(InputError, match=r"cuts\.jsonl: names no audio files"):
+    with pytest.raises(InputError, match=r"cuts\.jsonl: contains no audio files"):
         open_cuts(path)
-    with pytest.raises(InputError, match=r"cuts\.jsonl: names no audio files"):
+    with pytest.raises(InputError, match=r"cuts\.jsonl: contains no audio files"):
         prepare(path)
     path.write_text(json.dumps({"id": "a", "recording_id": "a", "start": 0, "duration": 1}) + "\n")
     with pytest.raises(InputError, match="line 1 is a SupervisionSegment: give a manifest of cuts or recordings"):

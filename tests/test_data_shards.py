@@ -206,7 +206,7 @@ def test_bad_shards_are_one_line(sharded: Path, address: str, tmp_path: Path) ->
     (copy / "cuts.000001.jsonl.gz").unlink()
     assert "the shards are not complete" in message(str(copy))
     (copy / "index.json").write_text('{"shards": [{"cuts": "../x", "recording": "y", "number": 1, "seconds": 1}]}')
-    assert "index.json: cannot be read (it names no shards, or files elsewhere)" in message(str(copy))
+    assert "index.json: cannot be read (it lists no shards, or files elsewhere)" in message(str(copy))
     tar = copy / "recording.000000.tar"
     (copy / "index.json").write_bytes((sharded / "index.json").read_bytes())
     tar.write_bytes(tar.read_bytes()[:40_000])

@@ -28,7 +28,7 @@ ODD = {
     r"anew": "again, restart",
     r"lest": "so that … not",
     r"this very|the very \w+ that": "this, the same",
-    r"told apart|tell apart|tells apart": "distinguished",
+    r"(told|tell|tells) (them )?apart": "distinguished",
     r"for good": "permanently",
     r"(goes|going|went|gone|go) on": "continues, resumes",
     r"taken as (it is|they are)": "unchanged, raw, reused",

@@ -242,7 +242,7 @@ def _cuts_of(source: Source, max_bad: float | str, found: AudioTally | None) -> 
         cuts = transformed(CutSet(content), _To16kHz(source.path))
     # The wrong kind of file should fail here, not in the middle of a run.
     if next(iter(cuts), None) is None:
-        raise InputError(f"{source.path}: names no audio files")
+        raise InputError(f"{source.path}: contains no audio files")
     return cuts
 
 
@@ -310,7 +310,7 @@ class _Tally:
         """Logs conversions and unusable files; raises InputError when these are too many or there is nothing at all."""
         total, bad = self.audio.read, self.audio.left_out
         if not total:
-            raise InputError(f"{self.source}: names no audio files")
+            raise InputError(f"{self.source}: contains no audio files")
         if bad and (not self.usable or bad > self.audio.max_bad * total):
             raise InputError(
                 f"{self.source}: {bad} of {total} files cannot be used, more than the {self.audio.max_bad:.3g} share "

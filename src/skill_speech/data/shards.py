@@ -130,7 +130,7 @@ def open_shards(location: str | Path, absolute_paths: bool = False) -> CutSet:
         SHARD_INDEX.check(values)
         shards = tuple(Shard(**shard) for shard in values["shards"])
         if not all(_is_name(name) for shard in shards for name in (shard.cuts, shard.recording)):
-            raise ValueError("it names no shards, or files elsewhere")
+            raise ValueError("it lists no shards, or files elsewhere")
     except FileNotFoundError:
         raise InputError(
             f"{where}/{INDEX}: no such file: an address must point to shards written by skill-speech prepare --shards"

@@ -300,7 +300,7 @@ With ONNX Runtime, without torch: `skill-speech export path/to/this/folder --for
 
 def _limits(student: EncoderConfig) -> str:
     normalized = ", normalized per utterance by the encoder itself" if student.input_normalization else ""
-    return f"""- It has the teacher's languages, domain and biases, and less of its accuracy; measure it on your task
+    return f"""- It has the teacher's languages, domain and biases, and lower accuracy; measure it on your task
   before you rely on it (`skill-speech evaluate`).
 - {student.sampling_rate} Hz mono input{normalized}."""
 

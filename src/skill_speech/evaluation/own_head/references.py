@@ -169,8 +169,7 @@ def numbers(cuts: Sequence[Cut], head: HeadConfig, data: str) -> dict[str, list[
                 found[cut.id] = _as_numbers(value, head, f"{data}: {cut.id}")
     if not found:
         raise InputError(
-            f"{data}: none of its {len(cuts)} cuts has a number to be predicted: give their supervisions "
-            'custom["label"]'
+            f'{data}: none of its {len(cuts)} cuts has a number to predict: give their supervisions custom["label"]'
         )
     return found
 
