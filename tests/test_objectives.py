@@ -394,7 +394,7 @@ def test_bad_noise_is_refused(corpus: tuple[str, str, str], tmp_path: Any) -> No
     teacher, speech, _ = corpus
     (tmp_path / "silent").mkdir()
     soundfile.write(tmp_path / "silent/a.wav", np.zeros(20_000), 16_000)
-    with pytest.raises(InputError, match="no noise that can be read"):
+    with pytest.raises(InputError, match="no usable noise"):
         compress(teacher, speech, str(tmp_path / "run"), **settings(), input="noisy", noise=str(tmp_path / "silent"))
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="set input to noisy or masked-noisy"):
