@@ -317,7 +317,7 @@ def test_base_plus_at_75_percent_is_the_published_size():
     [
         ({}, "no budget"),
         ({"sparsity": 1.5}, "between 0 and 1"),
-        ({"sparsity": 0.5, "parameters": "2M"}, "one of them"),
+        ({"sparsity": 0.5, "parameters": "2M"}, "only one"),
         ({"parameters": "many"}, "write a number"),
         ({"parameters": "200M"}, "the teacher has only 94.4M"),
         ({"macs": -1}, "must be positive"),
