@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_step() -> Callable[[], None]:
-    """Forward and backward passes of stage 1, without the optimiser."""
+    """Forward and backward passes of stage 1, without the optimizer."""
     teacher = load_encoder(TEACHER)
     student = Encoder(teacher.config.without_dropout())
     student.load_state_dict(teacher.state_dict())

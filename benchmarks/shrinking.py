@@ -3,7 +3,7 @@
 python -m benchmarks.shrinking [--quick] [--device cuda] --json FILE
 
 Nobody has days for a benchmark, so the schedule is put together from two parts. *When* units go: the gates of a WavLM
-Base learn through all 50,000 published updates, with the real gates, Lagrangian, optimiser and criterion, but with
+Base learn through all 50,000 published updates, with the real gates, Lagrangian, optimizer and criterion, but with
 a given importance of every unit in place of the network, chosen so that the student has the published widths (about 3
 heads and 560 units a layer, 200 to 260 channels); `stand_in` in lab/results/shrinking.json holds it against the gates
 of a real network. *What an update costs*: whole updates are timed at several widths along that path, ours and
@@ -112,7 +112,7 @@ def path_of_the_gates(
 def _importance(student: Encoder, budget: Budget, worth: Mapping[str, float]) -> dict[str, Tensor]:
     """What the units (U,) of every gate vector are worth, in shares of the teacher's parameters."""
     config = student.config
-    # Of a channel, to and from neighbours that keep about half of theirs.
+    # Of a channel, to and from neighbors that keep about half of theirs.
     channel = config.convs[1].kernel * config.convs[1].channels
     costs = {"channels": channel, "heads": 4 * config.hidden_size * config.head_size, "units": 2 * config.hidden_size}
     return {

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handed_on, names = Layers(layers), [f"layers.{number}" for number in range(LAYERS)]
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     estimators = {name: MinibatchCKA(FRAMES, gram_dtype=dtype) for name, dtype in types.items()}
-    # What a run measures: normalised frames as well, and both on halves of the audio.
+    # What a run measures: normalized frames as well, and both on halves of the audio.
     both = {"views": get_args(View), "halves": HALVES}
     estimators |= {f"whole {name}": MinibatchCKA(FRAMES, gram_dtype=dtype, **both) for name, dtype in types.items()}
     torch.manual_seed(0)

@@ -140,7 +140,7 @@ class Espeak:
         self._library = ctypes.CDLL(self._path)
         self.sample_rate = int(self._library.espeak_Initialize(SYNCHRONOUS, 0, self._data, PHONEME_EVENTS | DONT_EXIT))
         if self.sample_rate <= 0:
-            raise SystemExit("espeak-ng cannot be initialised: its data folder is missing from espeakng-loader")
+            raise SystemExit("espeak-ng cannot be initialized: its data folder is missing from espeakng-loader")
         self._library.espeak_SetSynthCallback(self._callback)
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         ctypes.CDLL(None).srand(1)

@@ -43,6 +43,8 @@ def _setting(action: Any) -> dict[str, Any] | None:
 
 
 def _words(action: Any) -> str:
+    if action.dest == "print_config":  # jsonargparse's own is three sentences long
+        return "Print the configuration as YAML and exit; --print_config=skip_default omits defaults."
     return " ".join((action.help or "").split())
 
 

@@ -17,7 +17,7 @@ generous
 """.split()
 NOUNS = """
 river mountain garden window kitchen teacher doctor sailor farmer soldier painter baker child mother father brother
-sister cousin uncle neighbour stranger friend captain judge lawyer singer dancer writer king queen prince village city
+sister cousin uncle neighbor stranger friend captain judge lawyer singer dancer writer king queen prince village city
 castle bridge road street market church school station harbour island forest desert valley meadow orchard field stable
 horse donkey sheep goat pig dog cat mouse bird eagle pigeon owl fish whale shark spider bee butterfly tree flower rose
 leaf branch root seed apple orange lemon cherry peach onion carrot potato bread butter cheese egg sugar salt pepper
@@ -37,7 +37,7 @@ understood visited wanted warned welcomed wrote
 """.split()
 INTRANSITIVE = """
 laughed cried slept waited arrived vanished jumped danced sang whispered shouted listened walked ran climbed swam fell
-rested worked played shivered smiled travelled returned appeared hesitated agreed argued breathed dreamed knocked
+rested worked played shivered smiled traveled returned appeared hesitated agreed argued breathed dreamed knocked
 """.split()
 ADVERBS = """
 quickly slowly quietly loudly gladly sadly often never always sometimes suddenly carefully easily hardly nearly already

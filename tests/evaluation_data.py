@@ -73,7 +73,7 @@ class Tones:
 
         return TaskData("asr", self._splits(make))
 
-    def _labelled(self, task: str, labels: Mapping[str, str], seconds: float = 0.5) -> dict[str, Any]:
+    def _labeled(self, task: str, labels: Mapping[str, str], seconds: float = 0.5) -> dict[str, Any]:
         def make(split: str, n: int) -> Utterance:
             label = sorted(labels)[n % len(labels)]
             samples = np.concatenate([tone(PITCHES[labels[label]], seconds, self.rng)])
@@ -83,16 +83,16 @@ class Tones:
 
     def _ks(self) -> TaskData:
         labels = {"yes": "A", "no": "D", "_silence_": "H"}
-        return TaskData("ks", self._labelled("ks", labels), sorted(labels))
+        return TaskData("ks", self._labeled("ks", labels), sorted(labels))
 
     def _sid(self) -> TaskData:
         labels = {"id1": "A", "id2": "C", "id3": "F"}
-        return TaskData("sid", self._labelled("sid", labels, seconds=2.3), sorted(labels))
+        return TaskData("sid", self._labeled("sid", labels, seconds=2.3), sorted(labels))
 
     def _er(self) -> list[TaskData]:
         labels = {"ang": "A", "hap": "D", "neu": "F", "sad": "H"}
         return [
-            TaskData("er", self._labelled(f"er{fold}", labels), sorted(labels), fold=f"fold{fold}") for fold in (1, 2)
+            TaskData("er", self._labeled(f"er{fold}", labels), sorted(labels), fold=f"fold{fold}") for fold in (1, 2)
         ]
 
     def _ic(self) -> TaskData:

@@ -120,7 +120,7 @@ def write_fairseq(path: Path, layout: str, model: dict[str, Any], weights: dict[
         layout: one of `LAYOUTS`.
         model: as `fairseq_settings` returns it.
         weights: as `fairseq_weights` returns them.
-        normalize: whether waveforms are normalised, which is a setting of the task.
+        normalize: whether waveforms are normalized, which is a setting of the task.
     """
     task = {"_name": "audio_pretraining", "normalize": normalize, "label_rate": 50.0, "sample_rate": 16_000}
     nameless = {name: value for name, value in model.items() if name != "_name"}

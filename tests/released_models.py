@@ -15,7 +15,7 @@ import torch
 from tests.fairseq_files import fairseq_settings, fairseq_weights
 from tests.transformers_models import LARGE_STYLE, TINY, build, save
 
-# Transformers' settings, and whether waveforms are normalised.
+# Transformers' settings, and whether waveforms are normalized.
 HUBERTS: dict[str, tuple[dict[str, Any], bool]] = {
     "contentvec": ({}, False),
     "chinese-hubert-base": ({}, True),

@@ -150,7 +150,7 @@ def many_heads(path: Path) -> Path:
     return path
 
 
-# A quantised tensor over a storage that is too small for it.
+# A quantized tensor over a storage that is too small for it.
 QUANTISED = b"\x80\x02}" + text("weight") + b"ctorch._utils\n_rebuild_tensor_v3\n((" + text("storage")
 QUANTISED += (
     b"ctorch\nUntypedStorage\n" + text("0") + text("cpu") + b"K\x08tQK\x00K\x08\x85K\x01\x85\x89}ctorch\n%s\ntRs."
@@ -192,7 +192,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda path: in_zip(
             path, b"\x80\x02" + b"(ctorch._tensor\n_rebuild_from_type_v2\n" * 30_000 + b"t" * 30_000 + b"R."
         ),
-        "makes no sense",
+        "malformed",
     ),
     "empty.safetensors": (
         lambda path: safetensors(
@@ -222,14 +222,14 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
         ),
         "is missing",
     ),
-    "giant-json": (giant_json, "larger than 16 MiB"),
+    "giant-json": (giant_json, "larger than the limit of 16 MiB"),
     "deep-json": (
         lambda path: folder_of(path, {}) and (path / "config.json").write_text("[" * 10**6) and path,
         "nested too deeply",
     ),
     "wide-json": (
         lambda path: folder_of(path, {}) and (path / "config.json").write_text(f"[{'{},' * 3_000_000}0]") and path,
-        "holds no JSON object",
+        "not a JSON object",
     ),
     "many-heads": (many_heads, "has 256 layers for"),
 }

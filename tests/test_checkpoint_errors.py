@@ -40,7 +40,7 @@ def test_an_architecture_that_transformers_does_not_know_either(folder):
 
 
 def test_nothing_there(tmp_path):
-    assert "no model there" in refused("nobody/nothing")
+    assert "no such model" in refused("nobody/nothing")
     assert "no config.json there" in refused(tmp_path)
 
 
@@ -112,8 +112,8 @@ def test_native_checkpoints_that_are_broken(folder, tmp_path):
     assert "cannot be read as JSON" in refused(ours)
 
     encoder.save_pretrained(ours)
-    edit(ours / "config.json", colour="red")
-    assert "unknown keys in the encoder configuration: colour" in refused(ours)
+    edit(ours / "config.json", color="red")
+    assert "unknown keys in the encoder configuration: color" in refused(ours)
 
     encoder.save_pretrained(ours)
     edit(ours / "config.json", hidden_size=50)

@@ -186,7 +186,7 @@ class Claim:
         (Claim((0, 2**60), (1, 1)), "a tensor of an impossible size"),
         (Claim((2,), (-1,)), "without proper sizes and strides"),
         (Claim((2,), (1, 1)), "without proper sizes and strides"),
-        (Claim(2, 1), "makes no sense"),
+        (Claim(2, 1), "malformed"),
     ],
 )
 def test_a_tensor_outside_its_storage_is_refused(claim, message, legacy, tmp_path):
@@ -214,7 +214,7 @@ def storage_claim(count: int, key: str = "0") -> bytes:
 
 def test_a_storage_that_claims_more_than_the_file_holds(tmp_path):
     path = in_zip(tmp_path / "m.pt", storage_claim(10**12), key0=b"\0" * 16)
-    assert "shorter than it should be" in refused(path)
+    assert "shorter than expected" in refused(path)
     assert "data/7 is missing" in refused(in_zip(tmp_path / "m.pt", storage_claim(4, "7"), key0=b"\0" * 16))
     # Deflated, a terabyte of zeros would fit into a gigabyte.
     bomb = in_zip(tmp_path / "m.pt", storage_claim(10**6), method=zipfile.ZIP_DEFLATED, key0=b"\0" * 4 * 10**6)
@@ -353,7 +353,7 @@ def test_files_of_something_else(tmp_path):
     assert "damaged or not a torch archive" in refused(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", "hello")
-    assert "it holds no data.pkl" in refused(path)
+    assert "it has no data.pkl" in refused(path)
     torch.save(torch.nn.Linear(2, 2), path)
     assert "holds an object of torch.nn.modules.linear.Linear, not its weights" in refused(path)
     torch.save([1, 2], path)

@@ -125,7 +125,7 @@ def test_a_run_folder_has_what_the_design_promises(finished: Path) -> None:
     assert not list(finished.rglob("*.tmp"))
 
 
-def test_weight_normalisation_goes_from_the_teacher_through_both_stages(
+def test_weight_normalization_goes_from_the_teacher_through_both_stages(
     teacher: str, speech: str, tmp_path: Path
 ) -> None:
     """At a rate of next to nothing ‖v‖ stays what the teacher's file says; at another it is learned."""
@@ -332,7 +332,7 @@ def test_a_mistake_leaves_no_folder_that_refuses_the_corrected_call(teacher: str
 
 def test_a_folder_with_other_things_in_it_is_not_touched(teacher: str, speech: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert "not a run of ours" in refused(teacher, speech, str(tmp_path), **QUICK)
+    assert "not a skill-speech run" in refused(teacher, speech, str(tmp_path), **QUICK)
     assert "--output is a folder" in refused(teacher, speech, str(tmp_path / "notes.txt"), **QUICK)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -364,7 +364,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
             met = full_at(patch, folder / name)
             message = refused(teacher, speech, str(folder), sparsity=0.6, **QUICK)
         assert met, name
-        assert "the disk is full; make room and rerun the same command to resume" in message
+        assert "the disk is full: free some space and rerun the same command to resume" in message
         assert not [path for path in folder.rglob(".*") if path.is_file()], "nothing half written takes room"
     compress(teacher, speech, str(folder), sparsity=0.6, **QUICK)
     assert same(weights(folder), weights(finished))
@@ -380,7 +380,7 @@ def test_damaged_files_of_a_run_are_named_and_may_be_deleted(
         for name in names:
             (folder / name).write_text(content)
             assert f"{folder / name}: " in (message := refused(teacher, speech, str(folder), sparsity=0.6, **QUICK))
-            assert "delete it, and the same" in message
+            assert "delete it and rerun the same" in message
             (folder / name).unlink()
 
     kill_at("stage1", 3, teacher, speech, str(folder), sparsity=0.6, **QUICK)

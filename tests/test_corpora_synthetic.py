@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from lab.corpora import MARK, TASKS, fluent_speech_commands, make_corpora, quesst, snips, speech_commands
-from lab.corpora.channel import Channel, at_level, coloured_noise, rms
+from lab.corpora.channel import Channel, at_level, colored_noise, rms
 from lab.corpora.librimix import Mixture
 from lab.corpora.work import Clip, Made, generator
 from lab.espeak import Voice, espeak
@@ -312,18 +312,18 @@ def test_turns_are_where_the_sentences_were_put(planned_corpora: Any, tmp_path: 
 
 def test_prosody_and_not_words_tells_emotions_apart(synthetic_corpora: Path, clips: dict[str, Clip]) -> None:
     folder = synthetic_corpora / "IEMOCAP_full_release"
-    labelled = [
+    labeled = [
         line.split("\t")[1:3]
         for path in sorted(folder.glob("Session*/dialog/EmoEvaluation/*.txt"))
         for line in path.read_text().splitlines()
         if line.startswith("[")
     ]
     by_name = by_stem("IEMOCAP_full_release/", clips)
-    assert sorted(name for name, _ in labelled) == sorted(by_name)
+    assert sorted(name for name, _ in labeled) == sorted(by_name)
     said: dict[str, set[tuple[str, str]]] = {}
     pitch: dict[str, list[int]] = {}
     rate: dict[str, list[int]] = {}
-    for name, emotion in labelled:
+    for name, emotion in labeled:
         merged = "hap" if emotion == "exc" else emotion
         said.setdefault(merged, set()).add((name[:5] + name.split("_")[-1][0], by_name[name].text))
         pitch.setdefault(merged, []).append(by_name[name].voice.pitch)
@@ -435,7 +435,7 @@ def test_a_number_is_one_word_in_every_language(language: str) -> None:
 
 
 def test_channel_shapes_the_spectrum_as_it_says() -> None:
-    noise_T = coloured_noise(160_000, 0.0, 16_000, generator("noise"))
+    noise_T = colored_noise(160_000, 0.0, 16_000, generator("noise"))
 
     def band_db(audio_T: np.ndarray, low: float, high: float) -> float:
         frequency = np.fft.rfftfreq(len(audio_T), 1 / 16_000)

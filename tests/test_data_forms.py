@@ -439,7 +439,7 @@ def test_commands_of_kaldi_are_named_and_never_run(here: Path) -> None:
     Path("k/wav.scp").write_text("a a.wav\nb touch RAN; cat a.wav |\n")
     refused("k", r"wav\.scp: line 2: b is the output of a command, which is never run")
     Path("k/wav.scp").write_text("a a.ark:17\n")
-    refused("k", r"wav\.scp: line 1: a lies in a Kaldi archive")
+    refused("k", r"wav\.scp: line 1: a is in a Kaldi archive")
     assert not Path("RAN").exists()
     Path("k/wav.scp").write_text("a a.wav\n")
     for line, match in [
@@ -470,8 +470,8 @@ def test_commands_of_kaldi_are_named_and_never_run(here: Path) -> None:
         ("path,start,end\na.wav,2,1\n", "would end where it starts"),
         ("path,text\n,hello\n", "line 2 names no file"),
         ("path,text\nhttps://x/a.wav,hello\n", "names https://x/a.wav, an address"),
-        ("path,text\n../../b.wav,hello\n", "outside of its corpus"),
-        ("path,text\n", "names no audio files"),
+        ("path,text\n../../b.wav,hello\n", "outside its corpus"),
+        ("path,text\n", "contains no audio files"),
         ("path,text\na.wav,\0\n", "line 2 has a NUL character"),
     ],
 )
@@ -495,7 +495,7 @@ def test_other_texts_that_are_refused(here: Path) -> None:
     Path("a.json").write_text('{"audio_filepath": "a.wav"}\n{"audio_filepath": 3}\n')
     refused("a.json", r"line 2: audio_filepath is 3; it must be a path")
     Path("a.json").write_text('{"audio_filepath": "a.wav"}\n{"audio\n')
-    refused("a.json", r"a\.json: line 2 is no JSON object")
+    refused("a.json", r"a\.json: line 2 is not a JSON object")
     Path("a.json").write_text('{"audio_filepath": "a.wav", "text": ["x"]}\n')
     refused("a.json", r"line 1: text is \['x'\]; it must be text")
     refused("*.nothing", "matches no file or folder")
@@ -514,8 +514,8 @@ def test_tar_files_that_are_refused(here: Path) -> None:
     refused("pickles.tar", r"no audio in this tar file \(found data: pickles are never read\)")
     content = Path("tars/train-0.tar").read_bytes()
     Path("cut.tar").write_bytes(content[: content.index(b"./x/001.flac") + 1_000])
-    refused("cut.tar", r"cut\.tar: (cut off within|cannot be read as a tar file)")
-    with pytest.raises(InputError, match="add --shards, which copies it"):
+    refused("cut.tar", r"cut\.tar: (truncated within|cannot be read as a tar file)")
+    with pytest.raises(InputError, match="copy it with --shards"):
         prepare("tars", "cuts.jsonl")
     shar()
     Path("SHAR/recording.000001.tar").unlink()

@@ -164,7 +164,7 @@ def test_a_link_in_shards_does_not_lead_out(tmp_path: Path) -> None:
     tar = next(folder.glob("*.tar"))
     tar.rename(tmp_path / "outside.tar")
     tar.symlink_to("../outside.tar")
-    with pytest.raises(InputError, match=r"names recording\.000000\.tar, a link to what is outside of its corpus"):
+    with pytest.raises(InputError, match=r"names recording\.000000\.tar, a link to what is outside its corpus"):
         open_cuts(folder)
     assert len(load_waveform(next(iter(open_cuts(folder, absolute_paths=True))))) == RATE
 

@@ -146,11 +146,11 @@ def test_a_stream_holds_so_much_audio_and_no_more(tmp_path: Path, monkeypatch: p
     batches = iter(TrainingBatches(cuts, batch_seconds=4, min_seconds=0.5))
     seen = {cut.id for _ in range(10) for cut in next(batches)}
     assert len(seen) == 20
-    with pytest.raises(InputError, match="make shards of it with skill-speech prepare --shards"):
+    with pytest.raises(InputError, match="write shards with skill-speech prepare --shards"):
         evaluation_batches(cuts, batch_seconds=4)
     assert sum(len(batch) for batch in evaluation_batches(cuts, batch_seconds=4, limit_seconds=3)) == 3
     assert all(load_waveform(cut).shape == (RATE,) for cut in cuts)
-    with pytest.raises(InputError, match="add --shards, which copies it, and --output FOLDER"):
+    with pytest.raises(InputError, match="copy it with --shards and --output FOLDER"):
         prepare(tmp_path / "x.parquet", tmp_path / "cuts.jsonl")
 
 

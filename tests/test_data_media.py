@@ -152,7 +152,7 @@ def test_a_playlist_is_no_audio(tmp_path: Path, text: str) -> None:
         prepare(tmp_path / "a.mp4")
 
 
-def test_containers_are_recognised_without_pyav() -> None:
+def test_containers_are_recognized_without_pyav() -> None:
     assert media.container_of(io.BytesIO(b"\x1a\x45\xdf\xa3" + bytes(12))) == "matroska"
     assert media.container_of(io.BytesIO(b"\xff\xfb\x90\x00" + bytes(12))) is None, "MP3"
     assert media.container_of(io.BytesIO(b"")) is None

@@ -172,7 +172,7 @@ def test_a_server_that_is_busy_is_asked_again(address: str) -> None:
 def test_a_server_without_parts_of_files_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (cut, *_) = open_cuts(address)
     monkeypatch.setattr(RangeHandler, "ranges", False)
-    with pytest.raises(BadAudio, match=r"http://.*/corpus/recording\.000000\.tar: .*does not know range requests"):
+    with pytest.raises(BadAudio, match=r"http://.*/corpus/recording\.000000\.tar: .*does not support range requests"):
         load_waveform(cut)
 
 
@@ -193,7 +193,7 @@ def test_bad_shards_are_one_line(sharded: Path, address: str, tmp_path: Path) ->
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "no such file: an address has to lead to shards" in message(address + "/nowhere")
+    assert "no such file: an address must point to shards" in message(address + "/nowhere")
     assert "nosuchscheme://x/index.json" in message("nosuchscheme://x")
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -206,13 +206,13 @@ def test_bad_shards_are_one_line(sharded: Path, address: str, tmp_path: Path) ->
     (copy / "cuts.000001.jsonl.gz").unlink()
     assert "the shards are not complete" in message(str(copy))
     (copy / "index.json").write_text('{"shards": [{"cuts": "../x", "recording": "y", "number": 1, "seconds": 1}]}')
-    assert "index.json: cannot be read (it names no shards, or files elsewhere)" in message(str(copy))
+    assert "index.json: cannot be read (it lists no shards, or files elsewhere)" in message(str(copy))
     tar = copy / "recording.000000.tar"
     (copy / "index.json").write_bytes((sharded / "index.json").read_bytes())
     tar.write_bytes(tar.read_bytes()[:40_000])
-    with pytest.raises(BadAudio, match=r"recording\.000000\.tar: .*it is cut off"):
+    with pytest.raises(BadAudio, match=r"recording\.000000\.tar: .*it is truncated"):
         load_waveform(list(islice(open_cuts(copy), 7))[-1])
-    with pytest.raises(InputError, match="has shards already"):
+    with pytest.raises(InputError, match="already has shards"):
         prepare(sharded.parent, sharded, shards=True)
 
 

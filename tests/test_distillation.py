@@ -209,7 +209,7 @@ def tiny_module(steps: int = 8, gates: bool = True, control: Any = Lagrangian) -
     return Distillation(teacher, student, DistillationLoss(make_targets("dphubert", 3), 24), stage, sizes)
 
 
-def test_optimiser_has_the_published_groups_and_schedule():
+def test_optimizer_has_the_published_groups_and_schedule():
     module = tiny_module(steps=10)
     weights, gates, multipliers = module.make_optimizer().param_groups
     assert (gates["peak"], multipliers["peak"], weights["peak"]) == (0.02, 0.02, 2e-4)

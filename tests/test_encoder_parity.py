@@ -110,7 +110,7 @@ def test_sharded_and_half_precision_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize("unequal", [False, True], ids=["equal", "unequal"])
-def test_input_normalisation_follows_the_preprocessor(unequal, tmp_path):
+def test_input_normalization_follows_the_preprocessor(unequal, tmp_path):
     model = build("Wav2Vec2", TINY | LARGE_STYLE)
     encoder = load_encoder(save(model, tmp_path, normalize=True))
     waveforms, lengths = batch(unequal)
@@ -141,7 +141,7 @@ def test_length_aware_batch_equals_its_utterances_one_by_one(variant, tmp_path):
 
 
 def test_padding_leaks_into_the_group_norm_unless_length_aware(tmp_path):
-    """The default is Transformers' behaviour, and it does matter."""
+    """The default is Transformers' behavior, and it does matter."""
     encoder = load_encoder(save(build("Hubert", TINY), tmp_path))
     waveforms, lengths = batch(True)
     with torch.inference_mode():

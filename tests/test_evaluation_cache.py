@@ -199,7 +199,7 @@ def test_what_has_no_room_is_encoded_when_it_is_needed(tmp_path, upstream, cuts,
     states = states_of(upstream, cuts, cache)
     with caplog.at_level(logging.WARNING, "skill_speech"):
         states.fill("test")
-    assert "room for" in caplog.text
+    assert "the cache holds" in caplog.text
     assert 0 < len(cache) < len(cuts)
     assert sum(path.stat().st_size for path in cache.own.glob("*.states")) <= sum(sizes) / 2
     assert_same(everything(states), everything(states_of(upstream, cuts, None)))

@@ -63,7 +63,7 @@ def slopes(x: np.ndarray) -> np.ndarray:
     return np.array([np.polyfit(np.arange(-2, 3), padded[t : t + 5], 1)[0] for t in range(len(x))])
 
 
-def test_filterbanks_are_kaldis_with_deltas_normalised_per_utterance():
+def test_filterbanks_are_kaldis_with_deltas_normalized_per_utterance():
     waveform = np.random.default_rng(0).standard_normal(8000) * 0.1
     static = kaldi_filterbanks(waveform)
     raw = np.concatenate([static, slopes(static), slopes(slopes(static))], axis=1)
@@ -260,7 +260,7 @@ def test_subsequence_warping_finds_the_cheapest_of_all_paths():
 
 
 @pytest.mark.parametrize("distance", ["cosine_exp", "cosine", "euclidean"])
-def test_detection_scores_are_normalised_costs_of_normalised_features(distance):
+def test_detection_scores_are_normalized_costs_of_normalized_features(distance):
     rng = np.random.default_rng(1)
     queries = [rng.standard_normal((frames, 6)) + 3 for frames in (5, 4, 3)]
     documents = [rng.standard_normal((frames, 6)) + 3 for frames in (8, 6, 9)]

@@ -134,7 +134,7 @@ def test_one_evaluation_at_a_time_writes_into_a_folder(
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=rf"another run is writing there \(process {holder.pid} on "):
+        with pytest.raises(InputError, match=rf"in use by another run \(process {holder.pid} on "):
             run(model, corpora, folder)
         assert [path.name for path in folder.iterdir()] == ["lock"]
     finally:
@@ -160,7 +160,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     for name in FILES:
         with monkeypatch.context() as patch:
             met = full_at(patch, tmp_path / name)
-            with pytest.raises(InputError, match="the disk is full; make room and rerun the same command to resume"):
+            with pytest.raises(
+                InputError, match="the disk is full: free some space and rerun the same command to resume"
+            ):
                 run(model, corpora, tmp_path)
         assert met, name
         assert not [path for path in tmp_path.rglob(".*") if not path.name.startswith(".ks-")]

@@ -174,7 +174,7 @@ def test_without_the_cache_the_result_is_the_same(corpora, models, tmp_path):
         (["fbank", "--tasks", "ks", "--settings", '{"spr": {"steps": 3}}'], "settings for spr"),
         (["no/such/model", "--tasks", "ks"], "no/such/model: no such file"),
         (["fbank", "x=fbank", "fbank", "--tasks", "ks"], "would both be called fbank"),
-        (["hidden_states=fbank", "--tasks", "ks"], "give another name"),
+        (["hidden_states=fbank", "--tasks", "ks"], "choose another name"),
         (["fbank", "--tasks", "ks", "--device", "abacus"], "abacus"),
     ],
 )
@@ -235,14 +235,14 @@ def test_published_rows_stand_beside_real_results_only(corpora, tmp_path):
     markdown = (tmp_path / "real" / "table.md").read_text()
     assert "| DPHuBERT [1] | 23.6M | 96.36 |" in markdown
     assert all(source in markdown for source in {row["source"] for row in published_rows()})
-    assert markdown.startswith("# SUPERB, with settings that are not its protocol")
+    assert markdown.startswith("# SUPERB, with settings other than its protocol")
     root = tmp_path / "root"
     shutil.copytree(corpora, root)
     (root / "SYNTHETIC.json").write_text('{"title": "made of noise"}')
     synthetic = evaluate(["fbank"], str(root), str(tmp_path / "synthetic"), **options)
     assert synthetic.table.title == "SYNTHETIC, not SUPERB: made of noise"
     assert "no number here can be compared" in (tmp_path / "synthetic" / "table.md").read_text()
-    with pytest.raises(InputError, match="no published row stands beside it"):
+    with pytest.raises(InputError, match="published results are not comparable"):
         evaluate(["fbank"], str(root), str(tmp_path / "synthetic"), compare="published", **options)
     with pytest.raises(InputError, match="holds results of other data"):
         evaluate(["fbank"], str(corpora), str(tmp_path / "synthetic"), **options)

@@ -189,7 +189,7 @@ def test_folds_are_averaged_and_an_interrupted_one_is_done_again(upstream, tones
 
 
 @pytest.mark.parametrize("size", [5, 100])
-def test_windows_are_neighbours_in_the_order_of_transcripts(tones, size):
+def test_windows_are_neighbors_in_the_order_of_transcripts(tones, size):
     task = small_task("pr", tones, batch_size=size)
     batches = task.epoch(random.Random(0))
     lengths = [len(target) for target in task.targets]

@@ -109,8 +109,8 @@ def test_an_output_in_use_is_left_alone(model, tmp_path):
     used = tmp_path / "used"
     used.mkdir()
     (used / "thesis.tex").touch()
-    assert "used: there already" in refused(model, str(used), format="s3prl")
-    assert "there already" in refused(model, str(used / "thesis.tex"), format="s3prl")
+    assert "used: already exists" in refused(model, str(used), format="s3prl")
+    assert "already exists" in refused(model, str(used / "thesis.tex"), format="s3prl")
     assert [path.name for path in used.iterdir()] == ["thesis.tex"]
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -129,7 +129,7 @@ def test_an_export_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
 
 
 def test_a_model_that_is_not_there(tmp_path):
-    assert "no model there" in refused("nobody/nothing", str(tmp_path / "out"), format="s3prl")
+    assert "no such model" in refused("nobody/nothing", str(tmp_path / "out"), format="s3prl")
     assert not (tmp_path / "out").exists()
 
 
@@ -193,7 +193,7 @@ def test_push_to_hub_takes_every_format(format, model, tmp_path, monkeypatch):
 
 def test_push_to_hub_without_a_network_keeps_the_folder_and_says_so(model, tmp_path):
     message = refused(model, str(tmp_path / "out"), format="s3prl", push_to_hub="me/small")
-    assert "out is complete but could not be pushed to me/small" in message
+    assert "out is complete but could not be uploaded to me/small" in message
     assert (tmp_path / "out" / "model.pt").exists()
 
 
@@ -208,7 +208,7 @@ def test_whatever_the_hub_answers_is_one_line(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fails)
     message = refused(model, str(tmp_path / "out"), format="s3prl", push_to_hub="me/small")
-    assert message.endswith("could not be pushed to me/small: [Errno -2] Name or service not known")
+    assert message.endswith("could not be uploaded to me/small: [Errno -2] Name or service not known")
 
 
 def test_models_push_themselves_with_their_code(model, tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ def test_an_encoder_without_a_card_gets_one(model, tmp_path):
     export(str(tmp_path / "out" / "model.pth"), str(tmp_path / "again"), format="s3prl")
     card = read_card(tmp_path / "again" / "README.md")
     assert (card.data.library_name, card.data.base_model) == ("s3prl", None)
-    for words in ("# model.pth", "heads per layer 3 0 1 (of 4)", "Not measured", "skill_speech_local", "no licence"):
+    for words in ("# model.pth", "heads per layer 3 0 1 (of 4)", "Not measured", "skill_speech_local", "no license"):
         assert words in card.text
     assert str(tmp_path) not in card.text
 
@@ -79,7 +79,7 @@ def test_an_encoder_without_a_card_gets_one(model, tmp_path):
 @pytest.mark.parametrize("content", [b"---\n- a\n---\n", b"---\nlicense: {\n---", b"\xff\xfe\x00"])
 def test_a_broken_card_is_named_before_anything_is_written(content, model, tmp_path):
     (model / "README.md").write_bytes(content)
-    with pytest.raises(InputError, match=r"README.md: its metadata cannot be read .*; mend the file or remove it"):
+    with pytest.raises(InputError, match=r"README.md: its metadata cannot be read .*; repair or remove the file"):
         export(str(model), str(tmp_path / "out"), format="s3prl")
     assert not (tmp_path / "out").exists()
 
@@ -127,7 +127,7 @@ def test_scores_are_those_of_these_weights(model, tmp_path):
     ("synthetic", "changes", "title"),
     [
         ("tones | of <b>a lab</b>", {}, "**SYNTHETIC, not SUPERB: tones _ of _b_a lab_/b_**"),
-        ("", {"steps": 20}, "**SUPERB, with settings that are not its protocol**"),
+        ("", {"steps": 20}, "**SUPERB, with settings other than its protocol**"),
     ],
 )
 def test_scores_that_nothing_can_be_compared_with_stay_out_of_the_metadata(synthetic, changes, title, model, tmp_path):

@@ -210,7 +210,7 @@ def test_torchaudios_own_recognizers_have_their_head(tmp_path):
     assert (back.head.config.kind, back.head.config.blank, back.files) == ("ctc", 0, {})
     content["skill_speech"]["files"]["vocab.json"] = "[1]"
     torch.save(content, tmp_path / "broken.pth")
-    with pytest.raises(InputError, match=r"vocab\.json in it is no JSON object"):
+    with pytest.raises(InputError, match=r"vocab\.json in it is not a JSON object"):
         load_model(tmp_path / "broken.pth")
     content["state_dict"].pop("aux.bias")
     torch.save(content, tmp_path / "broken.pth")
@@ -222,7 +222,7 @@ def test_torchaudios_own_recognizers_have_their_head(tmp_path):
 def test_torchaudio_has_no_place_for_other_heads(name, tmp_path):
     saved(name, tmp_path / "model", "hubert")
     with pytest.raises(
-        InputError, match="has no place in the TorchAudio layout, which knows CTC heads alone"
+        InputError, match="cannot be written in the TorchAudio layout, which has CTC heads only"
     ) as caught:
         export(str(tmp_path / "model"), str(tmp_path / "out"), format="torchaudio")
     assert "\n" not in str(caught.value)

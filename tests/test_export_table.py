@@ -20,7 +20,7 @@ AWARE = "::test_length_aware_is_for_every_format_that_can_say_it"
 PUSHED = "::test_push_to_hub_takes_every_format"
 INT8 = "runtimes::test_the_example_encodes_a_wav_file_where_torch_is_not_installed"
 
-# In STUDENTS, which the tests of ALONE try, are pruned layers, the families, normalised and length-aware encoders; in
+# In STUDENTS, which the tests of ALONE try, are pruned layers, the families, normalized and length-aware encoders; in
 # BATCHES and SHORTEST the lengths.
 SHOWN_BY: dict[str, dict[str, str]] = {
     "written": ALONE | {"transformers": "::test_the_command_writes_a_folder"},

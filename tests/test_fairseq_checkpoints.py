@@ -17,7 +17,7 @@ from tests.transformers_models import FULL, LARGE_STYLE, TINY, build
 
 TOLERANCE = 1e-5
 
-# fairseq's name, Transformers' model, and whether the input is normalised.
+# fairseq's name, Transformers' model, and whether the input is normalized.
 MODELS: dict[str, tuple[str, str, dict[str, Any], bool]] = {
     "hubert-base": ("hubert", "Hubert", {}, False),
     "hubert-large": ("hubert", "Hubert", LARGE_STYLE, True),
@@ -34,13 +34,13 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], bool]] = {
 
 
 def waveforms() -> torch.Tensor:
-    """A loud one and a quiet one, on which the epsilon of the input's normalisation shows."""
+    """A loud one and a quiet one, on which the epsilon of the input's normalization shows."""
     torch.manual_seed(1)
     return torch.randn(2, 4_800) * torch.tensor([[1.0], [0.02]]) + 0.01
 
 
 def assert_equals_transformers(encoder: Any, model: Any, normalize: bool) -> None:
-    # fairseq normalises with torch's layer_norm; Transformers' feature extractor has another epsilon.
+    # fairseq normalizes with torch's layer_norm; Transformers' feature extractor has another epsilon.
     inputs = F.layer_norm(waveforms(), (4_800,)) if normalize else waveforms()
     with torch.inference_mode():
         ours, theirs = encoder(waveforms()), model(inputs, output_hidden_states=True)
@@ -162,7 +162,7 @@ def test_convolutions_that_are_no_list_are_refused_and_not_run(text, tmp_path):
     settings["conv_feature_layers"] = text.replace("{executed!r}", repr(str(tmp_path / "executed")))
     message = refused(write_fairseq(tmp_path / "m.pt", "cfg", settings, fairseq_weights(model), False))
     # Without the setting they are the usual ones, which these weights are not.
-    assert ("conv_feature_layers in its configuration is no list" if text else "has the shape") in message
+    assert ("conv_feature_layers in its configuration is not a list" if text else "has the shape") in message
     assert not (tmp_path / "executed").exists()
 
 
@@ -172,24 +172,24 @@ def test_convolutions_that_are_no_list_are_refused_and_not_run(text, tmp_path):
         ({"_name": "wav2vec"}, "unknown architecture 'wav2vec'"),
         ({"_name": 3}, "_name in its configuration is no str"),
         ({"layer_type": "conformer"}, "layers of type conformer are not supported"),
-        ({"quantize_input": True}, "quantised inputs"),
+        ({"quantize_input": True}, "quantized inputs"),
         ({"activation_fn": "glu"}, "activation glu"),
         ({"extractor_mode": "batch_norm"}, "extractor mode batch_norm"),
-        ({"encoder_layers": 4}, "4 layers, and its weights another number"),
-        ({"encoder_layers": 2}, "2 layers, and its weights another number"),
-        ({"encoder_layers": 256}, "and its weights another number"),
+        ({"encoder_layers": 4}, "4 layers, and its weights have another number"),
+        ({"encoder_layers": 2}, "2 layers, and its weights have another number"),
+        ({"encoder_layers": 256}, "and its weights have another number"),
         ({"encoder_layers": 10**12}, "encoder_layers is 1000000000000; it must be a whole number from 1 to 256"),
         ({"encoder_layers": True}, "encoder_layers in its configuration is no int"),
         ({"encoder_embed_dim": 96}, "has the shape"),
         ({"encoder_embed_dim": 48 * 10**3}, "has the shape"),
         ({"encoder_embed_dim": 48 * 10**6}, "hidden_size is 48000000; it must be"),
-        ({"encoder_embed_dim": 48 * 10**9}, "makes no encoder"),
+        ({"encoder_embed_dim": 48 * 10**9}, "does not describe a valid encoder"),
         ({"encoder_attention_heads": 5}, "not a multiple of num_heads"),
-        ({"encoder_attention_heads": 10**9}, "makes no encoder"),
+        ({"encoder_attention_heads": 10**9}, "does not describe a valid encoder"),
         ({"conv_bias": True}, "the weight feature_extractor.conv_layers.0.0.bias is missing"),
         ({"extractor_mode": "layer_norm"}, "the weight feature_extractor.conv_layers.0.2.1.weight is missing"),
         ({"pos_conv_depth": 3}, "the weight encoder.pos_conv.0.0.weight is missing"),
-        ({"conv_pos_groups": 7}, "makes no encoder"),
+        ({"conv_pos_groups": 7}, "does not describe a valid encoder"),
         ({"relative_position_embedding": True}, "a position bias without its gate"),
     ],
 )
@@ -209,7 +209,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 
     assert "the weight encoder.layers.1.fc2.bias is missing" in after(**{"encoder.layers.1.fc2.bias": None})
     assert "has the shape (80, 47)" in after(**{"encoder.layers.1.fc1.weight": torch.ones(80, 47)})
-    assert "no place for the weight encoder.layers.0.adapter" in after(**{"encoder.layers.0.adapter.W": torch.ones(1)})
+    assert "match the weight encoder.layers.0.adapter" in after(**{"encoder.layers.0.adapter.W": torch.ones(1)})
     assert "the weight feature_extractor.conv_layers.0.0.weight is missing" in after(
         **{"feature_extractor.conv_layers.0.0.weight": None}
     )
@@ -220,13 +220,13 @@ def test_files_without_what_is_needed(tmp_path):
     weights, path = fairseq_weights(model), tmp_path / "m.pt"
     weights.pop("_ema")
     torch.save({"model": weights, "cfg": None, "args": None}, path)
-    assert "no configuration in it, neither cfg nor args" in refused(path)
+    assert "contains no configuration (cfg or args)" in refused(path)
     torch.save({"model": "weights", "cfg": {"model": {"_name": "hubert"}}}, path)
-    assert "there are no weights in it" in refused(path)
+    assert "contains no weights" in refused(path)
     torch.save(weights, path)
     assert "weights of fairseq without its configuration" in refused(path)
     torch.save(model.state_dict(), path)
-    assert "put it beside its config.json" in refused(path)
+    assert "put it next to its config.json" in refused(path)
     fine_tuned = {"_name": "wav2vec_ctc", "w2v_path": "/somewhere.pt", "w2v_args": None}
     torch.save({"model": weights, "cfg": {"model": fine_tuned, "task": {}}}, path)
     assert "without the settings of the model it started from" in refused(path)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from skill_speech.figures.output import inline_svg, save_figure
 from skill_speech.figures.plots import dendrogram, layer_weight_map, similarity_map
-from skill_speech.figures.shapes import CLUSTER_COLOURS, INK, RULE, TRUNK
+from skill_speech.figures.shapes import CLUSTER_COLORS, INK, RULE, TRUNK
 from skill_speech.similarity import LayerClusters, cluster_layers
 from tests import chromium
 
@@ -89,7 +89,7 @@ def test_the_map_names_layers_and_prints_values_up_to_13():
     assert len(axes.texts) < 25
 
 
-def test_both_figures_give_a_cluster_the_same_colour():
+def test_both_figures_give_a_cluster_the_same_color():
     cka_LL, clusters = analysis(13, 4)
     heat, tree = similarity_map(cka_LL, clusters).axes[0], dendrogram(clusters).axes[0]
     strips = [patch for patch in heat.patches if patch.get_fill() and patch.get_x() < -0.5]
@@ -151,18 +151,18 @@ def test_pyplot_is_not_touched():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def luminance(colour: str) -> float:
-    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+def luminance(color: str) -> float:
+    parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize("colour", CLUSTER_COLOURS)
+@pytest.mark.parametrize("color", CLUSTER_COLORS)
 @pytest.mark.parametrize("paper", ["#ffffff", "#15171a"])
-def test_lines_of_a_cluster_can_be_seen_on_light_and_dark_pages(colour: str, paper: str) -> None:
+def test_lines_of_a_cluster_can_be_seen_on_light_and_dark_pages(color: str, paper: str) -> None:
     assert f"--paper: {paper};" in STYLE
     # WCAG 2.2, 1.4.11: three to one for what is not text.
-    low, high = sorted((luminance(colour) + 0.05, luminance(paper) + 0.05))
+    low, high = sorted((luminance(color) + 0.05, luminance(paper) + 0.05))
     assert high / low >= 3
 
 
@@ -171,7 +171,7 @@ def weight_map(states: int, **options) -> Figure:
     return layer_weight_map("mine", {task: list(rng.dirichlet(np.ones(states))) for task in ("pr", "qbe")}, **options)
 
 
-def test_a_page_can_have_many_figures_and_gives_them_its_colours():
+def test_a_page_can_have_many_figures_and_gives_them_its_colors():
     cka_LL, clusters = analysis(13, 4)
     for figure in (similarity_map(cka_LL, clusters, ""), dendrogram(clusters, ""), weight_map(13)):
         text = inline_svg(figure)

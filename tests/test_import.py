@@ -32,7 +32,7 @@ def test_an_imported_encoder_is_the_encoder_of_its_file(student, tmp_path):
         assert torch.equal(ours(waveforms).last_hidden_state_BTD, theirs(waveforms).last_hidden_state_BTD)
 
 
-def test_the_command_says_what_it_recognised(student, tmp_path, capsys):
+def test_the_command_says_what_it_recognized(student, tmp_path, capsys):
     assert main(["import", str(student), "--output", str(tmp_path / "ours")]) == 0
     printed = capsys.readouterr().out
     for row in (
@@ -41,7 +41,7 @@ def test_the_command_says_what_it_recognised(student, tmp_path, capsys):
         ("heads", "2 0 3 1"),
         ("feed-forward units", "13 40 0 1"),
         ("layer norms", "before each sublayer"),
-        ("waveforms", "16,000 Hz, normalised first"),
+        ("waveforms", "16,000 Hz, normalized first"),
     ):
         assert any(all(part in line for part in row) for line in printed.splitlines()), row
     assert "assumed" not in printed
@@ -69,10 +69,10 @@ def test_the_same_door_takes_every_source(tmp_path):
 def test_a_folder_with_something_in_it_is_left_alone(student, tmp_path, capsys):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="there is something already; give a new folder"):
+    with pytest.raises(InputError, match="already exists; choose a new folder"):
         import_encoder(str(student), str(tmp_path / "ours"))
     assert main(["import", str(student), "--output", str(tmp_path / "ours")]) == 2
-    assert "give a new folder" in capsys.readouterr().err
+    assert "choose a new folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "ours").iterdir()] == ["notes.txt"]
 
 

@@ -27,7 +27,7 @@ def test_a_run_keeps_layers_beside_its_clusters(teacher: str, speech: str, tmp_p
     # As many projections as clusters: kept layers have none.
     names = {name.split(".")[1] for name in load_file(run / "stage2/student/projections.safetensors")}
     assert names == {"0", "1"}
-    assert "- matched by themselves, without a projection: h_1, h_3" in (run / "model/README.md").read_text()
+    assert "- matched individually, without a projection: h_1, h_3" in (run / "model/README.md").read_text()
     # Named in another way, they are the same run; others are not.
     assert compress(teacher, speech, str(run), sparsity=0.6, keep_layers=[1, 3], **QUICK).already_done
     assert "keep_layers" in refused(teacher, speech, str(run), sparsity=0.6, keep_layers=[1, 4], **QUICK)

@@ -88,7 +88,7 @@ def test_convolution_in_half_precision_under_autocast(dtype):
 
 
 @pytest.mark.parametrize("lengths", [None, (900, 611, 57)], ids=["whole", "padded"])
-@pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centred", "offset"])
+@pytest.mark.parametrize("offset", [0.0, 30.0], ids=["centered", "offset"])
 def test_normalized_convolution_equals_convolution_then_norm(lengths, offset):
     x, weight, scale, shift = leaves((3, 900), (7, 10), (7,), (7,))
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_dropout_drops_the_stated_share_and_keeps_the_mean():
     dropped = drop(x)
     assert float((dropped == 0).float().mean()) == pytest.approx(0.1, abs=0.001)
     assert dropped[dropped != 0].unique().tolist() == pytest.approx([1 / 0.9])
-    # Neighbours share a random word and are independent all the same.
+    # Neighbors share a random word and are independent all the same.
     zero = (dropped == 0).float()
     assert float((zero[:, :-1] * zero[:, 1:]).mean()) == pytest.approx(0.01, abs=0.0005)
     assert drop.eval()(x) is x

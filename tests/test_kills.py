@@ -62,13 +62,13 @@ def test_a_folder_is_locked_as_long_as_a_process_lives(tmp_path: Path) -> None:
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     with (
-        pytest.raises(InputError, match=rf"another run is writing there \(process {holder.pid} on "),
+        pytest.raises(InputError, match=rf"in use by another run there \(process {holder.pid} on "),
         RunLock(tmp_path),
     ):
         pass
     holder.kill()
     holder.wait()
-    with RunLock(tmp_path), pytest.raises(InputError, match="another run is writing"), RunLock(tmp_path):
+    with RunLock(tmp_path), pytest.raises(InputError, match="in use by another run"), RunLock(tmp_path):
         pass
     with RunLock(tmp_path):
         pass
@@ -84,7 +84,7 @@ def test_a_lock_of_another_machine_holds_as_long_as_it_is_touched(
     os.utime(tmp_path / "lock", (long_ago, long_ago))
     with RunLock(tmp_path):
         pass
-    assert "process 7 on another, gone for 10 min: taken over" in caplog.text
+    assert "taking over the lock of process 7 on another, which stopped 10 min ago" in caplog.text
     (tmp_path / "lock").write_text("damaged {")
     with RunLock(tmp_path):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
@@ -119,5 +119,5 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Pa
 
 def test_a_disk_without_room_is_refused_with_figures(tmp_path: Path) -> None:
     require_space(tmp_path / "not/there/yet", 1, "a checkpoint")
-    with pytest.raises(InputError, match=r"MiB|GiB|TiB are free there and a checkpoint needs 909494\.7 TiB: make room"):
+    with pytest.raises(InputError, match=r"MiB|GiB|TiB are free and a checkpoint needs 909494\.7 TiB: free some space"):
         require_space(tmp_path, 10**18, "a checkpoint")

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from skill_speech.encoder import LayerConfig, wavlm_config
 from skill_speech.evaluation.results import Row, Table, write_table
-from skill_speech.reporting.model_card import teacher_licence, write_model_card
+from skill_speech.reporting.model_card import teacher_license, write_model_card
 
 PROFILE = {"model": "m", "seconds": 10.0, "real_time_factor": 0.01, "threads": 2}
 OUTCOME: dict[str, Any] = {
@@ -111,20 +111,20 @@ def test_the_card_does_not_tell_where_things_lay(tmp_path: Path) -> None:
     assert str(tmp_path) not in text
 
 
-def test_the_licence_is_the_one_that_the_teachers_card_states(tmp_path: Path) -> None:
+def test_the_license_is_the_one_that_the_teachers_card_states(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-sa-3.0\n---\n# Teacher\n")
-    assert teacher_licence(str(tmp_path), None) == "cc-by-sa-3.0"
+    assert teacher_license(str(tmp_path), None) == "cc-by-sa-3.0"
     text = card(tmp_path, teacher=str(tmp_path))
     assert "license: cc-by-sa-3.0" in text
-    assert "states the licence `cc-by-sa-3.0`" in text
+    assert "states the license `cc-by-sa-3.0`" in text
 
 
 @pytest.mark.parametrize(
     "content", ["", "---\n- a\n---\n", "---\nlicense: [mit, apache]\n---\n", "---\nlicense: {\n---"]
 )
-def test_a_broken_card_of_the_teacher_states_no_licence(tmp_path: Path, content: str) -> None:
+def test_a_broken_card_of_the_teacher_states_no_license(tmp_path: Path, content: str) -> None:
     (tmp_path / "README.md").write_text(content)
-    assert teacher_licence(str(tmp_path), None) is None
+    assert teacher_license(str(tmp_path), None) is None
 
 
 def test_names_cannot_break_out_of_the_card(tmp_path: Path) -> None:

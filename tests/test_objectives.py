@@ -28,7 +28,7 @@ from skill_speech.distillation import (
     UnitsConfig,
     make_targets,
 )
-from skill_speech.distillation.inputs import coloured_noise, convolve, factor_for, room
+from skill_speech.distillation.inputs import colored_noise, convolve, factor_for, room
 from skill_speech.distillation.loss import mean_of, temporal_distance
 from skill_speech.distillation.units import find_units, units_of
 from skill_speech.encoder import EncoderOutput, hubert_config, wavlm_config
@@ -134,7 +134,7 @@ def test_learned_weights_are_those_of_the_formula() -> None:
     assert loss.log_variances_K.grad.abs().max().item() < 1e-6
 
 
-def test_frames_are_normalised_before_layers_are_averaged() -> None:
+def test_frames_are_normalized_before_layers_are_averaged() -> None:
     torch.manual_seed(0)
     states = [torch.randn(2, 9, 6) * scale + scale for scale in (1.0, 50.0)]
     wanted = np.mean(
@@ -304,10 +304,10 @@ def test_silence_stays_silent() -> None:
     assert factor_for(torch.ones(3), torch.zeros(3), 0.0) == 0
 
 
-def test_noise_has_its_colour_and_rooms_their_decay() -> None:
+def test_noise_has_its_color_and_rooms_their_decay() -> None:
     torch.manual_seed(0)
     for slope in (0.0, 1.0, 2.0):
-        power_F = torch.stack([torch.fft.rfft(coloured_noise(4_096, slope)).abs().square() for _ in range(200)]).mean(0)
+        power_F = torch.stack([torch.fft.rfft(colored_noise(4_096, slope)).abs().square() for _ in range(200)]).mean(0)
         low, high = power_F[16:32].mean(), power_F[256:512].mean()
         assert math.log2((low / high).item()) == pytest.approx(4 * slope, abs=0.4)
     response_T = torch.stack([room(0.4, 16_000).square() for _ in range(200)]).mean(0)
@@ -394,10 +394,10 @@ def test_bad_noise_is_refused(corpus: tuple[str, str, str], tmp_path: Any) -> No
     teacher, speech, _ = corpus
     (tmp_path / "silent").mkdir()
     soundfile.write(tmp_path / "silent/a.wav", np.zeros(20_000), 16_000)
-    with pytest.raises(InputError, match="no noise that can be read"):
+    with pytest.raises(InputError, match="no usable noise"):
         compress(teacher, speech, str(tmp_path / "run"), **settings(), input="noisy", noise=str(tmp_path / "silent"))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match="give input noisy or masked-noisy"):
+    with pytest.raises(InputError, match="set input to noisy or masked-noisy"):
         compress(teacher, speech, str(tmp_path / "run"), **settings(), noise=str(tmp_path / "silent"))
     with pytest.raises(InputError, match="are all 0"):
         compress(teacher, speech, str(tmp_path / "run"), **settings(), distance="temporal", loss=LossConfig(temporal=0))

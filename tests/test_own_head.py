@@ -64,7 +64,7 @@ def write_audio(folder: Path) -> list[Path]:
     for number, seconds in enumerate(SECONDS):
         generator = np.random.default_rng(number)
         waveform_T = generator.standard_normal(round(seconds * SAMPLE_RATE))
-        # Of different colours, so that random models do not say the same of all.
+        # Of different colors, so that random models do not say the same of all.
         kernel = generator.standard_normal(1 + 3 * number)
         waveform_T = np.convolve(waveform_T, kernel / np.abs(kernel).sum(), "same")
         paths.append(folder / f"utt{number:02}.flac")
@@ -500,7 +500,12 @@ def test_a_speaker_that_is_drawn_twice_counts_as_two() -> None:
         ("ForXVector", {}, lambda n, c: [{"text": "a"}], "none of its 12 cuts has a speaker"),
         ("ForXVector", {}, lambda n, c: [{"speaker": "a"}], "12 utterances of 1 speakers; an equal error rate needs"),
         ("ForXVector", {}, lambda n, c: [{"speaker": str(n)}], "12 utterances of 12 speakers; an equal error rate"),
-        ("ForXVector", {}, lambda n, c: [{"speaker": s} for s in "ab"], "utt00 has 2 speakers; an embedding is of one"),
+        (
+            "ForXVector",
+            {},
+            lambda n, c: [{"speaker": s} for s in "ab"],
+            "utt00 has 2 speakers; an embedding describes one",
+        ),
     ],
 )
 def test_data_that_does_not_fit_is_one_line(
@@ -538,14 +543,14 @@ def test_other_mistakes_are_one_line(
         (f"{tmp_path / 'bare'} --data {data} --output {out}", "bare: an encoder without a head"),
         (f"{tmp_path / 'misfit'} --data {data} --output {out}", "gives the token 'Q' the number 11; the CTC head has"),
         (f"{tmp_path / 'wordless'} --data {data} --output {out}", "no vocab.json there"),
-        (f"{model} --data {tmp_path / 'empty.jsonl'} --output {out}", "empty.jsonl: names no audio files"),
+        (f"{model} --data {tmp_path / 'empty.jsonl'} --output {out}", "empty.jsonl: contains no audio files"),
         (f"{model} --data {folder / 'twice.jsonl'} --output {out}", "two cuts are called a"),
         (f"{model} --data {tmp_path / 'nowhere'} --output {out}", "nowhere: no such file or folder"),
-        (f"{model} --data {data}", "not the model of a run, which has a place for results: give --output"),
+        (f"{model} --data {data}", "not the model of a run: give --output"),
         (f"{model} --data {data} --output {tmp_path / 'taken'}", "not empty and not an evaluation"),
-        (f"{model} {tmp_path / 'bare'} --data {data} --output {out}", "own_head is of one model, and 2 are given"),
+        (f"{model} {tmp_path / 'bare'} --data {data} --output {out}", "own_head takes one model, and 2 are given"),
         (f"{model} --data {data} --output {out} --steps 3", "steps: goes with SUPERB's tasks, not with own_head"),
-        (f"{model} --data {data} --output {out} --teacher {tmp_path / 'classes'}", "does not answer what that of"),
+        (f"{model} --data {data} --output {out} --teacher {tmp_path / 'classes'}", "is not comparable with that of"),
         (f"{model} --data {data} --output {out} --teacher {tmp_path / 'bare'}", "the teacher cannot be evaluated: "),
         (f"{model} --data {data} --output {out} --target_lang fra", "has no adapters for languages"),
         (f"{model} --data {data} --output {out} --device tpu9", "device 'tpu9'"),
@@ -557,7 +562,7 @@ def test_other_mistakes_are_one_line(
     assert main(["evaluate", str(model), "--data", str(data), "--output", str(out), "--teacher", "none"]) == 2
     assert "teacher: goes with own_head only; leave it out" in capsys.readouterr().err
     assert main(["evaluate", str(model), "--data", str(data)]) == 2
-    assert "no place for the results: give --output" in capsys.readouterr().err
+    assert "no folder for the results: give --output" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -602,7 +607,7 @@ def test_the_same_call_does_nothing_again_and_another_is_refused_by_name(
         patch.setattr(inference, "_say", None)
         assert evaluate([model], str(data), out, own_head=True).result == first
     for options, words in (({"seed": 3}, r"seed \(was 0, now 3\)"), ({"teacher": model}, r"teacher \(was None, now ")):
-        with pytest.raises(InputError, match=rf"made with other settings: {words}"):
+        with pytest.raises(InputError, match=rf"made with different settings: {words}"):
             evaluate([model], str(data), out, own_head=True, **options)
     other = write_manifest(folder, lambda n, c: [{"text": "another"}], "other.jsonl.gz")
     with pytest.raises(InputError, match=r"data \(was "):
@@ -653,7 +658,7 @@ def test_bad_audio_is_counted_and_bounded(
     (tmp_path / "audio/utt02.flac").unlink()
     with caplog.at_level(logging.WARNING):
         result = evaluate([str(folder / "model")], str(data), str(tmp_path / "o1"), own_head=True, max_bad="10%").result
-    assert "left out: " in caplog.text
+    assert "skipped " in caplog.text
     assert (result["items"]["utterances"], result["audio"]["read"], result["audio"]["left_out"]) == (11, 12, 1)
     assert (
         "1 with unusable audio"
@@ -711,7 +716,9 @@ def test_a_full_disk_is_one_line(
     for name in ("own_head.json", "own_head.tsv"):
         with monkeypatch.context() as patch:
             met = full_at(patch, tmp_path / name)
-            with pytest.raises(InputError, match="the disk is full; make room and rerun the same command to resume"):
+            with pytest.raises(
+                InputError, match="the disk is full: free some space and rerun the same command to resume"
+            ):
                 evaluate([str(folder / "model")], str(data), str(tmp_path), own_head=True)
         assert met, name
         assert not (tmp_path / "own_head.json").exists()

@@ -255,7 +255,7 @@ def test_a_vector_narrower_than_the_multiple_stays_whole_or_goes():
     config = prune(encoder).config
     assert [conv.channels for conv in config.convs] == [12] * 7
     assert [layer.units for layer in config.layers] == [20, 0]
-    with pytest.raises(InputError, match="round_to is 32: with every width at its smallest multiple"):
+    with pytest.raises(InputError, match="round_to is 32: the student exceeds the budget even"):
         check_rounding(encoder, Budget.of(config.replace(layers=full_layers(2, 4, 20)), sparsity=0.7), 32)
     with pytest.raises(InputError, match="round_to is 0; it must be at least 1"):
         check_rounding(encoder, Budget.of(encoder.config, sparsity=0.7), 0)
@@ -317,9 +317,9 @@ def test_base_plus_at_75_percent_is_the_published_size():
     [
         ({}, "no budget"),
         ({"sparsity": 1.5}, "between 0 and 1"),
-        ({"sparsity": 0.5, "parameters": "2M"}, "one of them"),
+        ({"sparsity": 0.5, "parameters": "2M"}, "only one"),
         ({"parameters": "many"}, "write a number"),
-        ({"parameters": "200M"}, "the teacher itself has only 94.4M"),
+        ({"parameters": "200M"}, "the teacher has only 94.4M"),
         ({"macs": -1}, "must be positive"),
     ],
 )

@@ -92,7 +92,7 @@ def test_the_first_update_of_the_positional_convolution_is_the_published_one(rat
 
 
 @pytest.mark.parametrize("family", [hubert_config, wavlm_config])
-def test_nothing_else_is_computed_under_weight_normalisation(family: Any) -> None:
+def test_nothing_else_is_computed_under_weight_normalization(family: Any) -> None:
     encoder = Encoder(family(**SHAPE)).eval()
     waveforms_BT, weight = torch.randn(1, 4_000), encoder.positional_conv.convs[0].weight.detach().clone()
     before, names = encoder(waveforms_BT).last_hidden_state_BTD, list(encoder.state_dict())
@@ -106,7 +106,7 @@ def test_nothing_else_is_computed_under_weight_normalisation(family: Any) -> Non
 
 
 @pytest.mark.parametrize("style", [{"positional_depth": 2}, {"positional_affine": True}])
-def test_families_that_are_trained_without_weight_normalisation_stay_so(style: dict[str, Any]) -> None:
+def test_families_that_are_trained_without_weight_normalization_stay_so(style: dict[str, Any]) -> None:
     encoder = Encoder(hubert_config(**SHAPE).replace(**style))
     names = list(encoder.state_dict())
     attach_weight_norm(encoder)
@@ -122,7 +122,7 @@ def test_a_tap_of_zeros_is_learned() -> None:
     assert (np.abs(moved(module)).sum((0, 1)) > 0).all()
 
 
-def test_removing_units_leaves_weight_normalisation_alone() -> None:
+def test_removing_units_leaves_weight_normalization_alone() -> None:
     encoder = attach_gates(Encoder(hubert_config(**SHAPE)))
     attach_weight_norm(encoder, torch.full((8,), 0.3))
     before = dict(encoder.positional_conv.named_parameters())
@@ -133,7 +133,7 @@ def test_removing_units_leaves_weight_normalisation_alone() -> None:
     torch.testing.assert_close(remove_weight_norm(encoder), torch.full((8,), 0.3))
 
 
-def test_files_with_weight_normalisation_say_how_long_their_directions_are(tmp_path: Path) -> None:
+def test_files_with_weight_normalization_say_how_long_their_directions_are(tmp_path: Path) -> None:
     model = build("Hubert", TINY)
     conv = model.encoder.pos_conv_embed.conv.parametrizations.weight
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_the_feature_scale_is_not_trained() -> None:
 
 
 @pytest.mark.parametrize("name", ["hubert-base", "wavlm-base-plus"])
-def test_recipes_named_published_do_not_take_dropout_and_normalisation_from_the_hub(name: str) -> None:
+def test_recipes_named_published_do_not_take_dropout_and_normalization_from_the_hub(name: str) -> None:
     recipe = yaml.safe_load(Path(f"recipes/{name}.yaml").read_text())
     assert recipe["input_normalization"] is False
     of_hub = replace(

@@ -28,7 +28,7 @@ def test_the_transformers_form_equals_transformers(name, tmp_path):
     assert encoder.config.input_normalization is normalize
     assert checkpoint.assumed == ()
     assert load_model(tmp_path / "folder").head is None
-    # The comparison normalises as fairseq does, with an epsilon of its own.
+    # The comparison normalizes as fairseq does, with an epsilon of its own.
     config = encoder.config.replace(input_norm_eps=1e-5)
     assert_equals_transformers(type(encoder).of(config, encoder.state_dict()).eval(), hubert(name), normalize)
 
@@ -77,7 +77,7 @@ def test_options_that_make_another_network_are_refused_by_name(name, setting, va
     content = torch.load(path)
     (content["Config"]["distiller"] if "Config" in content else content["cfg"]["model"])[setting] = value
     torch.save(content, path)
-    assert f"{setting} {value} in its configuration makes a network that is not supported" in refused(path)
+    assert f"{setting} {value} in its configuration describes a network that is not supported" in refused(path)
 
 
 @pytest.mark.parametrize(("option", "what"), [("feature_extractor_cqt", "constant-Q"), ("deepnorm", "residual")])
@@ -129,7 +129,7 @@ def test_numbers_of_speaker_layers_that_make_no_sense(tmp_path):
         assert "encoder_layers_1" in refused(path)
     content["cfg"]["model"]["encoder_layers_1"] = 2  # one less than there are
     torch.save(content, path)
-    assert "its configuration has no place for the weight encoder.layers.5." in refused(path)
+    assert "its configuration does not match the weight encoder.layers.5." in refused(path)
 
 
 def test_a_rate_that_makes_no_sense(tmp_path):

@@ -16,7 +16,7 @@ import yaml
 
 from skill_speech import InputError, report
 from skill_speech.cli import main
-from skill_speech.figures.shapes import CLUSTER_COLOURS, readable_on
+from skill_speech.figures.shapes import CLUSTER_COLORS, readable_on
 from skill_speech.pruning import human
 from skill_speech.reporting.pictures import lines_picture
 from skill_speech.reporting.svg import round_steps
@@ -287,11 +287,11 @@ def test_the_map_the_tree_and_the_clusters_are_those_of_the_analysis(run: Path) 
     assert f"cut at {clusters.threshold:.3f}: 3 clusters" in page.titles
     for number, height in enumerate(clusters.linkage[:, 2], 1):
         assert any(title.startswith(f"merge {number} of 5, at 1 − CKA = {height:.3f}") for title in page.titles)
-    # A cluster with several runs of layers has dashed borders off the diagonal, in its own colour.
+    # A cluster with several runs of layers has dashed borders off the diagonal, in its own color.
     styles = [attributes.get("style") or "" for _, attributes in page.elements]
-    dashed = {one for one in CLUSTER_COLOURS for style in styles if "dasharray" in style and f"stroke: {one}" in style}
+    dashed = {one for one in CLUSTER_COLORS for style in styles if "dasharray" in style and f"stroke: {one}" in style}
     split = [number for number, group in enumerate(clusters.groups) if group[-1] - group[0] >= len(group)]
-    assert dashed == {CLUSTER_COLOURS[number] for number in split} != set()
+    assert dashed == {CLUSTER_COLORS[number] for number in split} != set()
 
 
 def test_survivors_are_those_of_the_student(run: Path) -> None:
@@ -401,9 +401,9 @@ def test_what_a_run_does_not_have_is_said(tmp_path: Path) -> None:
         "Not evaluated",
         "no speech was held out",
         "did not record its widths",
-        "started behind stage 1",
-        "started behind stage1",
-        "nothing is known of the layers that tasks read",
+        "started after stage 1",
+        "started after stage1",
+        "the layers that tasks read are unknown",
         "not recorded",
     ):
         assert words in said
@@ -488,15 +488,15 @@ def test_an_axis_covers_its_values_in_round_equal_steps(bounds: tuple[float, flo
     assert np.allclose(np.diff(steps), steps[1] - steps[0])
 
 
-def test_words_on_colours_are_readable() -> None:
-    def luminance(colour: str) -> float:
-        parts = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+def test_words_on_colors_are_readable() -> None:
+    def luminance(color: str) -> float:
+        parts = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
         return float(
             np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
         )
 
-    for colour in (*CLUSTER_COLOURS, "#440154", "#21918c", "#fde725", "#777777"):
-        high, low = sorted((luminance(colour) + 0.05, luminance(readable_on(colour)) + 0.05), reverse=True)
+    for color in (*CLUSTER_COLORS, "#440154", "#21918c", "#fde725", "#777777"):
+        high, low = sorted((luminance(color) + 0.05, luminance(readable_on(color)) + 0.05), reverse=True)
         assert high / low >= 4.5
 
 
@@ -507,13 +507,13 @@ def test_a_curve_of_one_point_can_be_drawn() -> None:
 
 
 CONTRASTS = """(() => {
-  const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+  const parts = color => color.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
     .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
     .reduce((sum, v, at) => sum + v * [.2126, .7152, .0722][at], 0);
   const behind = node => { for (; node; node = node.parentElement) {
-    const colour = parts(getComputedStyle(node).backgroundColor);
-    if (colour.length < 4 || colour[3] > 0) return colour; } return [255, 255, 255]; };
+    const color = parts(getComputedStyle(node).backgroundColor);
+    if (color.length < 4 || color[3] > 0) return color; } return [255, 255, 255]; };
   const under = node => {
     node.scrollIntoView({block: "center"});
     const box = node.getBoundingClientRect();
@@ -525,8 +525,8 @@ CONTRASTS = """(() => {
     const own = [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim());
     if (!own || node.closest("title")) continue;
     const style = getComputedStyle(node), svg = node instanceof SVGElement;
-    const colours = [parts(svg ? style.fill : style.color), node.closest(".drawn") ? under(node) : behind(node)];
-    const [a, b] = colours.map(light);
+    const colors = [parts(svg ? style.fill : style.color), node.closest(".drawn") ? under(node) : behind(node)];
+    const [a, b] = colors.map(light);
     const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
     if (ratio < 4.5) poor.push(`${node.tagName} ${node.textContent.slice(0, 30)}: ${ratio.toFixed(2)}`);
   }

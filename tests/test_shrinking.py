@@ -138,7 +138,7 @@ def test_those_that_stay_draw_what_they_would_have_drawn(tmp_path: Path) -> None
         torch.testing.assert_close(few, large.module.gates()[kept[small.name]], rtol=1e-6, atol=1e-6)
 
 
-def optimiser(encoder: Encoder, loss: DistillationLoss, lagrangian: Lagrangian) -> torch.optim.AdamW:
+def optimizer(encoder: Encoder, loss: DistillationLoss, lagrangian: Lagrangian) -> torch.optim.AdamW:
     gates = [gate.module.log_alpha for gate in find_gates(encoder)]
     others = [weight for weight in encoder.parameters() if all(weight is not gate for gate in gates)]
     groups: list[dict[str, Any]] = [{"params": [*others, *loss.parameters()], "weight_decay": 0.1}]
@@ -168,13 +168,13 @@ def test_the_next_updates_are_those_without_removal(variant: str, seed: int, tmp
     encoder.train()
     loss = DistillationLoss(make_targets("all-layers", encoder.config.num_layers), encoder.config.hidden_size)
     penalty = Lagrangian(Budget.of(encoder.config, sparsity=0.5), 3)
-    by = optimiser(encoder, loss, penalty)
+    by = optimizer(encoder, loss, penalty)
     for step in range(2):  # so that there are moments, of what is going to be removed too
         train(encoder, target, loss, penalty, by, step)
     kept = close_some(encoder, seed)
     plan = selections(encoder.config, Survivors.of(encoder.config, kept))
     whole, whole_loss, whole_penalty = (copy.deepcopy(one) for one in (encoder, loss, penalty))
-    whole_by = optimiser(whole, whole_loss, whole_penalty)
+    whole_by = optimizer(whole, whole_loss, whole_penalty)
     whole_by.load_state_dict(copy.deepcopy(by.state_dict()))
     before = sum(len(group["params"]) for group in by.param_groups)
 

@@ -54,7 +54,7 @@ def hsic_as_u_statistic(K: Tensor, M: Tensor) -> float:
 
 
 def dense_biased_cka(x_ND: Tensor, y_ND: Tensor) -> float:
-    """HSIC_0 of the centred Gram matrices, normalised (Kornblith et al. 2019, eq. 3 and 4)."""
+    """HSIC_0 of the centered Gram matrices, normalized (Kornblith et al. 2019, eq. 3 and 4)."""
     n = len(x_ND)
     H = torch.eye(n, dtype=torch.float64) - 1 / n
     K, M = H @ gram(x_ND) @ H, H @ gram(y_ND) @ H
@@ -62,7 +62,7 @@ def dense_biased_cka(x_ND: Tensor, y_ND: Tensor) -> float:
 
 
 def dense_unbiased_cka(layers: list[Tensor]) -> Tensor:
-    """HSIC_1 (Song et al. 2012, eq. 5) from whole Gram matrices in float64, normalised."""
+    """HSIC_1 (Song et al. 2012, eq. 5) from whole Gram matrices in float64, normalized."""
     grams = [gram(layer.flatten(0, 1)).fill_diagonal_(0) for layer in layers]
     n = len(grams[0])
 
@@ -210,21 +210,21 @@ def test_memory_does_not_grow_and_every_frame_is_used_once():
         assert estimator._filled <= 128
     estimator.compute()
     assert sorted(itertools.chain.from_iterable(seen)) == list(range(30 * 53))
-    # A minibatch of neighbouring frames would come from one utterance; the buffer holds those of two or three.
+    # A minibatch of neighboring frames would come from one utterance; the buffer holds those of two or three.
     assert all(len({int(frame) // 53 for frame in frames}) >= 2 for frames in seen)
     assert all(len(frames) >= 8 for frames in seen)
 
 
-def test_minibatches_mix_utterances_so_that_neighbouring_frames_do_not_inflate_similarity():
+def test_minibatches_mix_utterances_so_that_neighboring_frames_do_not_inflate_similarity():
     """Each utterance moves along a straight line, at the same pace in both layers but in unrelated directions."""
     steps = torch.linspace(-1, 1, 64)[None, :, None]
     x, y = (steps * gaussians(200, 1, 5, seed=side) + 0.05 * gaussians(200, 64, 5, seed=side + 2) for side in (0, 1))
-    mixed, exact, neighbours = MinibatchCKA(256), ExactCKA(), torch.zeros(2, 2, dtype=torch.float64)
+    mixed, exact, neighbors = MinibatchCKA(256), ExactCKA(), torch.zeros(2, 2, dtype=torch.float64)
     for at in range(200):
         mixed.update([x[at : at + 1], y[at : at + 1]])
         exact.update([x[at : at + 1], y[at : at + 1]])
-        neighbours += unbiased_hsic([x[at], y[at]])
-    inflated = float(neighbours[0, 1] / (neighbours[0, 0] * neighbours[1, 1]).sqrt())
+        neighbors += unbiased_hsic([x[at], y[at]])
+    inflated = float(neighbors[0, 1] / (neighbors[0, 0] * neighbors[1, 1]).sqrt())
     truth = float(exact.compute()[0, 1])
     assert truth < 0.1
     assert inflated > 0.6
@@ -257,8 +257,8 @@ def test_halves_of_the_utterances_are_measured_as_if_there_were_no_others():
 
 def unit_frames(x_BTD: Tensor) -> Tensor:
     """Zero mean and unit variance over features, in float64."""
-    centred_BTD = x_BTD.double() - x_BTD.double().mean(-1, keepdim=True)
-    return centred_BTD / centred_BTD.square().mean(-1, keepdim=True).sqrt()
+    centered_BTD = x_BTD.double() - x_BTD.double().mean(-1, keepdim=True)
+    return centered_BTD / centered_BTD.square().mean(-1, keepdim=True).sqrt()
 
 
 def test_halves_of_a_sample_scatter_as_samples_do():
@@ -294,7 +294,7 @@ def test_a_layer_whose_normalized_frames_are_all_the_same_has_raw_similarity_alo
     found = estimator.similarity()
     assert found.normalized_LL is None
     assert found.raw_LL.isfinite().all()
-    with pytest.raises(InputError, match="a layer is constant once its frames are normalised"):
+    with pytest.raises(InputError, match="a layer is constant once its frames are normalized"):
         found.of("normalized")
 
 

@@ -83,7 +83,7 @@ def machine_of_macs(config: EncoderConfig) -> Times:
     units, heads, last = whole.units[0], whole.heads[0], places[-1]
     convs = [Surface([1], [0, 24], [[0.0, front_end(c0=24)]])]
     for place in places[1:]:
-        # All three terms in which a neighbour has channels, less the first convolution's own or the projection's.
+        # All three terms in which a neighbor has channels, less the first convolution's own or the projection's.
         both = front_end(**{f"c{place - 1}": 24, f"c{place}": 24})
         alone = front_end(**{f"c{place - 1}": 24}) + front_end(**{f"c{place}": 24})
         convs.append(Surface([0, 24], [0, 24], [[0.0, 0.0], [0.0, both - alone]]))
@@ -194,10 +194,10 @@ def test_a_unit_that_costs_no_time_is_no_trouble():
     ("asked", "message"),
     [
         ({"speedup": 1.0}, "speedup is 1; it must be above 1"),
-        ({"speedup": 2.0, "latency": "3ms/s"}, "both state the time"),
+        ({"speedup": 2.0, "latency": "3ms/s"}, "both set the time"),
         ({"latency": "a while"}, "latency is 'a while'; write milliseconds"),
         ({"latency": "-3ms/s"}, "must be positive"),
-        ({"latency": "1e9 ms/s"}, "the teacher itself has only"),
+        ({"latency": "1e9 ms/s"}, "the teacher has only"),
     ],
 )
 def test_wrong_budgets_of_time_are_refused(asked, message):
@@ -249,12 +249,12 @@ def test_a_table_is_read_as_it_was_written_and_only_for_its_encoder(
     write_times(path, measured[1])
     again = read_times(path, config.replace(hidden_dropout=0.5))
     assert dataclasses.asdict(again) == dataclasses.asdict(measured[1])
-    with pytest.raises(InputError, match=r"times of an encoder with other hidden_size, .*layers"):
+    with pytest.raises(InputError, match=r"measured on an encoder with other hidden_size, .*layers"):
         read_times(path, wavlm_config(**SMALL | {"hidden_size": 96, "units": 97}))
     values = json.loads(path.read_text())
     for damage, message in (
-        ({"attention": {"widths": [0, 4], "seconds": [2.0, 1.0]}}, "something wider is faster"),
-        ({"attention": {"widths": [4, 0], "seconds": [1.0, 2.0]}}, "do not ascend"),
+        ({"attention": {"widths": [0, 4], "seconds": [2.0, 1.0]}}, "a wider component is faster"),
+        ({"attention": {"widths": [4, 0], "seconds": [1.0, 2.0]}}, "are not ascending"),
         ({"attention": {"widths": [0, 4], "seconds": [1.0]}}, "not as many seconds as widths"),
         ({"convs": values["convs"][:-1]}, "damaged"),
         ({"convs": [*values["convs"][:-1], {"inputs": [], "outputs": [], "seconds": []}]}, "damaged"),

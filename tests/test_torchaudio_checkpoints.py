@@ -26,7 +26,7 @@ KIND_NAMES = ["hubert-base", "hubert-large", "wavlm-base", "wavlm-large"]
 
 
 def waveforms() -> torch.Tensor:
-    """A loud one and a quiet one, on which the epsilon of the input's normalisation shows."""
+    """A loud one and a quiet one, on which the epsilon of the input's normalization shows."""
     torch.manual_seed(1)
     return torch.randn(2, 4_000) * torch.tensor([[1.0], [0.02]]) + 0.01
 
@@ -330,7 +330,7 @@ def test_diarizens_students_load_with_and_without_their_configuration(name, mill
 def test_kept_heads_that_nothing_tells_are_refused(tmp_path):
     state = random_state(student_config(wavlm=True, large=False))
     torch.save(state, tmp_path / "student.pth")
-    with pytest.raises(InputError, match="which heads of WavLM were kept"):
+    with pytest.raises(InputError, match="only a configuration says which heads of WavLM were"):
         load_encoder(tmp_path / "student.pth")
 
 
@@ -410,7 +410,7 @@ def test_an_unknown_number_of_heads_is_refused(tmp_path):
     [
         ({"encoder_embed_dim": None}, "lacks encoder_embed_dim"),
         ({"encoder_embed_dim": "48"}, "encoder_embed_dim in its configuration is no int"),
-        ({"encoder_embed_dim": 96}, "the layer norms of layer 0 have another width than 96"),
+        ({"encoder_embed_dim": 96}, "the layer norms of layer 0 have a different width from 96"),
         ({"encoder_num_layers": 5}, "5 layers, and there are no weights for the last one"),
         ({"encoder_num_layers": 10**9}, "encoder_num_layers is 1000000000; it must be"),
         ({"encoder_num_layers": 3}, "is not one bool for each layer"),
@@ -418,15 +418,15 @@ def test_an_unknown_number_of_heads_is_refused(tmp_path):
         ({"encoder_ff_interm_features": [13, 40, 0, 10**6]}, "has the shape"),
         ({"encoder_ff_interm_features": [13, 40, 0, 10**12]}, "units of layer 4 is 1000000000000; it must be"),
         ({"encoder_remaining_heads": [[1, 4], [], [0, 2, 9], [3]]}, "distinct, ascending whole numbers from 0 to 5"),
-        ({"encoder_remaining_heads": [[1, 4], [], [0, 2, "5"], [3]]}, "makes no encoder"),
+        ({"encoder_remaining_heads": [[1, 4], [], [0, 2, "5"], [3]]}, "does not describe a valid encoder"),
         ({"encoder_use_attention": [True, True, True, True]}, "the weight encoder.transformer.layers.1.attention"),
         ({"encoder_use_attention": [True, False, False, True]}, "has the shape"),
         ({"extractor_mode": "batch_norm"}, "conv_norm is 'batch'"),
         ({"extractor_mode": "layer_norm"}, "the weight feature_extractor.conv_layers.1.layer_norm.weight is missing"),
         ({"extractor_conv_layer_config": [(11, 10)]}, "is not three numbers for each"),
-        ({"encoder_pos_conv_groups": 0}, "makes no encoder"),
-        ({"encoder_total_num_heads": [0] * 4}, "makes no encoder"),
-        ({"encoder_max_distance": 8}, "32 buckets of a position bias do not reach to a distance of 8"),
+        ({"encoder_pos_conv_groups": 0}, "does not describe a valid encoder"),
+        ({"encoder_total_num_heads": [0] * 4}, "does not describe a valid encoder"),
+        ({"encoder_max_distance": 8}, "32 buckets of a position bias do not cover a distance of 8"),
         ({"encoder_dropout": float("nan")}, "encoder_dropout in its configuration is no float"),
     ],
 )
@@ -444,7 +444,7 @@ def test_a_missing_weight_and_a_wrong_shape_are_named(tmp_path):
     less = {other: tensor for other, tensor in state.items() if other != name}
     assert f"the weight {name} is missing" in refused(write(path, less, config))
     assert "has the shape (24, 47)" in refused(write(path, state | {name: torch.ones(24, 47)}, config))
-    assert "is no tensor" in refused(write(path, state | {name: "tensor"}, config))
+    assert "is not a tensor" in refused(write(path, state | {name: "tensor"}, config))
     assert "numbers that are not finite" in refused(write(path, state | {name: state[name] / 0}, config))
     assert "torch.int8, not floating point" in refused(write(path, state | {name: state[name].to(torch.int8)}, config))
     assert "gru_rel_pos_const has 5 numbers for 6 heads" in refused(

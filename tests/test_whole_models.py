@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from skill_speech import InputError, compress, load_encoder, load_model
 from skill_speech.compression import AnalysisConfig
 from skill_speech.distillation import HeadTraining, OutputLoss, Stage1Config, Stage2Config
-from skill_speech.distillation.outputs import distance, labelled_loss
+from skill_speech.distillation.outputs import distance, labeled_loss
 from skill_speech.encoder import hubert_config
 from skill_speech.heads import HeadConfig, HeadOutput, TDNNConfig, make_head
 from tests.transformers_models import LARGE_STYLE, TINY, build
@@ -179,7 +179,7 @@ def test_labels_are_learned_where_there_are_any(teachers: dict[str, Path], speec
 def test_labels_that_the_head_does_not_know_are_none(
     teachers: dict[str, Path], speech: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def relabelled(name: str, change: Any) -> str:
+    def relabeled(name: str, change: Any) -> str:
         cuts = []
         for cut in CutSet.from_file(speech):
             change(cut.supervisions[0])
@@ -196,10 +196,10 @@ def test_labels_that_the_head_does_not_know_are_none(
     given = settings(head=HeadTraining(labels=1.0), absolute_paths=True)
     for teacher, change in (("hubert-keywords", unknown), ("wavlm-ctc", foreign)):
         with pytest.raises(InputError, match="that the head knows in the first"):
-            compress(str(teachers[teacher]), relabelled(teacher, change), str(tmp_path / "run"), **given)
+            compress(str(teachers[teacher]), relabeled(teacher, change), str(tmp_path / "run"), **given)
         assert not (tmp_path / "run").exists()
     # A label for something else does not hide the speakers, which this head knows by their numbers or names.
-    data = relabelled("speakers", lambda said: (unknown(said), setattr(said, "speaker", f"LABEL_{said.id[-1:]}")))
+    data = relabeled("speakers", lambda said: (unknown(said), setattr(said, "speaker", f"LABEL_{said.id[-1:]}")))
     with caplog.at_level("INFO"):
         compress(str(teachers["wavlm-speakers"]), data, str(tmp_path / "run"), **given, precision="float32")
     assert "have a label (speaker) that the head knows" in caplog.text
@@ -233,7 +233,7 @@ def test_no_label_is_a_label_where_any_number_may_hold() -> None:
     config = HeadConfig("sequence", 3, problem="multi-label")
     head = make_head(config, hubert_config(hidden_size=16, depth=1, num_heads=2, units=8, channels=8))
     logits = torch.randn(3, 3)
-    found = labelled_loss(HeadOutput(logits), [[0, 2], [], None], head)
+    found = labeled_loss(HeadOutput(logits), [[0, 2], [], None], head)
     wanted = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     assert found.item() == pytest.approx(
         torch.nn.functional.binary_cross_entropy_with_logits(logits[:2], wanted).item(), rel=1e-6
@@ -346,19 +346,19 @@ def test_labels_losses_are_those_of_transformers(tmp_path: Path) -> None:
     labels = torch.tensor([[5, 6, 6], [7, -100, -100], [8, 9, -100]])
     with torch.no_grad():
         wanted = theirs(waveforms_BT, attention_mask=mask, labels=labels).loss
-        found = labelled_loss(model(waveforms_BT, lengths_B), [[5, 6, 6], [7], [8, 9]], model.head)
+        found = labeled_loss(model(waveforms_BT, lengths_B), [[5, 6, 6], [7], [8, 9]], model.head)
         assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
         # An utterance without a label is left out.
-        alone = labelled_loss(model(waveforms_BT, lengths_B), [[5, 6, 6], [], []], model.head)
+        alone = labeled_loss(model(waveforms_BT, lengths_B), [[5, 6, 6], [], []], model.head)
         first = theirs(waveforms_BT[:1], labels=labels[:1]).loss
         assert alone.item() == pytest.approx(first.item(), rel=1e-4)
-        assert labelled_loss(model(waveforms_BT), [[], [], []], model.head) is None
+        assert labeled_loss(model(waveforms_BT), [[], [], []], model.head) is None
     theirs = build("WavLM", TINY | TEACHERS["wavlm-speakers"][2], "ForXVector")
     theirs.save_pretrained(tmp_path / "speakers")
     model = load_model(tmp_path / "speakers")
     with torch.no_grad():
         wanted = theirs(waveforms_BT, labels=torch.tensor([0, 3, 2])).loss
-        found = labelled_loss(model(waveforms_BT), [[0], [3], [2]], model.head)
+        found = labeled_loss(model(waveforms_BT), [[0], [3], [2]], model.head)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 

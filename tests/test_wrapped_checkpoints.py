@@ -121,7 +121,7 @@ def test_what_a_wrapper_leaves_open_is_refused_in_one_line(tmp_path):
     (tmp_path / "alone").mkdir()
     torch.save({"state_dict": named(weights, "model.")}, tmp_path / "alone/last.ckpt")
     message = refused(tmp_path / "alone/last.ckpt")
-    assert "weights of Transformers without a configuration; put it beside its config.json" in message
+    assert "weights of Transformers without a configuration; put it next to its config.json" in message
     lacks = {name: tensor for name, tensor in weights.items() if not name.endswith("layers.1.layer_norm.bias")}
     torch.save({"state_dict": named(lacks, "model.")}, folder / "last.ckpt")
     assert "the weight encoder.layers.1.layer_norm.bias is missing" in refused(folder / "last.ckpt")
@@ -230,20 +230,20 @@ def test_what_speechbrains_folder_lacks_is_said_in_one_line(tmp_path):
     model = fine_tuned("hubert")
     folder = speechbrain(tmp_path / "trained", model, "nobody/nothing")
     message = refused(folder)
-    assert "the configuration of nobody/nothing, which hyperparams.yaml names, cannot be had" in message
-    assert "put its config.json and preprocessor_config.json beside" in message
+    assert "the configuration of nobody/nothing, which hyperparams.yaml names, cannot be found" in message
+    assert "put its config.json and preprocessor_config.json next to it" in message
     for reference in ("!ref <nowhere>", "!ref <save>", "[1]", "''"):
         speechbrain(folder, model, "x", reference=reference)
-        assert "names no wrapper of a Transformers model with its source" in refused(folder)
+        assert "does not name the Transformers model that it wraps" in refused(folder)
     speechbrain(folder, model, "x", wrapper="speechbrain.lobes.models.fairseq_wav2vec.FairseqWav2Vec2")
-    assert "names no wrapper of a Transformers model" in refused(folder)
+    assert "does not name the Transformers model" in refused(folder)
     (folder / "hyperparams.yaml").write_text("a: [")
     assert "cannot be read as YAML" in refused(folder)
     (folder / "hyperparams.yaml").write_text("- just\n- a list")
-    assert "names no wrapper of a Transformers model" in refused(folder)
+    assert "does not name the Transformers model" in refused(folder)
     pairs = zip("abcdefghijkl", "bcdefghijklm", strict=True)
     bomb = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [*{part}, *{part}, *{part}]\n" for part, name in pairs)
     (folder / "hyperparams.yaml").write_text(bomb)
-    assert "its aliases repeat more than it holds" in refused(folder)
+    assert "its aliases expand to more than it holds" in refused(folder)
     (folder / "wav2vec2.ckpt").unlink()
     assert "a folder of SpeechBrain without wav2vec2.ckpt, hubert.ckpt" in refused(folder)

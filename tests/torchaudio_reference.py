@@ -127,7 +127,7 @@ def hidden_states(
 ) -> list[Tensor]:
     """h_0 (the feature projection), then every layer's output.
 
-    With lengths, only what is no padding is normalised, frames of padding are zeros where the transformer begins, and
+    With lengths, only what is no padding is normalized, frames of padding are zeros where the transformer begins, and
     no frame attends to them.
     """
     if config["normalize_waveform"]:

@@ -25,7 +25,7 @@ class Channel:
         tilt_db: of the spectrum from 200 Hz to 4 kHz, positive is brighter.
         reverberation: seconds until a sound has faded by 60 dB.
         snr_db: of the noise; None for no noise.
-        colour: slope of the noise's spectrum, 0 white, 1 pink, 2 brown.
+        color: slope of the noise's spectrum, 0 white, 1 pink, 2 brown.
     """
 
     low: float = 0.0
@@ -33,7 +33,7 @@ class Channel:
     tilt_db: float = 0.0
     reverberation: float = 0.0
     snr_db: float | None = None
-    colour: float = 0.0
+    color: float = 0.0
 
     def apply(self, audio_T: Audio, sample_rate: int, rng: np.random.Generator) -> Audio:
         """The audio as this channel hands it on, equally long."""
@@ -42,7 +42,7 @@ class Channel:
         if self.tilt_db:
             audio_T = _tilt(audio_T, self.tilt_db, sample_rate)
         if self.snr_db is not None:
-            noise_T = coloured_noise(len(audio_T), self.colour, sample_rate, rng)
+            noise_T = colored_noise(len(audio_T), self.color, sample_rate, rng)
             audio_T = audio_T + noise_T * rms(audio_T) * 10 ** (-self.snr_db / 20)
         if self.low:
             audio_T = sosfilt(butter(2, self.low, "highpass", fs=sample_rate, output="sos"), audio_T)
@@ -59,7 +59,7 @@ def random_channel(rng: random.Random) -> Channel:
         tilt_db=rng.uniform(-8, 8),
         reverberation=rng.choice((0.0, rng.uniform(0.05, 0.4))),
         snr_db=rng.uniform(8, 30),
-        colour=rng.uniform(0, 2),
+        color=rng.uniform(0, 2),
     )
 
 
@@ -73,12 +73,12 @@ def at_level(audio_T: Audio, gain_db: float) -> Audio:
     return np.clip(audio_T * (10 ** ((LEVEL_DB + gain_db) / 20) / rms(audio_T)), -1, 1).astype(np.float32)
 
 
-def coloured_noise(length: int, colour: float, sample_rate: int, rng: np.random.Generator) -> Audio:
-    """Noise of root mean square 1 whose power falls with frequency to the power of `colour`, above 50 Hz."""
+def colored_noise(length: int, color: float, sample_rate: int, rng: np.random.Generator) -> Audio:
+    """Noise of root mean square 1 whose power falls with frequency to the power of `color`, above 50 Hz."""
     size = next_fast_len(length, real=True)
     spectrum = rfft(rng.standard_normal(size, dtype=np.float32))
     frequency = np.maximum(rfftfreq(size, 1 / sample_rate), 50.0).astype(np.float32)
-    noise_T = irfft(spectrum * frequency ** (-colour / 2), size)[:length]
+    noise_T = irfft(spectrum * frequency ** (-color / 2), size)[:length]
     return (noise_T / rms(noise_T)).astype(np.float32)
 
 

@@ -106,7 +106,7 @@ def _clip(path: Path, text: str, actor: Speaker, emotion: Emotion, seed: str) ->
         emotion.pitch_range + rng.uniform(-6, 6),
         emotion.rate * rng.uniform(0.94, 1.06),
     )
-    channel = Channel(tilt_db=emotion.tilt_db + rng.uniform(-2, 2), snr_db=rng.uniform(22, 35), colour=1.0)
+    channel = Channel(tilt_db=emotion.tilt_db + rng.uniform(-2, 2), snr_db=rng.uniform(22, 35), color=1.0)
     return Clip(path, text, voice, seed, channel, emotion.gain_db + rng.uniform(-2, 2))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.corpora.channel import at_level, coloured_noise, rms
+from lab.corpora.channel import at_level, colored_noise, rms
 from lab.corpora.sentences import Sentences
 from lab.corpora.voices import cast, vary
 from lab.corpora.work import Workers, generator, only_speech, say, write_audio, write_lines
@@ -53,7 +53,7 @@ class Mixture:
     name: str
     sayings: tuple[Saying, ...]
     snr_db: float
-    colour: float
+    color: float
     seed: str
 
     def make(self) -> MadeMixture:
@@ -71,7 +71,7 @@ class Mixture:
         mixed_T = np.zeros(length, np.float32)
         for start, speech_T in placed:
             mixed_T[start : start + len(speech_T)] += speech_T
-        noise_T = coloured_noise(length, self.colour, SAMPLE_RATE, rng) * rms(mixed_T) * 10 ** (-self.snr_db / 20)
+        noise_T = colored_noise(length, self.color, SAMPLE_RATE, rng) * rms(mixed_T) * 10 ** (-self.snr_db / 20)
         return MadeMixture(write_audio(self.path, mixed_T + noise_T, SAMPLE_RATE), tuple(turns))
 
 
@@ -103,8 +103,8 @@ def _plan(folder: Path, speakers: list[Speaker], sentences: Sentences, seed: str
             pause = rng.uniform(0.4, 1.8)
     # As LibriMix names them, after the two utterances: here the same number for both.
     name = "_".join(f"{speaker.number}-{10_000 + number}-{place:04}" for place, speaker in enumerate(pair))
-    snr, colour = rng.uniform(12, 28), rng.uniform(0.3, 2)
-    return Mixture(folder / f"{name}.wav", name, tuple(sayings), snr, colour, seed)
+    snr, color = rng.uniform(12, 28), rng.uniform(0.3, 2)
+    return Mixture(folder / f"{name}.wav", name, tuple(sayings), snr, color, seed)
 
 
 def _write_kaldi(folder: Path, planned: list[Mixture], made: list[MadeMixture]) -> None:

@@ -142,7 +142,7 @@ def _spoken(folder: Path, stem: str, digits: int, texts: list[tuple[str, str]], 
         voice = vary(rng.choice(speakers).voice, rng)
         if language != ENGLISH:
             voice = Voice(FOREIGN[language], rng.choice(VARIANTS["F"] + VARIANTS["M"]), voice.pitch, 50, 160)
-        channel = Channel(*TELEPHONE, tilt_db=rng.uniform(-8, 8), snr_db=rng.uniform(6, 25), colour=rng.uniform(0, 2))
+        channel = Channel(*TELEPHONE, tilt_db=rng.uniform(-8, 8), snr_db=rng.uniform(6, 25), color=rng.uniform(0, 2))
         path = folder / f"{name}.wav"
         clip = Clip(path, text, voice, f"{key}/{name}", channel, rng.uniform(-5, 5), SAMPLE_RATE)
         listed.append(Spoken(name, language, clip))

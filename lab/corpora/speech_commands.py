@@ -67,8 +67,8 @@ def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
             clips.append(_clip(folder / name, word, person, f"{key}/{name}"))
     clips += _test_clips(root / TEST, sizes, people["testing"], key)
     noises = [
-        Noise(folder / NOISE / f"{name}.wav", sizes.noise_seconds, colour, hum, -6.0, f"{key}/{name}")
-        for name, (colour, hum) in list(NOISES.items())[: sizes.noises]
+        Noise(folder / NOISE / f"{name}.wav", sizes.noise_seconds, color, hum, -6.0, f"{key}/{name}")
+        for name, (color, hum) in list(NOISES.items())[: sizes.noises]
     ]
     jobs: list[Clip | Noise] = [*clips, *noises, *_silence(root / TEST, sizes, key)]
     workers.do(TRAINING, jobs)

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from lab.corpora.channel import Audio, Channel, at_level, coloured_noise
+from lab.corpora.channel import Audio, Channel, at_level, colored_noise
 from lab.espeak import Voice, Word, espeak
 from lab.speech import SAMPLE_RATE
 from skill_speech.run.progress import Meter
@@ -74,11 +74,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Noise:
-    """Background noise in a file: coloured, swelling and fading, with a hum of some pitch or none."""
+    """Background noise in a file: colored, swelling and fading, with a hum of some pitch or none."""
 
     path: Path
     seconds: float
-    colour: float
+    color: float
     hum: float
     gain_db: float
     seed: str
@@ -89,7 +89,7 @@ class Noise:
         length = round(self.seconds * SAMPLE_RATE)
         time_T = np.arange(length) / SAMPLE_RATE
         swell_T = 1 + 0.5 * np.sin(2 * np.pi * (rng.uniform(0.1, 1.5) * time_T + rng.random()))
-        noise_T = coloured_noise(length, self.colour, SAMPLE_RATE, rng) * swell_T
+        noise_T = colored_noise(length, self.color, SAMPLE_RATE, rng) * swell_T
         if self.hum:
             noise_T = noise_T + sum(np.sin(2 * np.pi * self.hum * k * time_T) / k for k in (1, 2, 3))
         return Made(write_audio(self.path, at_level(noise_T.astype(np.float32), self.gain_db), SAMPLE_RATE))

@@ -23,11 +23,11 @@ from skill_speech.evaluation.corpora.utterances import Utterance, make_cuts
 from skill_speech.files import write_json
 
 TASKS = ("ctc", "keywords", "emotions")
-SPLITS = ("train", "labelled", "test")
+SPLITS = ("train", "labeled", "test")
 UNKNOWN = "_unknown_"
 KEYWORD_SECONDS = 2.0
 """`compress` uses no cut that is shorter."""
-LABELLED = 0.25
+LABELED = 0.25
 """The share of the training cuts whose text or label a new head may look at."""
 
 
@@ -50,7 +50,7 @@ class Sizes:
 def make_data(root: Path, sizes: Sizes = Sizes(), jobs: int = 1) -> Path:
     """Write audio, and a manifest of every task and split: ROOT/TASK-SPLIT.jsonl.gz; what is there is not made again.
 
-    A supervision has the text, or the label as custom "label". "train" is what is heard, "labelled" the part of it that
+    A supervision has the text, or the label as custom "label". "train" is what is heard, "labeled" the part of it that
     may be read as well, "test" has other speakers.
 
     Raises:
@@ -68,7 +68,7 @@ def make_data(root: Path, sizes: Sizes = Sizes(), jobs: int = 1) -> Path:
     }
     for task, (train, test) in made.items():
         order = random.Random(f"heads/{task}").sample(train, len(train))
-        splits = {"train": train, "labelled": order[: max(1, round(LABELLED * len(order)))], "test": test}
+        splits = {"train": train, "labeled": order[: max(1, round(LABELED * len(order)))], "test": test}
         for split, cuts in splits.items():
             CutSet(cuts).to_file(manifest(root, task, split))
     write_json(done, asdict(sizes))

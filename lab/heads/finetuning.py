@@ -28,7 +28,7 @@ from skill_speech.heads import HeadConfig, SpeechModel, make_head
 VOCABULARY = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "'")
 """Characters, the blank first; "|" stands between words."""
 LENGTHS_MIXED = 0.2
-"""Neighbours by length share a batch; a length counts as up to so much more than it is, so that batches differ."""
+"""Neighbors by length share a batch; a length counts as up to so much more than it is, so that batches differ."""
 
 
 @dataclass(frozen=True)

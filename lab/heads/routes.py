@@ -2,7 +2,7 @@
 
     whole      the fine-tuned model is compressed with its head, whose outputs are distilled beside the layers
     longer     the same in twice the updates, to see what more of them give; it is not compared with the others
-    new-head   its encoder is compressed alone, and learns the task again under a new head from what is labelled
+    new-head   its encoder is compressed alone, and learns the task again under a new head from what is labeled
     old-head   its encoder is compressed alone, and the old head is put on it as it is
 
 An update of any kind hears `Budget.batch_seconds` of audio. The updates in which the new head learns are taken from
@@ -36,7 +36,7 @@ class Budget:
     Attributes:
         sparsity: share of the parameters to remove.
         stage1, stage2: updates.
-        labelled: updates in which a new head learns, instead of as many of stage 2.
+        labeled: updates in which a new head learns, instead of as many of stage 2.
         batch_seconds: of audio in an update.
         learning_rate: of both stages.
         outputs, temperature: weight and temperature of the distilled outputs, for "whole".
@@ -47,7 +47,7 @@ class Budget:
     sparsity: float = 0.75
     stage1: int = 400
     stage2: int = 600
-    labelled: int = 300
+    labeled: int = 300
     batch_seconds: float = 12.0
     learning_rate: float = 1e-3
     outputs: float = 1.0
@@ -126,13 +126,13 @@ def run_cell(cell: Cell, teacher: Path, data: Path, output: Path, budget: Budget
         result = _compress(cell, teacher, data, output, budget, stage2=budget.stage2, keep_head=False)
         model = with_old_head(result.folder / "model", teacher)
     if cell.route == "new-head":
-        shorter = {"stage2": budget.stage2 - budget.labelled, "start_from": str(result.folder / "surgery")}
+        shorter = {"stage2": budget.stage2 - budget.labeled, "start_from": str(result.folder / "surgery")}
         run = output / cell.name
         result = _compress(cell, teacher, data, output, budget, keep_head=False, run=run, **shorter)
         labels = labels_of(data, cell.task)
         model = with_new_head(load_encoder(run / "model"), cell.task, labels, cell.seed)
-        settings = FinetuningConfig(budget.labelled, budget.batch_seconds, budget.finetuning_rate, cell.seed)
-        losses = finetune(model, read_cuts(data, cell.task, "labelled"), settings, run / "finetuning")
+        settings = FinetuningConfig(budget.labeled, budget.batch_seconds, budget.finetuning_rate, cell.seed)
+        losses = finetune(model, read_cuts(data, cell.task, "labeled"), settings, run / "finetuning")
     scored = count_errors(model, read_cuts(data, cell.task, "test"))
     return {
         "kind": "student",
@@ -167,13 +167,13 @@ def _compress(
     )
     if run is None:
         run = output / (cell.name if keep_head else f"{cell.teacher}-{cell.task}-headless-seed{cell.seed}")
-    analysed = output / f"{cell.teacher}-{cell.task}-analysis"
-    analyze(str(teacher), heard, str(analysed), analysis=analysis, absolute_paths=True)
+    analyzed = output / f"{cell.teacher}-{cell.task}-analysis"
+    analyze(str(teacher), heard, str(analyzed), analysis=analysis, absolute_paths=True)
     result = compress(
         str(teacher),
         heard,
         str(run),
-        **{"start_from": str(analysed / "analysis")} | settings,
+        **{"start_from": str(analyzed / "analysis")} | settings,
         head=distillation.HeadTraining(keep=keep_head, outputs=budget.outputs, temperature=budget.temperature),
         sparsity=budget.sparsity,
         analysis=analysis,

@@ -21,7 +21,7 @@ from skill_speech.similarity import cluster_layers
 Record = dict[str, Any]
 ShareOf = Callable[[Record, Column], float | None]
 
-COLOURS = {"skill": "#2f6db5", "dphubert": "#c2571a"}
+COLORS = {"skill": "#2f6db5", "dphubert": "#c2571a"}
 NAMES = {"skill": "SKILL", "dphubert": "DPHuBERT"}
 
 
@@ -51,9 +51,9 @@ def draw_figures(
     ablations = [one for one in of_group.get("ablations", []) if one["kind"] == "student"]
     if len({one["method"] for one in ablations if "fidelity" in one and one["score"] is not None} - {"skill"}):
         figures["ablations"] = ablations_figure(ablations, note)
-    if any("fidelity" in one and one["method"] in COLOURS for one in records):
+    if any("fidelity" in one and one["method"] in COLORS for one in records):
         figures["fidelity"] = fidelity_figure(records, note)
-    students = [one for one in records if one["kind"] == "student" and one["method"] in COLOURS]
+    students = [one for one in records if one["kind"] == "student" and one["method"] in COLORS]
     shares = {one["sparsity"] for one in of_group.get("headline", []) if one["kind"] == "student"}
     shares.add(max((one["sparsity"] for one in students), default=0.0))  # where least is left
     for teacher in sorted({one["teacher"] for one in students}):
@@ -94,7 +94,7 @@ def headline_figure(records: Sequence[Record], share: ShareOf, note: str) -> Fig
                 ]
                 known = [value for value in values if value is not None]
                 if known:
-                    style: dict[str, Any] = {"color": COLOURS[method], "zorder": 3}
+                    style: dict[str, Any] = {"color": COLORS[method], "zorder": 3}
                     axes.plot(known, [row + shift] * len(known), "o", markersize=4, alpha=0.55, mew=0, **style)
                     axes.plot([mean(known)], [row + shift], "|", markersize=13, mew=2.5, **style)
         axes.axvline(1000, color="#8d939a", linewidth=1, linestyle=(0, (6, 4)))
@@ -103,8 +103,8 @@ def headline_figure(records: Sequence[Record], share: ShareOf, note: str) -> Fig
         axes.set_ylim(len(columns) + 0.5, -0.5)
         axes.set_xlabel("0: filterbanks, 1000: teacher")
         axes.set_title(teacher, fontsize=11)
-    handles = [Line2D([], [], color=COLOURS[name], marker="|", markersize=11, mew=2.5, lw=0) for name in COLOURS]
-    figure.legend(handles, [NAMES[name] for name in COLOURS], frameon=False, loc="outside lower center", ncols=2)
+    handles = [Line2D([], [], color=COLORS[name], marker="|", markersize=11, mew=2.5, lw=0) for name in COLORS]
+    figure.legend(handles, [NAMES[name] for name in COLORS], frameon=False, loc="outside lower center", ncols=2)
     shares = sorted({f"{one['sparsity']:.0%}" for one in records if one["sparsity"] is not None})
     removed = f"{' and '.join(shares)} of the parameters removed"
     figure.suptitle(f"{removed}: dots are seeds, bars their mean\n{_bracketed(note).strip()}".rstrip(), fontsize=12)
@@ -131,7 +131,7 @@ def sparsity_figure(records: Sequence[Record], note: str) -> Figure:
                     [100 * share + shift for share in x],
                     [mean(points[share]) for share in x],
                     yerr=[stdev(points[share]) if len(points[share]) > 1 else 0 for share in x],
-                    color=COLOURS[method],
+                    color=COLORS[method],
                     marker="o",
                     capsize=3,
                     label=NAMES[method],
@@ -148,7 +148,7 @@ def sparsity_figure(records: Sequence[Record], note: str) -> Figure:
 
 def survivors_figure(teacher: str, records: Sequence[Record], note: str) -> Figure:
     """Heads, units and channels left in every layer, mean over the seeds, both methods; a row per sparsity."""
-    mine = [one for one in records if one["teacher"] == teacher and one["method"] in COLOURS]
+    mine = [one for one in records if one["teacher"] == teacher and one["method"] in COLORS]
     shares = sorted({one["sparsity"] for one in mine})
     of_teacher = next((one["teacher_widths"] for one in mine if "teacher_widths" in one), None)
     figure = _canvas(9.6, 0.6 + 2.7 * len(shares))
@@ -162,7 +162,7 @@ def survivors_figure(teacher: str, records: Sequence[Record], note: str) -> Figu
                 counts = [_counts(one["widths"][kind]) for one in same]
                 if counts:
                     places = np.arange(1, len(counts[0]) + 1)
-                    axes.bar(places + shift, np.mean(counts, axis=0), 0.38, color=COLOURS[method], label=NAMES[method])
+                    axes.bar(places + shift, np.mean(counts, axis=0), 0.38, color=COLORS[method], label=NAMES[method])
                     axes.set_xticks(places)
             axes.tick_params(labelsize=9)
             if not row:
@@ -171,8 +171,8 @@ def survivors_figure(teacher: str, records: Sequence[Record], note: str) -> Figu
             if not number:
                 axes.set_ylabel(f"{share:.0%} removed")
             axes.set_xlabel("convolution" if kind == "channels" else "layer")
-    handles = [Patch(color=colour) for colour in COLOURS.values()]
-    figure.legend(handles, [NAMES[name] for name in COLOURS], frameon=False, loc="outside lower center", ncols=2)
+    handles = [Patch(color=color) for color in COLORS.values()]
+    figure.legend(handles, [NAMES[name] for name in COLORS], frameon=False, loc="outside lower center", ncols=2)
     figure.suptitle(f"What survives where: {teacher}{_bracketed(note)}", fontsize=12)
     return figure
 
@@ -199,16 +199,14 @@ def ablations_figure(records: Sequence[Record], note: str) -> Figure:
         first = first or axes
         _plain(axes, "x")
         ours = [value(one) for one in mine if one["method"] == "skill"]
-        axes.axvspan(min(ours), max(ours), color=COLOURS["skill"], alpha=0.12, linewidth=0)
+        axes.axvspan(min(ours), max(ours), color=COLORS["skill"], alpha=0.12, linewidth=0)
         for place, method in enumerate(methods):
             same = [one for one in mine if one["method"] == method]
-            colour = COLOURS.get(method, "#5a6068")
+            color = COLORS.get(method, "#5a6068")
             for one in same:
                 ring = "#1b1e22" if one["seed"] == 0 else "none"
-                axes.plot([value(one)], [place], "o", color=colour, markersize=6, markeredgecolor=ring)
-            axes.plot(
-                [mean(value(one) for one in same)], [place], "|", color=colour, markersize=14, markeredgewidth=2.4
-            )
+                axes.plot([value(one)], [place], "o", color=color, markersize=6, markeredgecolor=ring)
+            axes.plot([mean(value(one) for one in same)], [place], "|", color=color, markersize=14, markeredgewidth=2.4)
         axes.set_yticks(range(len(methods)), [NAMES.get(name, name) for name in methods])
         axes.tick_params(labelleft=not number, labelsize=9)
         axes.set_xlabel(title)
@@ -218,7 +216,7 @@ def ablations_figure(records: Sequence[Record], note: str) -> Figure:
 
 def fidelity_figure(records: Sequence[Record], note: str) -> Figure:
     """How well every layer of the teacher can be told from a student, by method and sparsity, a panel per teacher."""
-    students = [one for one in records if one["kind"] == "student" and "fidelity" in one and one["method"] in COLOURS]
+    students = [one for one in records if one["kind"] == "student" and "fidelity" in one and one["method"] in COLORS]
     teachers, shares = sorted({one["teacher"] for one in students}), sorted({one["sparsity"] for one in students})
     styles = dict(zip(shares, ("-", (0, (6, 2)), (0, (3, 2)), (0, (1, 1.5))), strict=False))
     figure, first = _canvas(4.6 * len(teachers) + 0.4, 4.0), None
@@ -226,7 +224,7 @@ def fidelity_figure(records: Sequence[Record], note: str) -> Figure:
         first = axes = figure.add_subplot(1, len(teachers), number + 1, sharey=first)
         _plain(axes)
         for share in shares:
-            for method, colour in COLOURS.items():
+            for method, color in COLORS.items():
                 curves = [
                     one["fidelity"]["explained"]
                     for one in students
@@ -234,15 +232,15 @@ def fidelity_figure(records: Sequence[Record], note: str) -> Figure:
                 ]
                 if curves:
                     curve = np.mean(curves, axis=0)
-                    axes.plot(range(len(curve)), curve, color=colour, linestyle=styles[share], linewidth=1.6)
+                    axes.plot(range(len(curve)), curve, color=color, linestyle=styles[share], linewidth=1.6)
                     axes.set_xticks(range(len(curve)))
         axes.set_xlabel("layer of the teacher")
         axes.set_title(teacher, fontsize=11)
         if not number:
             axes.set_ylabel("variance that a student explains")
-    lines = [Line2D([], [], color=colour) for colour in COLOURS.values()]
+    lines = [Line2D([], [], color=color) for color in COLORS.values()]
     lines += [Line2D([], [], color="#5a6068", linestyle=styles[share]) for share in shares]
-    names = [*(NAMES[name] for name in COLOURS), *(f"{share:.0%} removed" for share in shares)]
+    names = [*(NAMES[name] for name in COLORS), *(f"{share:.0%} removed" for share in shares)]
     figure.legend(lines, names, frameon=False, loc="outside lower center", ncols=6)
     figure.suptitle(f"What the students know of every layer{_bracketed(note)}", fontsize=12)
     return figure
@@ -253,11 +251,11 @@ def calibration_figure(record: Record, note: str) -> Figure:
     figure = _canvas(7.0, 3.6)
     axes = figure.add_subplot()
     _plain(axes)
-    for colour, (name, values) in zip(("#2f6db5", "#c2571a", "#5f8f3a"), record["teachers"].items(), strict=False):
+    for color, (name, values) in zip(("#2f6db5", "#c2571a", "#5f8f3a"), record["teachers"].items(), strict=False):
         x = sorted({row["seconds"] for row in values["samples"]})
         y = [[row["largest_difference"] for row in values["samples"] if row["seconds"] == seconds] for seconds in x]
-        axes.fill_between(x, [min(some) for some in y], [max(some) for some in y], color=colour, alpha=0.2, linewidth=0)
-        axes.plot(x, [mean(some) for some in y], marker="o", color=colour, label=name)
+        axes.fill_between(x, [min(some) for some in y], [max(some) for some in y], color=color, alpha=0.2, linewidth=0)
+        axes.plot(x, [mean(some) for some in y], marker="o", color=color, label=name)
     axes.set_xscale("log")
     axes.set_xticks(x, [f"{seconds:g}" for seconds in x])
     axes.minorticks_off()

@@ -413,7 +413,7 @@ def _clusters(record: Record | None) -> list[str]:
     teachers = {name: np.array(teacher["cka"]) for name, teacher in record["teachers"].items()}
     ways: list[tuple[str, dict[str, Any]]] = [(f"average linkage, K = {K}", {"clusters": K}) for K in (2, 3, 4, 6, 9)]
     ways += [
-        ("average linkage, neighbours only, K = 4", {"clusters": 4, "contiguous": True}),
+        ("average linkage, neighbors only, K = 4", {"clusters": 4, "contiguous": True}),
         ("complete linkage, K = 4", {"clusters": 4, "linkage": "complete"}),
         ("single linkage, K = 4", {"clusters": 4, "linkage": "single"}),
         ("average linkage, K = 4, without h_0", {"clusters": 4, "first_layer": 1}),
@@ -428,7 +428,7 @@ def _clusters(record: Record | None) -> list[str]:
 
 
 def _layers(group: Sequence[int]) -> str:
-    """1–4 for neighbours, 1+3+4 for layers with a gap."""
+    """1–4 for neighbors, 1+3+4 for layers with a gap."""
     if len(group) > 1 and list(group) == list(range(group[0], group[-1] + 1)):
         return f"{group[0]}–{group[-1]}"
     return "+".join(map(str, group))

@@ -57,7 +57,7 @@ def _asked(words: Sequence[str]) -> str:
     name = next((word for word in words if not word.startswith("-")), "")
     if name and name not in (*COMMANDS, "completion"):
         known = ", ".join(COMMANDS)
-        raise InputError(f"there is no command {name}{nearest(name, COMMANDS)}; the commands are {known}")
+        raise InputError(f"unknown command {name}{nearest(name, COMMANDS)}; choose from {known}")
     return name
 
 
@@ -72,11 +72,11 @@ def _show_completion(words: Sequence[str]) -> int:
     shells = ("bash", "zsh", "tcsh")
     shell = next((word for word in words if word in shells), None)
     if shell is None:
-        raise InputError(f"completion is for a shell: skill-speech completion {'|'.join(shells)}")
+        raise InputError(f"name a shell: skill-speech completion {'|'.join(shells)}")
     try:
         import shtab
     except ImportError:
-        raise InputError("completion is written by shtab: pip install shtab") from None
+        raise InputError("completion needs shtab: pip install shtab") from None
     print(shtab.complete(plain_parser(), shell))
     return 0
 
@@ -102,11 +102,11 @@ def _values(parser: _Parser, arguments: Sequence[str]) -> tuple[str, dict[str, A
     except RecursionError:
         parser.error("the settings are nested too deeply, or contain themselves")
     except OverflowError:  # of a whole number where a fraction is wanted
-        parser.error("one of the settings is too large a number")
+        parser.error("a number in the settings is too large")
     name = parsed.subcommand
     for key, kind in get_type_hints(_command(name)[0]).items():
         if key != "return" and is_dataclass(kind) and not isinstance(parsed[name][key], Namespace):
-            parser.error(f"{key} is {parsed[name][key]}; it must be settings with names of their own")
+            parser.error(f"{key} is {parsed[name][key]}; it must be a mapping of settings")
     # jsonargparse 4.49 has a new name for it and warns of the old one.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     values = instantiate(parsed)[name].as_dict()
@@ -119,7 +119,7 @@ def _with_underscores(word: str) -> str:
     try:
         os.fsencode(word)  # which takes what a terminal can give, of any encoding
     except UnicodeEncodeError:
-        raise InputError(f"{word[:60]}: half a character is in it, as nothing has that can be named") from None
+        raise InputError(f"{word[:60]}: contains an invalid character") from None
     option, equals, value = word.partition("=")
     return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
@@ -155,7 +155,7 @@ class _Parser(ArgumentParser):
             )
             unknown = re.match(r"unrecognized arguments: --([\w.]+)", said)
             if unknown:
-                said = f"there is no setting --{unknown[1]}" + nearest(
+                said = f"unknown setting --{unknown[1]}" + nearest(
                     f"--{unknown[1]}", [f"--{one['name']}" for one in settings()[command]]
                 )
         raise InputError(f"{said}; see skill-speech {self._command()}--help")
@@ -184,25 +184,29 @@ def command_parser(name: str) -> Any:
     function, _ = _command(name)
     parser = _Parser(description=COMMANDS[name])
     if name in ("analyze", "compress", "evaluate"):
-        parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+        parser.add_argument(
+            "--config", action="config", help="YAML file with any of these settings; options override it."
+        )
     if name == "evaluate":
-        parser.add_argument("models", type=str, nargs="+", help="[NAME=]SOURCE, or fbank for log-mel filterbanks")
+        parser.add_argument("models", type=str, nargs="+", help=_help_of(function, "models"))
         parser.add_argument(
             "--own_head",
             action=ActionYesNo(no_prefix="no_"),
             default=False,
-            help="score the head that the model has, on any manifest with text or labels",
+            help="Score the model's own head on any manifest with text or labels, instead of training new ones.",
         )
-        parser.add_argument("--cache", action=ActionYesNo(no_prefix="no_"), default=True, help="keep hidden states")
+        help_of_cache = _help_of(function, "cache")
+        parser.add_argument("--cache", action=ActionYesNo(no_prefix="no_"), default=True, help=help_of_cache)
         parser.add_function_arguments(function, as_group=False, skip={"models", "own_head", "cache"})
         return parser
     if name == "report":
-        parser.add_argument("runs", type=str, nargs="+", help="folders of finished runs")
+        parser.add_argument("runs", type=str, nargs="+", help=_help_of(function, "runs"))
         parser.add_function_arguments(function, as_group=False, skip={"runs"})
         return parser
     if name == "prepare":
         parser.add_argument("source", type=str, nargs="+", help=_help_of(function, "source"))
-        parser.add_argument("--shards", action=ActionYesNo(no_prefix="no_"), default=False, help="copy the audio too")
+        help_of_shards = _help_of(function, "shards")
+        parser.add_argument("--shards", action=ActionYesNo(no_prefix="no_"), default=False, help=help_of_shards)
         parser.add_function_arguments(function, as_group=False, skip={"source", "shards"})
         return parser
     positional = {"import": "source", "profile": "model", "export": "model"}.get(name)
@@ -309,7 +313,7 @@ def _show_result(result: Any) -> int:
     from .tables import result_table
 
     if result.already_done:
-        _print(f"{result.folder} is finished; nothing was done")
+        _print(f"{result.folder} is already finished; nothing to do")
     Console().print(result_table(result))
     _print(f"student: {result.folder / 'model'}")
     if (result.folder / "report.html").exists():

@@ -10,7 +10,7 @@ class InputError(Exception):
     """Bad input: one line that says what is wrong, where, and what to do about it.
 
     The command line prints the message alone and exits with status 2; everything else that is raised is a defect
-    of ours and keeps its stack trace.
+    of the library and keeps its stack trace.
     """
 
     def __str__(self) -> str:

@@ -102,7 +102,7 @@ def refuse_existing(path: str | os.PathLike[str]) -> None:
     """Raise InputError unless `path` is free or an empty folder."""
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path}: there already; remove it or give another folder")
+        raise InputError(f"{path}: already exists: remove it or choose another folder")
 
 
 def read_json(path: Path, most: int | None = None) -> dict[str, Any]:
@@ -113,18 +113,18 @@ def read_json(path: Path, most: int | None = None) -> dict[str, Any]:
         most: bytes that it may have, where somebody else wrote it.
 
     Raises:
-        InputError: the file cannot be read, is too large, or holds no JSON object.
+        InputError: the file cannot be read, is too large, or not a JSON object.
     """
     try:
         if most is not None and path.stat().st_size > most:
-            raise InputError(f"{path}: larger than {most >> 20} MiB, which no such file is; get it again")
+            raise InputError(f"{path}: larger than the limit of {most >> 20} MiB; get a fresh copy")
         values = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise InputError(f"{path}: cannot be read as JSON (nested too deeply)") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no JSON object")
+        raise InputError(f"{path}: not a JSON object")
     return values
 
 
@@ -143,7 +143,7 @@ def sha256(path: Path) -> str:
 def not_written(path: str | os.PathLike[str], error: OSError) -> InputError:
     """What to tell a user of a file or a folder that could not be written."""
     if error.errno in FULL:
-        return InputError(f"{path}: the disk is full; make room and rerun the same command to resume")
+        return InputError(f"{path}: the disk is full: free some space and rerun the same command to resume")
     return InputError(f"{path}: cannot be written ({error.strerror}); choose another --output")
 
 
@@ -174,8 +174,8 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise InputError(
-            f"{folder}: {size(free)} are free there and {what} needs {size(needed)}: make room, and run the same "
-            "command again"
+            f"{folder}: {size(free)} are free and {what} needs {size(needed)}: free some space and rerun the same "
+            "command"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the machine at hand does well."""
+"""What this machine does well."""
 
 from __future__ import annotations
 

@@ -17,13 +17,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 COMMANDS = {
-    "prepare": "check audio of any form (folders, tables, Kaldi, tar files …); make a manifest, or shards",
+    "prepare": "check audio in any form (folders, tables, Kaldi, tar files …) and write a manifest or shards",
     "analyze": "measure how similar a teacher's layers are, and group them",
-    "compress": "make a small encoder of a large one; rerun the same command to resume",
-    "import": "convert a checkpoint of DPHuBERT, fairseq, TorchAudio and others to a folder that every command takes",
+    "compress": "compress an encoder by pruning and distillation; rerun the same command to resume",
+    "import": "convert a checkpoint of DPHuBERT, fairseq, TorchAudio and others to a folder that every command accepts",
     "export": "write a model for Transformers, ONNX, torch.export, TorchAudio or s3prl",
     "evaluate": "train and score heads on frozen models (SUPERB's ten tasks), or score a model's own head",
-    "report": "write one self-contained page about a finished run, or about several side by side",
+    "report": "write a self-contained HTML report on a finished run, or on several side by side",
     "profile": "measure parameters, MACs, speed and memory of a model",
 }
 """Command → what it does, in the order in which they are listed."""
@@ -71,14 +71,14 @@ PAGES = {
         ("teacher", "data", "output", "sparsity", "params", "clusters", "minutes"),
         {
             "Other budgets": ("macs", "speedup", "latency", "times", "round_to", "missed_budget", "pruned_units"),
-            "What is distilled": (
+            "Method": (
                 *("method", "targets", "distance", "input", "keep_layers", "share_projections", "scale_layers"),
                 *("input_normalization", "target_lang", "revision"),
             ),
-            "How the budget is met": ("control", "importance"),
+            "Pruning": ("control", "importance"),
             "Data": DATA,
-            "Rounding": ("quantization",),
-            "Where it runs": ("precision", "devices", "nodes", "strategy"),
+            "Quantization": ("quantization",),
+            "Hardware": ("precision", "devices", "nodes", "strategy"),
             "Checkpoints": (
                 *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "milestone_every", "validate_every"),
                 *("start_from", "accept_changed_data", "seed", "config", "print_config"),
@@ -118,9 +118,9 @@ NESTED = {
     "stage1": "Stage 1: pruning and distillation",
     "stage2": "Stage 2: distillation",
     "loss": "Loss",
-    "augmentation": "What the student hears",
-    "units": "Units of the teacher",
-    "head": "The head of a fine-tuned model",
+    "augmentation": "Augmentation of the student's input",
+    "units": "Teacher units",
+    "head": "Head of a fine-tuned model",
 }
 """Group of settings → title; their names are --GROUP.NAME."""
 
@@ -136,10 +136,10 @@ def settings() -> dict[str, list[dict[str, Any]]]:
 
 def overview(width: int = 80) -> str:
     """What `skill-speech --help` prints."""
-    lines = ["Make self-supervised speech encoders small.", "", "usage: skill-speech COMMAND …", "", "commands:"]
+    lines = ["Compress self-supervised speech encoders.", "", "usage: skill-speech COMMAND …", "", "commands:"]
     for name, words in COMMANDS.items():
         lines += _entry(name, words, width, indent=12)
-    lines += ["", "  -h, --help    of skill-speech, or of a command", "  --version", ""]
+    lines += ["", "  -h, --help    show this help, or that of a command", "  --version     show the version", ""]
     lines += ["Start with:", "  skill-speech compress --teacher MODEL --data AUDIO --output RUN"]
     return "\n".join(lines)
 
@@ -162,10 +162,10 @@ def page(command: str, width: int = 80) -> str:
         members = [left.pop(name) for name in list(left) if name.startswith(f"{prefix}.")]
         if prefix == "stage2" and members:
             members, others = _unlike(members, known)
-            title += f"; --stage2.* is as --stage1.*, for {', '.join(others)}" if others else ""
+            title += f"; see --stage1.* for {', '.join(others)}" if others else ""
         lines += _group(title, members, width)
     if "config" in known:
-        words = "Settings are written with - or _, and --config FILE has any of them in YAML."
+        words = "Settings may be spelled with - or _. --config FILE reads any of them from YAML."
         lines += ["", *textwrap.wrap(words, width)]
     return "\n".join([*lines, "", f"Read more: docs/{about.document}"])
 
@@ -206,7 +206,7 @@ def _group(title: str, members: Sequence[dict[str, Any]], width: int) -> list[st
 
 def _entry(head: str, words: str, width: int, indent: int = 28) -> list[str]:
     """A name and, beside it or below, what is said of it."""
-    body = textwrap.wrap(words, max(20, width - indent - 2)) or [""]
+    body = textwrap.wrap(words, max(20, width - indent - 2), break_on_hyphens=False) or [""]
     first = f"  {head}"
     if len(first) + 2 > indent:
         return [first, *(" " * indent + line for line in body)]

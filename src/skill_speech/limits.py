@@ -310,7 +310,7 @@ def _check_fields(
         elif (choices := _choices(hints.get(name))) is not None and not _is_among(value, hints[name]):
             raise InputError(f"{where}{name} is {shown(value)}; it can be {', '.join(choices)}")
         elif not all(map(_can_be_named, value if isinstance(value, list | tuple) else [value])):
-            raise InputError(f"{where}{name} is {shown(value)}; no file or folder can have such a name")
+            raise InputError(f"{where}{name} is {shown(value)}, which is not a valid file name")
 
 
 def _can_be_named(value: Any) -> bool:

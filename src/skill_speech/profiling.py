@@ -112,12 +112,12 @@ def profile(
     """Measure a model, and another one beside it, each in a process of its own.
 
     Args:
-        model: hub id, folder or file, as `load_model` takes it.
-        compare: another model, its teacher say.
-        seconds: length of the utterance that is encoded.
-        threads: CPU threads; by default as many as torch takes.
-        times: where to write a table of what the model's components take at several widths, a JSON file: `compress
-            --times` aims at the speed of this machine with it.
+        model: Model to profile: hub ID, folder or file.
+        compare: Another model to profile for comparison, such as the teacher.
+        seconds: Length in seconds of the utterance to encode.
+        threads: Number of CPU threads; by default, PyTorch's choice.
+        times: JSON file for a table of component times at several widths, for `compress --times` to target the speed of
+            this machine.
 
     Returns:
         One profile per model, the first model first.
@@ -190,7 +190,7 @@ def measure(encoder: Encoder, model: str, seconds: float = 10.0, repeats: int = 
     widths = Widths.of(encoder.config)
     rate, shortest = encoder.config.sampling_rate, encoder.config.receptive_field
     if round(seconds * rate) < shortest:
-        raise InputError(f"{model}: needs {shortest / rate:g} s for one frame, and is given {seconds:g} s")
+        raise InputError(f"{model}: needs {shortest / rate:g} s for one frame, but gets {seconds:g} s")
     waveform_BT = torch.randn(1, round(seconds * rate))
     times = []
     with torch.inference_mode():

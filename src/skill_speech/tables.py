@@ -92,7 +92,7 @@ def import_table(result: ImportResult) -> Table:
         same = len(set(widths)) == 1
         table.add_row(name, f"{widths[0]} everywhere" if same else " ".join(str(width) for width in widths))
     table.add_row("layer norms", f"{'before' if config.pre_norm else 'after'} each sublayer")
-    treated = "normalised first" if config.input_normalization else "as they are"
+    treated = "normalized first" if config.input_normalization else "as they are"
     table.add_row("waveforms", f"{config.sampling_rate:,} Hz, {treated}")
     for number, sentence in enumerate(result.assumed):
         table.add_row("" if number else "assumed", _words(sentence))

@@ -218,11 +218,11 @@ def read_times(path: Path, config: EncoderConfig) -> Times:
     values, here = read_record(path, "times"), json.loads(json.dumps(config.to_dict()))
     other = [name for name in here if not name.endswith("_dropout") and here[name] != values["encoder"].get(name)]
     if other:
-        raise InputError(f"{path}: times of an encoder with other {', '.join(other)}; {RECORDS['times'][1]}")
+        raise InputError(f"{path}: measured on an encoder with other {', '.join(other)}; {RECORDS['times'][1]}")
     try:
         times = Times.from_dict(values)
         if not times.count(config, Widths.of(config)) > 0:
-            raise ValueError("the whole encoder takes no time in it")
+            raise ValueError("the whole encoder takes no time")
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); {RECORDS['times'][1]}") from None
     return times

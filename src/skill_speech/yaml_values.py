@@ -34,13 +34,13 @@ def refuse_repetition(text: str) -> None:
         yaml.YAMLError: they do, or it contains itself, is nested too deeply, too long, or is no YAML.
     """
     if len(text) > LONGEST:
-        raise yaml.YAMLError(f"longer than {LONGEST:,} characters, as no settings are")
+        raise yaml.YAMLError(f"longer than {LONGEST:,} characters, which no settings need")
     try:
         size = _size(yaml.compose(text, Loader=yaml.SafeLoader), {})
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
     if size > REPEATED_FREELY + 2 * len(text):
-        raise yaml.YAMLError("its aliases repeat more than it holds, or it contains itself")
+        raise yaml.YAMLError("its aliases expand to more than it holds, or it contains itself")
 
 
 def _size(node: Any, sizes: dict[int, float]) -> float:

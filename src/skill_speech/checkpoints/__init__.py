@@ -54,7 +54,7 @@ def load_encoder(
     """An encoder in evaluation mode from wherever it is, with the operations for CPUs attached (`attach_kernels`).
 
     Args:
-        source: a folder of ours, of Transformers (any head: its encoder is taken) or of SpeechBrain, a file of weights
+        source: a folder of skill-speech, Transformers (any head: its encoder is read) or SpeechBrain, a file of weights
             in such a folder, a hub id, or a file of DPHuBERT, DiariZen, TorchAudio, fairseq, fairseq2, WavLM or s3prl.
             Hub ids work offline once they are in the cache.
         revision: branch, tag or commit on the hub.
@@ -90,7 +90,7 @@ def load_model(
     """An encoder with the head that was fine-tuned on it, in evaluation mode; its `head` is None if there is none.
 
     Args:
-        source: as of `load_encoder`; a head comes from a folder of ours or of Transformers, or from the hub.
+        source: as of `load_encoder`; a head comes from a folder of skill-speech or Transformers, or from the hub.
         revision: branch, tag or commit on the hub.
         length_aware: keep padding out of everything, as of `load_encoder`.
         target_lang: of a model that has adapters for many (MMS), by its code; None for the one that its weights have.

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import InputError
 from .pickles import Constructors, DamagedError, Name, UnsupportedError, read_pickle
 
-# What tensors are built of. Quantised ones are not: a file that lies about them crashes the process.
+# What tensors are built of. Quantized ones are not: a file that lies about them crashes the process.
 DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8),
@@ -81,7 +81,7 @@ def read_archive(path: Path) -> Any:
         struct.error,
         OSError,
     ) as error:
-        raise InputError(f"{path}: damaged or not a torch archive ({_reason(error)}); get it again") from None
+        raise InputError(f"{path}: damaged or not a torch archive ({_reason(error)}); get a fresh copy") from None
 
 
 def _reason(error: Exception) -> str:
@@ -96,7 +96,7 @@ def _read_zip(file: Any, content: mmap, source: str) -> Any:
         raise DamagedError("its members overlap")
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        raise DamagedError("it holds no data.pkl")
+        raise DamagedError("it has no data.pkl")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in members:
         raise InputError(f"{source}: a TorchScript program; give the file with the model's state dict")
@@ -116,7 +116,7 @@ def _read_zip(file: Any, content: mmap, source: str) -> Any:
         if key not in storages:
             storages[key] = Storage(dtype, _aligned(member(f"{root}data/{key}")))
         if len(storages[key].data or b"") < count * dtype.itemsize:
-            raise DamagedError(f"{root}data/{key} is shorter than it should be")
+            raise DamagedError(f"{root}data/{key} is shorter than expected")
         return storages[key]
 
     return read_pickle(io.BytesIO(member(pickles[0])), _REBUILDERS, persistent, source)
@@ -125,14 +125,14 @@ def _read_zip(file: Any, content: mmap, source: str) -> Any:
 def _member(content: mmap, info: zipfile.ZipInfo) -> memoryview:
     """The bytes of a member, without a copy: torch never compresses."""
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-        raise DamagedError(f"{info.filename} is compressed, which torch never does")
+        raise DamagedError(f"{info.filename} is compressed, which torch never writes")
     header = content[info.header_offset : info.header_offset + 30]
     if len(header) < 30 or header[:4] != ZIP_MAGIC:
-        raise DamagedError(f"{info.filename} is not where it should be")
+        raise DamagedError(f"{info.filename} is not at the expected offset")
     start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     data = memoryview(content)[start : start + info.file_size]
     if len(data) != info.file_size:
-        raise DamagedError(f"{info.filename} is cut short")
+        raise DamagedError(f"{info.filename} is truncated")
     if info.CRC and zlib.crc32(data) != info.CRC:  # torch can leave checksums out
         raise DamagedError(f"{info.filename} has a wrong checksum")
     return data
@@ -142,10 +142,10 @@ def _read_legacy(content: mmap, source: str) -> Any:
     """Pickles of a magic number, a version, the machine, the object and the keys of its storages; then the storages."""
 
     def nothing(reference: Any) -> Any:
-        raise DamagedError("its pickle refers to something outside")
+        raise DamagedError("its pickle refers to something outside the file")
 
     if read_pickle(content, {}, nothing, source) != LEGACY_MAGIC:
-        raise DamagedError("it begins like no file of torch")
+        raise DamagedError("it does not start like a torch file")
     for _ in range(2):
         read_pickle(content, {}, nothing, source)
     start, storages = content.tell(), dict[str, Storage]()
@@ -174,7 +174,7 @@ def _read_legacy(content: mmap, source: str) -> Any:
         begin = content.tell()
         data = memoryview(content)[begin : begin + count * dtype.itemsize]
         if len(data) != count * dtype.itemsize:
-            raise DamagedError("it is cut short")
+            raise DamagedError("it is truncated")
         storages[key] = Storage(dtype, _aligned(data))
         content.seek(begin + len(data))
     content.seek(start)
@@ -184,7 +184,7 @@ def _read_legacy(content: mmap, source: str) -> Any:
 def _storage_reference(reference: Any) -> tuple[torch.dtype, str, int]:
     """Type, key and number of elements out of ("storage", type, key, device, number, …)."""
     if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
-        raise DamagedError("its pickle refers to something that is no storage")
+        raise DamagedError("its pickle refers to something that is not a storage")
     _, kind, key, _, count = reference[:5]
     if not isinstance(kind, Name) or kind.name not in STORAGES:
         raise UnsupportedError(f"tensors of {getattr(kind, 'name', None)} are not supported")
@@ -196,7 +196,7 @@ def _storage_reference(reference: Any) -> tuple[torch.dtype, str, int]:
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
     """The tensor that `torch._utils._rebuild_tensor` would make, if it lies inside its storage."""
     if not isinstance(storage, Storage) or storage.data is None:
-        raise DamagedError("its pickle makes a tensor of something that is no storage")
+        raise DamagedError("its pickle makes a tensor of something that is not a storage")
     return _view(storage.data, storage.dtype, offset, size, stride)
 
 
@@ -205,7 +205,7 @@ def _rebuild_typed(
 ) -> Tensor:
     """As `_rebuild`, of bytes whose type is named beside."""
     if not isinstance(storage, Storage) or storage.data is None or not isinstance(kind, Name):
-        raise DamagedError("its pickle makes a tensor of something that is no storage")
+        raise DamagedError("its pickle makes a tensor of something that is not a storage")
     dtype = next((dtype for dtype in DTYPES if str(dtype) == kind.full), None)
     if dtype is None:
         raise UnsupportedError(f"tensors of {kind.full} are not supported")

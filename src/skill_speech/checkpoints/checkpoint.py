@@ -19,7 +19,7 @@ class Checkpoint:
         encoder: in evaluation mode.
         format: who writes such files.
         assumed: what the source does not say and was taken to be so, one sentence each.
-        direction_norm_K: where the source keeps the positional convolution under weight normalisation, as g v / ‖v‖,
+        direction_norm_K: where the source keeps the positional convolution under weight normalization, as g v / ‖v‖,
             the ‖v‖ of every tap: nothing that an output depends on, but training does.
         head: what was fine-tuned on top of the encoder, where it is of a known kind.
         files: what else belongs to the model, by name: tokenizer, vocabulary, feature extractor.

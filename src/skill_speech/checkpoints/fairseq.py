@@ -48,7 +48,7 @@ NORMS = {"default": "group", "layer_norm": "layer"}
 MAX_CONVS = 64
 QUERY = "encoder.layers.0.self_attn.q_proj.weight"
 
-# Transformers' names to fairseq's, first match wins. Index 2 of a convolution is its norm, behind the dropout.
+# Transformers' names to fairseq's, first match wins. Index 2 of a convolution is its norm, after the dropout.
 RENAMES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -78,7 +78,7 @@ def load_fairseq(values: dict[Any, Any], source: str) -> Checkpoint:
     model, task, written = _configurations(values, source)
     weights = next((values[name] for name in ("model_weight", "Distiller", "model") if name in values), None)
     if not isinstance(weights, dict):
-        raise InputError(f"{source}: there are no weights in it")
+        raise InputError(f"{source}: contains no weights")
     tensors = _of_encoder(as_state_dict(weights, source), source)
     family = "wavlm" if written == "WavLM" else _family(model)
     tensors = _without_speakers(tensors, model)
@@ -97,7 +97,7 @@ def load_fairseq(values: dict[Any, Any], source: str) -> Checkpoint:
     left = [name for name in theirs.left() if name.startswith(("feature_extractor.", "encoder."))]
     left = [name for name in left if not name.endswith("num_batches_tracked")]
     if left:
-        raise InputError(f"{source}: its configuration has no place for the weight {left[0]}")
+        raise InputError(f"{source}: its configuration does not match the weight {left[0]}")
     norm_K = direction_norm(theirs, config)
     return Checkpoint(build(config, converted, source).eval(), written, direction_norm_K=norm_K)
 
@@ -113,7 +113,7 @@ def _configurations(values: dict[Any, Any], source: str) -> tuple[Settings, Sett
         return Settings(model | {"_name": "hubert"}, source), Settings({}, source), "s3prl"
     whole = plain(values.get("args") if values.get("cfg") is None else values["cfg"], source)
     if not isinstance(whole, dict):
-        raise InputError(f"{source}: there is no configuration in it, neither cfg nor args")
+        raise InputError(f"{source}: contains no configuration (cfg or args)")
     if isinstance(whole.get("model"), dict):
         settings = Settings(whole, source)
         model, task = settings.within("model"), settings.within("task")
@@ -181,9 +181,9 @@ def encoder_config(model: Settings, task: Settings, family: str, tensors: dict[s
         raise InputError(f"{source}: layers of type {layers} are not supported{needed}")
     for name, values in AS_HUBERT.items():
         if (value := model.take(name, type(values[0]), values[0])) not in values:
-            raise InputError(f"{source}: {name} {value} in its configuration makes a network that is not supported")
+            raise InputError(f"{source}: {name} {value} in its configuration describes a network that is not supported")
     if model.take("quantize_input", bool, False):
-        raise InputError(f"{source}: quantised inputs (quantize_input) are not supported")
+        raise InputError(f"{source}: quantized inputs (quantize_input) are not supported")
     activation, mode = model.take("activation_fn", str, "gelu"), model.take("extractor_mode", str, "default")
     if activation not in ACTIVATIONS or mode not in NORMS:
         raise InputError(f"{source}: activation {activation} with extractor mode {mode} is not supported")
@@ -192,7 +192,7 @@ def encoder_config(model: Settings, task: Settings, family: str, tensors: dict[s
         raise InputError(f"{source}: a position bias without its gate (gru_rel_pos) is not supported")
     depth, heads = model.bounded("encoder_layers", "depth", 12), model.take("encoder_attention_heads", int, 12)
     if f"encoder.layers.{depth - 1}.fc1.weight" not in tensors or f"encoder.layers.{depth}.fc1.weight" in tensors:
-        raise InputError(f"{source}: its configuration has {depth} layers, and its weights another number")
+        raise InputError(f"{source}: its configuration has {depth} layers, and its weights have another number")
     stacked = model.take("pos_conv_depth", int, 1)
     stacked = stacked if stacked > 1 else 0
     width = model.take("encoder_embed_dim", int, 768)
@@ -224,7 +224,7 @@ def encoder_config(model: Settings, task: Settings, family: str, tensors: dict[s
             layer_dropout=model.take("encoder_layerdrop", float, 0.0),
         )
     except (ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{source}: its configuration makes no encoder ({error})") from None
+        raise InputError(f"{source}: its configuration does not describe a valid encoder ({error})") from None
 
 
 def parse_convs(model: Settings) -> tuple[ConvConfig, ...]:
@@ -240,7 +240,7 @@ def parse_convs(model: Settings) -> tuple[ConvConfig, ...]:
         return tuple(ConvConfig(*shape) for shape in _shapes(ast.parse(text[:1_000].strip(), mode="eval").body))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise InputError(
-            f"{model.source}: conv_feature_layers in its configuration is no list: {text[:80]!r}"
+            f"{model.source}: conv_feature_layers in its configuration is not a list: {text[:80]!r}"
         ) from None
 
 

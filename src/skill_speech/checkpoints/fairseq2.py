@@ -64,12 +64,12 @@ def load_fairseq2(weights: Mapping[Any, Any], source: str) -> Checkpoint:
     converted = dict(convert_weights(theirs, config))
     left = next(theirs.left(), None)
     if left is not None:
-        raise InputError(f"{source}: its shapes have no place for the weight {left}")
+        raise InputError(f"{source}: its shapes do not match the weight {left}")
     style = "Large" if config.conv_norm == "layer" else "Base"
     assumed = (
         "the usual strides of the convolutions",
         f"heads of {config.head_size}",
-        f"waveforms {'to be' if config.input_normalization else 'not'} normalised, as in {style} models",
+        f"waveforms {'to be' if config.input_normalization else 'not'} normalized, as in {style} models",
     )
     encoder = build(config, converted, source).eval()
     return Checkpoint(encoder, "fairseq2", assumed, direction_norm(theirs, config))
@@ -102,7 +102,7 @@ def _config(tensors: dict[str, Any], source: str) -> EncoderConfig:
     if any(".ffn1." in name for name in tensors):
         raise InputError(f"{source}: Conformer layers of fairseq2 are not supported: {CONFORMER}")
     if FIRST not in shapes:
-        raise InputError(f"{source}: {FIRST} is missing; encoders of fairseq2 that hear no waveform are not supported")
+        raise InputError(f"{source}: {FIRST} is missing; only fairseq2 encoders of waveforms are supported")
     convs = [shapes.of(f"{CONVS}{n}.conv.weight", 3) for n in range(shapes.count(f"{CONVS}{{}}.conv.weight"))]
     if [kernel for _, _, kernel in convs] != [conv.kernel for conv in BASE_CONVS]:
         raise InputError(f"{source}: convolutions with other kernels than wav2vec 2.0's, whose strides are not known")
@@ -132,4 +132,4 @@ def _config(tensors: dict[str, Any], source: str) -> EncoderConfig:
             input_norm_eps=INPUT_NORM_EPS,
         )
     except ValueError as error:
-        raise InputError(f"{source}: its shapes make no encoder ({error})") from None
+        raise InputError(f"{source}: its shapes do not match any encoder ({error})") from None

@@ -70,7 +70,7 @@ def apply_gates(encoder: Encoder, settings: Settings, gates: dict[str, Any]) -> 
             raise InputError(f"{source}: the weight {name} is missing")
         gate.module.log_alpha = _gate(values, len(gate.module.log_alpha), f"{source}: {name}").log_alpha
     if gates:
-        raise InputError(f"{source}: there is nothing that the gates {next(iter(gates))} belong to")
+        raise InputError(f"{source}: no weights match the gates {next(iter(gates))}")
     return prune(encoder)
 
 

@@ -1,4 +1,4 @@
-"""Heads out of files: of Transformers' checkpoints, of ours, and what else belongs to a fine-tuned model."""
+"""Heads out of files: of Transformers' checkpoints, of skill-speech, and what else belongs to a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def read_head(
     if kind is None:
         if names:
             parts = sorted({name.split(".")[0] for name in names})
-            logger.warning(
-                "warning: %s: its head is of no kind that is known and is left out: %s", source, ", ".join(parts)
-            )
+            logger.warning("warning: %s: its head is of an unknown kind and is left out: %s", source, ", ".join(parts))
         return None
     try:
         config = _config(kind, values, names)
@@ -76,13 +74,13 @@ def read_head(
             empty = make_head(config, encoder)
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{source}: config.json makes no {kind} head ({reason})") from None
+        raise InputError(f"{source}: config.json does not describe a valid {kind} head ({reason})") from None
     kept = {name: tensor for name, tensor in names.items() if name in empty.state_dict()}
     if "objective.weight" in empty.state_dict():  # Transformers has it, files from elsewhere may not
         kept.setdefault("objective.weight", torch.zeros(config.embedding, config.outputs))
     left = sorted(set(names) - set(kept))
     if left:
-        raise InputError(f"{source}: its configuration has no place for the head's weight {left[0]}")
+        raise InputError(f"{source}: its configuration does not match the head's weight {left[0]}")
     return _fill(config, encoder, kept, source)
 
 
@@ -91,7 +89,7 @@ def warn_of_missing(values: Mapping[str, Any], head: Head | None, source: str) -
     stated = values.get("architectures")
     named = stated[0] if isinstance(stated, list) and stated and isinstance(stated[0], str) else ""
     if head is None and named.endswith(WITH_HEADS):
-        logger.warning("warning: %s: a %s by its config.json, and no head in its weights", source, named)
+        logger.warning("warning: %s: a %s by its config.json, but its weights have no head", source, named)
 
 
 def read_own_head(folder: Path, encoder: EncoderConfig) -> Head | None:
@@ -103,7 +101,7 @@ def read_own_head(folder: Path, encoder: EncoderConfig) -> Head | None:
     path = folder / "head.json"
     if not path.is_file():
         if (folder / "head.safetensors").is_file():
-            raise InputError(f"{folder}: head.safetensors is there, head.json is not; get it again, or remove both")
+            raise InputError(f"{folder}: head.safetensors is there, head.json is not; get a fresh copy, or remove both")
         return None
     try:
         config = HeadConfig.from_dict(read_json(path, MAX_FILE))
@@ -121,7 +119,7 @@ def read_files(find: Callable[[str], Path | None]) -> dict[str, bytes]:
     """What else belongs to a model, by name.
 
     Raises:
-        InputError: a file is no JSON object, or too large to be one.
+        InputError: a file is not a JSON object, or too large to be one.
     """
     found = {}
     for name in FILES:
@@ -136,7 +134,7 @@ def texts_of(texts: Mapping[Any, Any], source: str) -> dict[str, bytes]:
     """What else belongs to a model, where its files stand as texts in another one.
 
     Raises:
-        InputError: one is no JSON object.
+        InputError: one is not a JSON object.
     """
     found = {}
     for name in FILES:
@@ -147,7 +145,7 @@ def texts_of(texts: Mapping[Any, Any], source: str) -> dict[str, bytes]:
             except (ValueError, RecursionError):
                 fits = False
             if not fits:
-                raise InputError(f"{source}: {name} in it is no JSON object")
+                raise InputError(f"{source}: {name} in it is not a JSON object")
     return found
 
 
@@ -178,7 +176,7 @@ def of_language(files: Mapping[str, bytes], language: str | None, source: str) -
     settings = json.loads(files.get("tokenizer_config.json", b"{}"))
     language = language or settings.get("target_lang") or "eng"
     if language not in vocabulary:
-        raise InputError(f"{source}: vocab.json has nothing for target_lang {language!r}")
+        raise InputError(f"{source}: vocab.json has no entry for target_lang {language!r}")
     settings["target_lang"] = None
     as_bytes = {"vocab.json": vocabulary[language], "tokenizer_config.json": settings}
     return {
@@ -210,7 +208,7 @@ def _fill(config: HeadConfig, encoder: EncoderConfig, weights: dict[str, Tensor]
     check(empty, weights, source)
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
-            raise InputError(f"{source}: the weight {name} has numbers that are not finite; the file is of no use")
+            raise InputError(f"{source}: the weight {name} has numbers that are not finite; the file is unusable")
     head = make_head(config, encoder)
     head.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return head.eval()
@@ -274,7 +272,7 @@ def _adapter(values: Mapping[str, Any], take: Callable[[str], Any]) -> AdapterCo
 
 def _tdnn(*lists: Any) -> tuple[TDNNConfig, ...]:
     if not all(isinstance(values, list | tuple) for values in lists) or len({len(values) for values in lists}) > 1:
-        raise ValueError("tdnn_dim, tdnn_kernel and tdnn_dilation are not lists of one length")
+        raise ValueError("tdnn_dim, tdnn_kernel and tdnn_dilation are not lists of equal length")
     return tuple(TDNNConfig(*layer) for layer in zip(*lists, strict=True))
 
 

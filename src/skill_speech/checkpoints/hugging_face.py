@@ -81,7 +81,7 @@ EXTRACTORS = (("processor_config.json", "feature_extractor"), ("preprocessor_con
 
 
 def load_hugging_face(files: ModelFiles, dtype: torch.dtype = torch.float32, language: str | None = None) -> Checkpoint:
-    """An encoder from a hub id or a folder, with the head that was trained on it; one of ours too, in `dtype`.
+    """An encoder from a hub id or a folder, with the head that was trained on it; a skill-speech one too, in `dtype`.
 
     Args:
         files: of the hub id or the folder.
@@ -138,7 +138,7 @@ def load_transformers(
     parts = PARTS if head is None else tuple(part for part in PARTS if part != "adapter.")
     left = [name for name in named.left() if name.startswith(parts) and not name.endswith("num_batches_tracked")]
     if left:
-        raise InputError(f"{source}: its configuration has no place for the weight {left[0]}")
+        raise InputError(f"{source}: its configuration does not match the weight {left[0]}")
     encoder, norm_K = build(config, converted, source).eval(), direction_norm(named, config)
     return Checkpoint(encoder, "Transformers", assumed, norm_K, head, own)
 
@@ -197,7 +197,7 @@ def encoder_config(
     if isinstance(kind, str) and kind in UNSUPPORTED:
         raise InputError(f"{source}: {kind} is not supported; {UNSUPPORTED[kind]}")
     if not isinstance(kind, str) or kind not in PREFIXES:
-        raise InputError(f"{source}: unknown architecture {kind!r}; known are {', '.join(sorted(PREFIXES))}")
+        raise InputError(f"{source}: unknown architecture {kind!r}; supported: {', '.join(sorted(PREFIXES))}")
     for name, what in OPTIONS.items():
         if values.get(name):
             raise InputError(f"{source}: {name} in its config.json is not supported; it is {what}")
@@ -231,7 +231,7 @@ def encoder_config(
             language_adapter=taken("language_adapter", "adapter_attn_dim") if adapts else 0,
         )
     except (ValueError, TypeError) as error:
-        raise InputError(f"{source}: config.json makes no encoder ({error})") from None
+        raise InputError(f"{source}: config.json does not describe a valid encoder ({error})") from None
     return config, assumed
 
 
@@ -241,20 +241,20 @@ def _convs(*values: Any) -> tuple[ConvConfig, ...]:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{name} is {value!r:.60}; it must be a list of numbers")
     if len({len(value) for value in values}) > 1:
-        raise ValueError(f"{', '.join(CONVS)} are not equally long")
+        raise ValueError(f"{', '.join(CONVS)} are not of equal length")
     return tuple(ConvConfig(*shape) for shape in zip(*values, strict=True))
 
 
 def _normalization(extractor: dict[str, Any], conv_norm: str) -> tuple[bool, tuple[str, ...]]:
-    """Whether waveforms are normalised first, and what to say where no file states it."""
+    """Whether waveforms are normalized first, and what to say where no file states it."""
     if "do_normalize" in extractor:
         check_value("input_normalization", extractor["do_normalize"], "do_normalize")
         return extractor["do_normalize"], ()
     usual = conv_norm == "layer"
     files = " nor ".join(name for name, _ in reversed(EXTRACTORS))
     return usual, (
-        f"waveforms {'to be' if usual else 'not'} normalised, as is usual with {conv_norm} norms in the front end: "
-        f"neither {files} states do_normalize, and every output depends on it",
+        f"waveforms {'to be' if usual else 'not'} normalized, as is usual with {conv_norm} norms in the front end: "
+        f"neither {files} states do_normalize, and all outputs depend on it",
     )
 
 
@@ -320,7 +320,7 @@ def _positional_conv(theirs: StateDict, config: EncoderConfig) -> Iterator[tuple
         parts = ("weight", "bias", "running_mean", "running_var")
         weight, bias, mean, variance = (theirs[f"{root}.batch_norm.{part}"] for part in parts)
         if any(tensor.shape != (config.hidden_size,) for tensor in (weight, bias, mean, variance)):
-            raise InputError(f"{theirs.source}: the batch norm of the positional convolution has another width")
+            raise InputError(f"{theirs.source}: the batch norm of the positional convolution has a different width")
         scale = weight * torch.rsqrt(variance + 1e-5)
         yield "positional_conv.input_scale", scale
         yield "positional_conv.input_shift", bias - mean * scale
@@ -334,7 +334,7 @@ def _positional_conv(theirs: StateDict, config: EncoderConfig) -> Iterator[tuple
 
 
 def direction_norm(theirs: StateDict, config: EncoderConfig) -> Tensor | None:
-    """‖v‖ (K,) of an encoder's positional convolution, where it is kept under weight normalisation."""
+    """‖v‖ (K,) of an encoder's positional convolution, where it is kept under weight normalization."""
     if not config.positional_weight_norm:
         return None
     return torch.norm_except_dim(_magnitude_and_direction(theirs)[1], 2, 2).flatten()
@@ -367,7 +367,7 @@ def _extractor(files: ModelFiles) -> dict[str, Any] | None:
         if values is None:
             continue
         if not isinstance(values, dict):
-            raise InputError(f"{files.source}: {key} in {name} is no JSON object")
+            raise InputError(f"{files.source}: {key} in {name} is not a JSON object")
         return values
     return None
 
@@ -391,7 +391,7 @@ def _weights(files: ModelFiles) -> dict[str, Tensor]:
 def _shards(files: ModelFiles, index: dict[str, Any], name: str) -> dict[str, Tensor]:
     places = index.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise InputError(f"{files.source}: {name} is not an index of sharded weights; get it again")
+        raise InputError(f"{files.source}: {name} is not an index of sharded weights; get a fresh copy")
     weights: dict[str, Tensor] = {}
     for shard in sorted(set(places.values())):
         # A file beside the index, and nothing else: a path could lead anywhere.

@@ -1,4 +1,4 @@
-"""Bringing an encoder in: from whatever wrote it to a folder of ours."""
+"""Import an encoder: from whatever wrote it to a folder of skill-speech."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .native import save_direction_norm
 
 @dataclass(frozen=True)
 class ImportResult:
-    """What was recognised and written.
+    """What was recognized and written.
 
     Attributes:
         folder: where the encoder is now.
@@ -35,9 +35,9 @@ def import_encoder(source: str, output: str, *, revision: str | None = None) -> 
     """Read an encoder from any known format and write it as a folder that every command takes.
 
     Args:
-        source: a file, a folder or a hub id, as `load_encoder` takes it.
-        output: a new folder.
-        revision: of the source on the hub.
+        source: Checkpoint to import: file, folder or hub ID.
+        output: New folder to write to.
+        revision: Revision of the source on the hub: branch, tag or commit.
 
     Raises:
         InputError: a source that cannot be read, or an output folder with something in it.
@@ -47,7 +47,7 @@ def import_encoder(source: str, output: str, *, revision: str | None = None) -> 
     check_options(import_encoder, dict(locals()))
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: there is something already; give a new folder")
+        raise InputError(f"{folder}: already exists; choose a new folder")
     checkpoint = read_checkpoint(source, revision=revision)
     with refuse_full_disk(folder):
         checkpoint.encoder.save_pretrained(folder)

@@ -59,12 +59,12 @@ class ModelFiles:
         except LocalEntryNotFoundError as error:
             if self.not_asked:
                 return None
-            raise InputError(f"{self.source}: {name} cannot be had from the hub ({first_line(error)})") from None
+            raise InputError(f"{self.source}: {name} cannot be downloaded from the hub ({first_line(error)})") from None
         except EntryNotFoundError:
             return None
         except (OSError, ValueError) as error:  # all of the hub's other errors are one of them
             raise InputError(
-                f"{self.source}: no model there, neither on disk nor on the hub ({first_line(error)}); check the name"
+                f"{self.source}: no such model on disk or on the hub ({first_line(error)}); check the name"
             ) from None
 
     def config(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class ModelFiles:
         """The JSON object in the file of that name, None if there is none.
 
         Raises:
-            InputError: it cannot be had or read.
+            InputError: it cannot be found or read.
         """
         path = self.find(name)
         return None if path is None else read_json(path, MAX_CONFIG)
@@ -94,10 +94,12 @@ class ModelFiles:
 
         parent = Path(self.source).parent
         if parent.is_dir():
-            return f"{parent}/ is a folder, so it is taken as a path" if parent.name else "one word is taken as a path"
+            return (
+                f"{parent}/ is a folder, so it is read as a path" if parent.name else "a single word is read as a path"
+            )
         if constants.is_offline_mode():
-            return "the hub is switched off by HF_HUB_OFFLINE"
-        return None if _answers(constants.ENDPOINT) else "the hub cannot be reached from here"
+            return "the hub is disabled by HF_HUB_OFFLINE"
+        return None if _answers(constants.ENDPOINT) else "the hub cannot be reached"
 
     def _pin(self, path: Path) -> Path:
         """All files come from the commit that the first one came from."""
@@ -111,8 +113,7 @@ class ModelFiles:
         if self.not_asked is None:
             return f"{self.source}: no config.json in this model on the hub; give one of Transformers or skill-speech"
         return (
-            f"{self.source}: no model there, neither on disk nor in the hub's cache ({self.not_asked}); check the path "
-            "or the name"
+            f"{self.source}: no such model on disk or in the hub's cache ({self.not_asked}); check the path or the name"
         )
 
 

@@ -87,12 +87,12 @@ def read_direction_norm(folder: Path, config: EncoderConfig) -> Tensor | None:
         return None
     norm_K = read_weights(path).get("direction_norm", torch.empty(0))
     if norm_K.shape != (config.positional_kernel,) or not bool((norm_K.isfinite() & (norm_K >= 0)).all()):
-        raise InputError(f"{path}: damaged (not one norm for each tap of the positional convolution); get it again")
+        raise InputError(f"{path}: damaged (not one norm for each tap of the positional convolution); get a fresh copy")
     return norm_K.float()
 
 
 def save_direction_norm(folder: Path, direction_norm_K: Tensor | None) -> None:
-    """Write what training needs of weight normalisation beside an encoder, whose weight is a plain one."""
+    """Write what training needs of weight normalization beside an encoder, whose weight is a plain one."""
     if direction_norm_K is not None:
         with atomic_write(folder / DIRECTION_NORM) as temporary:
             temporary.write_bytes(save({"direction_norm": direction_norm_K.cpu().contiguous()}))

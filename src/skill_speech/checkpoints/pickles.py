@@ -60,7 +60,7 @@ class Record:
 # Classes of Python's own library that a checkpoint may mention, because all they do is hold data. Everything else of
 # that library is refused by name: nothing of it belongs into a checkpoint, and much of it is what malicious files use.
 HOLDERS: dict[str, tuple[str, ...] | None] = {
-    "_operator": ("getitem",),  # parametrised type hints in older pickles
+    "_operator": ("getitem",),  # parametrized type hints in older pickles
     "argparse": ("Namespace",),
     "collections": ("Counter", "OrderedDict", "defaultdict", "deque"),
     "copy_reg": ("_reconstructor",),  # as Python 2 called it
@@ -99,11 +99,11 @@ MAKERS = tuple(
 def read_pickle(
     file: IO[bytes] | mmap, constructors: Constructors, persistent: Callable[[Any], Any], source: str
 ) -> Any:
-    """The object of the pickle at the file's position, which is then behind it.
+    """The object of the pickle at the file's position, which is then after it.
 
     Args:
         file: with `read`, `readline` and `tell`; reading from it must not allocate more than it holds.
-        constructors: by full name, functions of ours that stand in for those that the pickle names.
+        constructors: by full name, own functions that stand in for those that the pickle names.
         persistent: what an object is that the pickle only refers to.
         source: for messages.
 
@@ -130,9 +130,9 @@ def read_pickle(
         RuntimeError,  # of torch, and of what is nested too deeply
     ) as error:
         raise DamagedError(
-            str(error) if isinstance(error, DamagedError) else "its pickle breaks off or makes no sense"
+            str(error) if isinstance(error, DamagedError) else "its pickle is truncated or malformed"
         ) from None
-    raise DamagedError("its pickle breaks off")
+    raise DamagedError("its pickle is truncated")
 
 
 class _Machine:
@@ -149,7 +149,7 @@ class _Machine:
         """One instruction."""
         if name in _VALUES:
             if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
-                raise DamagedError("its pickle has a number that counts nothing")
+                raise DamagedError("its pickle has an invalid count")
             self.stack.append(argument)
         elif name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name]())
@@ -224,7 +224,7 @@ class _Machine:
     def _extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list | Record):
-            raise DamagedError("its pickle appends to something that is no list")
+            raise DamagedError("its pickle appends to something that is not a list")
         (target if isinstance(target, list) else target.items).extend(items)
 
     def _setitem(self) -> None:
@@ -242,7 +242,7 @@ class _Machine:
         elif isinstance(target, dict):
             target.update((_key(key), value) for key, value in pairs)
         else:
-            raise DamagedError("its pickle sets items of something that is no dictionary")
+            raise DamagedError("its pickle sets items of something that is not a dictionary")
 
     # Names, and what Python would call.
 
@@ -255,9 +255,9 @@ class _Machine:
 
     def _name(self, module: Any, name: Any) -> Name:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise DamagedError("its pickle names something that is no name")
+            raise DamagedError("its pickle names something that is not a name")
         if len(module) + len(name) > MAX_NAME:
-            raise DamagedError("its pickle has a name that is too long for one")
+            raise DamagedError("its pickle has a name that is too long")
         # A dotted name walks from attribute to attribute, and modules have the modules they import for attributes.
         parts = [module.split(".")[0], *(name.split(".")[:-1])]
         known = HOLDERS.get(module, ())
@@ -289,7 +289,7 @@ class _Machine:
 
     def _make(self, callee: Any, arguments: Any) -> Any:
         if not isinstance(callee, Name) or not isinstance(arguments, tuple):
-            raise DamagedError("its pickle calls something that is no class")
+            raise DamagedError("its pickle calls something that is not a class")
         if callee.full in self.constructors:
             self.copied += sum(len(each) for each in arguments if isinstance(each, list | tuple | dict | str | bytes))
             return self.constructors[callee.full](*arguments)
@@ -318,7 +318,7 @@ def _key(value: Any) -> Any:
     """A dictionary key that is cheap to hash: nested tuples, or numbers with one hash, can be made to take for ever."""
     parts = value if isinstance(value, tuple) else (value,)
     if len(parts) > MAX_KEY_PARTS or any(isinstance(part, int) and part.bit_length() > 60 for part in parts):
-        raise DamagedError("its pickle has a dictionary key that is too large for one")
+        raise DamagedError("its pickle has a dictionary key that is too large")
     if not all(part is None or isinstance(part, str | int | float | bytes | Name | Record) for part in parts):
         raise DamagedError("its pickle has a dictionary key that is neither a number nor a string")
     return value
@@ -331,7 +331,7 @@ def _mapping(content: Any = ()) -> dict[Any, Any]:
 
 def _reconstructed(kind: Any, base: Any = None, state: Any = None) -> Record:
     if not isinstance(kind, Name):
-        raise DamagedError("its pickle makes an object of something that is no class")
+        raise DamagedError("its pickle makes an object of something that is not a class")
     return Record(kind.full)
 
 

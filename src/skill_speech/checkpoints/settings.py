@@ -60,7 +60,7 @@ class Settings:
         try:
             check_value(field, value, name)
         except ValueError as error:
-            raise InputError(f"{self.source}: its configuration makes no encoder ({error})") from None
+            raise InputError(f"{self.source}: its configuration does not describe a valid encoder ({error})") from None
         return value
 
     def within(self, name: str) -> Settings:

@@ -34,7 +34,7 @@ class Shapes:
             raise InputError(f"{self.source}: the weight {name} is missing")
         shape = tuple(self.tensors[name].shape)
         if len(shape) != axes or min(shape) < smallest:
-            raise InputError(f"{self.source}: the weight {name} has the shape {shape}, which makes no sense")
+            raise InputError(f"{self.source}: the weight {name} has the shape {shape}, which is impossible")
         return shape
 
     def count(self, pattern: str) -> int:
@@ -77,7 +77,7 @@ def config_from_shapes(tensors: dict[str, Any], is_hubert: bool, source: str) ->
     assumed = [
         "the usual strides of the convolutions",
         f"layer norms {'before' if large else 'after'} each sublayer, as in {'Large' if large else 'Base'} models",
-        f"waveforms {'to be' if large else 'not'} normalised, as in {'Large' if large else 'Base'} models",
+        f"waveforms {'to be' if large else 'not'} normalized, as in {'Large' if large else 'Base'} models",
     ]
     values["encoder_ff_interm_features"] = [
         shapes.of(f"{LAYERS}{number}.feed_forward.intermediate_dense.weight", 2, 0)[0] if used else 0
@@ -124,7 +124,7 @@ def _heads(shapes: Shapes, values: dict[str, Any], is_hubert: bool) -> tuple[dic
     if any(number not in (0, num_heads) for number in counts):
         name, kept = published_heads(counts, values["encoder_ff_interm_features"])
         if kept is None:
-            raise InputError(f"{shapes.source}: which heads of WavLM were kept stands only in a config; {_WAY_OUT}")
+            raise InputError(f"{shapes.source}: only a configuration says which heads of WavLM were kept; {_WAY_OUT}")
         assumed.append(f"the kept heads of {name}, which has the same widths")
     position = {"encoder_num_buckets": buckets, "encoder_max_distance": MAX_DISTANCE}
     return {"encoder_total_num_heads": [num_heads] * depth, "encoder_remaining_heads": kept} | position, assumed

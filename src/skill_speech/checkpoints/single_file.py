@@ -37,7 +37,7 @@ def load_file(path: Path, language: str | None = None) -> Checkpoint:
     if isinstance(content, Record):
         raise InputError(f"{path}: holds an object of {content.name}, not its weights; save its state_dict() instead")
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint; known are {KNOWN}")
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint; supported: {KNOWN}")
     inner = next((content[name] for name in WEIGHTS if isinstance(content.get(name), dict)), None)
     if _is_fairseqs(content, inner):
         checkpoint = load_fairseq(content, source)
@@ -82,7 +82,7 @@ def _what_it_is(weights: Any) -> str:
     if any(name.endswith("feature_extractor.conv_layers.0.0.weight") for name in names):
         return "weights of fairseq without its configuration; give the file that fairseq wrote, with cfg or args"
     if any(name.endswith("feature_extractor.conv_layers.0.conv.weight") for name in names):
-        return "weights of Transformers without a configuration; put it beside its config.json"
+        return "weights of Transformers without a configuration; put it next to its config.json"
     if names and all(isinstance(weight, Tensor) for weight in weights.values()):
-        return f"weights of no known speech encoder ({names[0]}, …); known are {KNOWN}"
-    return f"not a known checkpoint; known are {KNOWN}"
+        return f"weights of no known speech encoder ({names[0]}, …); supported: {KNOWN}"
+    return f"not a known checkpoint; supported: {KNOWN}"

@@ -63,7 +63,7 @@ def load_speechbrain(
         language: of a model that has adapters for many; None for the one that its weights have.
 
     Raises:
-        InputError: no wrapper of Transformers in hyperparams.yaml, or its model cannot be had.
+        InputError: no wrapper of Transformers in hyperparams.yaml, or its model cannot be found.
     """
     settings = files
     if "model_type" not in (files.read("config.json") or {}):
@@ -73,12 +73,12 @@ def load_speechbrain(
             settings.config()
         except InputError as error:
             raise InputError(
-                f"{source}: the configuration of {named}, which {HYPERPARAMS} names, cannot be had ({error}); put its "
-                "config.json and preprocessor_config.json beside"
+                f"{source}: the configuration of {named}, which {HYPERPARAMS} names, cannot be found ({error}); put "
+                "its config.json and preprocessor_config.json next to it"
             ) from None
     checkpoint = load_transformers(settings, source, weights, language)
     encoder = checkpoint.encoder
-    # SpeechBrain normalises waveforms itself.
+    # SpeechBrain normalizes waveforms itself.
     config = encoder.config.replace(input_norm_eps=INPUT_NORM_EPS)
     encoder = Encoder.of(config, encoder.state_dict()).eval()
     return replace(checkpoint, encoder=encoder, format="SpeechBrain")
@@ -105,7 +105,7 @@ def wrapped_model(files: ModelFiles) -> str:
             found = _resolved(source, values) if isinstance(source, yaml.ScalarNode) else ""
             if found:
                 return found
-    raise InputError(f"{path}: names no wrapper of a Transformers model with its source; give its config.json beside")
+    raise InputError(f"{path}: does not name the Transformers model that it wraps; put its config.json next to it")
 
 
 def _mapping(node: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Tokenizer:
 
     def __init__(self, files: Mapping[str, bytes], head: HeadConfig, source: str) -> None:
         if "vocab.json" not in files and "tokenizer.json" not in files:
-            raise InputError(f"{source}: no vocab.json there: what the outputs of its CTC head stand for is not known")
+            raise InputError(f"{source}: no vocab.json: the tokens of its CTC head are unknown")
         self.source, self.blank, self.outputs = source, head.blank, head.outputs
         self.tokenizer = _load(files, source)
         self.vocabulary: dict[str, int] = self.tokenizer.get_vocab()

@@ -29,7 +29,7 @@ from .settings import Settings, plain
 from .shapes import config_from_shapes
 from .weights import StateDict, build
 
-# Both normalise waveforms with torch's layer_norm, whose epsilon this is.
+# Both normalize waveforms with torch's layer_norm, whose epsilon this is.
 INPUT_NORM_EPS = 1e-5
 LAYER = "encoder.transformer.layers."
 AUX = "aux"
@@ -58,7 +58,7 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
     Args:
         weights: under TorchAudio's names, perhaps with a prefix and other models beside it.
         config: DPHuBERT's configuration; None where the file has none.
-        beside: what a file of ours says beside them; None in other files.
+        beside: what a file written by skill-speech says beside them; None in other files.
         source: for messages.
 
     Raises:
@@ -79,7 +79,9 @@ def load_torchaudio(weights: dict[Any, Any], config: Any, beside: Any, source: s
     ours = encoder_config(settings, Settings(beside, source), theirs)
     for number, layer in enumerate(ours.layers):
         if theirs[f"encoder.layers.{number}.layer_norm.weight"].shape != (ours.hidden_size,):
-            raise InputError(f"{source}: the layer norms of layer {number} have another width than {ours.hidden_size}")
+            raise InputError(
+                f"{source}: the layer norms of layer {number} have a different width from {ours.hidden_size}"
+            )
         for flag, inputs, output in SUBLAYERS:
             flags = settings.values.get(flag)
             if isinstance(flags, list) and not flags[number] and f"{LAYER}{number}.{output}.bias" not in tensors:
@@ -117,7 +119,7 @@ def _of_encoder(weights: dict[Any, Any], prefix: str, source: str) -> dict[str, 
     names = [name for name in weights if isinstance(name, str) and name.startswith(places)]
     for name in names:
         if not isinstance(weights[name], Tensor):
-            raise InputError(f"{source}: {name} is no tensor")
+            raise InputError(f"{source}: {name} is not a tensor")
     return {name.removeprefix(prefix): weights[name] for name in names}
 
 
@@ -191,11 +193,11 @@ def encoder_config(settings: Settings, beside: Settings, theirs: StateDict) -> E
             layer_dropout=settings.take("encoder_layer_drop", float, 0.0),
         )
     except (ValueError, TypeError) as error:
-        raise InputError(f"{source}: its configuration makes no encoder ({error})") from None
+        raise InputError(f"{source}: its configuration does not describe a valid encoder ({error})") from None
 
 
 def _kept_heads(beside: Settings, counts: list[int]) -> list[list[int]]:
-    """The numbers of the kept heads, which only files of ours tell where they do not matter; else the first ones."""
+    """The numbers of the kept heads; if they do not matter and the file does not state them, the first ones."""
     told = beside.take("heads", list, [])
     if [len(heads) if isinstance(heads, list) else None for heads in told] == counts:
         return told
@@ -223,7 +225,7 @@ def _split_projections(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _empty(place: str, inputs: tuple[str, ...], output: str, width: int) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a sublayer that the file leaves out, since what is left of ours is an output bias."""
+    """The weights of a sublayer that the file leaves out, since here an output bias remains of it."""
     for name in inputs:
         yield f"{place}{name}.weight", torch.zeros(0, width)
         yield f"{place}{name}.bias", torch.zeros(0)
@@ -246,7 +248,7 @@ def _refuse_left_weights(theirs: StateDict, config: EncoderConfig) -> None:
         unused = [name for name, layer in zip(unused, config.layers, strict=True) if not layer.heads]
     left = [name for name in theirs.left() if not name.startswith((*known, *unused))]
     if left:
-        raise InputError(f"{theirs.source}: its configuration has no place for the weight {left[0]}")
+        raise InputError(f"{theirs.source}: its configuration does not match the weight {left[0]}")
 
 
 def save_torchaudio(
@@ -269,8 +271,8 @@ def save_torchaudio(
     if head is not None and (head.config.kind != "ctc" or head.adapter is not None):
         what = "add_adapter" if head.config.kind == "ctc" else f"the head {head.config.kind}"
         raise InputError(
-            f"a model with {what} has no place in the TorchAudio layout, which knows CTC heads alone; "
-            "skill-speech import writes the encoder by itself"
+            f"a model with {what} cannot be written in the TorchAudio layout, which has CTC heads only; skill-speech "
+            "import writes the encoder alone"
         )
     config = encoder.config
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
@@ -319,7 +321,7 @@ def _their_weights(weights: dict[str, Tensor], config: EncoderConfig) -> dict[st
         place, const = f"{LAYER}{number}.attention", torch.ones(config.num_heads)
         if layer.heads:
             const[list(layer.heads)] = weights[f"layers.{number}.attention.position_gate_const"]
-        else:  # never used, but their model has them
+        else:  # unused; their model has them
             state[f"{place}.gru_rel_pos_linear.weight"] = torch.zeros(8, config.head_size)
             state[f"{place}.gru_rel_pos_linear.bias"] = torch.zeros(8)
         state[f"{place}.gru_rel_pos_const"] = const.view(1, -1, 1, 1)
@@ -339,7 +341,7 @@ def _check_expressible(config: EncoderConfig, gated: bool) -> None:
     elif config.norm_eps != 1e-5:
         problem = f"norms with an epsilon of {config.norm_eps:g}"
     if problem:
-        raise InputError(f"a {config.family} encoder with {problem} has no place in the TorchAudio layout")
+        raise InputError(f"a {config.family} encoder with {problem} cannot be written in the TorchAudio layout")
 
 
 def _their_config(config: EncoderConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..errors import InputError
 from .archives import read_archive
 from .pickles import Record
 
-# Float, boolean and whole numbers; no quantised, complex or 8-bit floating-point ones.
+# Float, boolean and whole numbers; no quantized, complex or 8-bit floating-point ones.
 SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "BOOL", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
 MAPPED_BYTES = 16 * 2**20
 MAX_TENSORS = 2**15  # the deepest encoders have a thousand
@@ -48,7 +48,7 @@ def read_file(path: Path, dtype: torch.dtype | None = None) -> Any:
     # The header is checked by the library; what it lets pass is torch's to complain of.
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: damaged or not a safetensors file ({reason}); get it again") from None
+        raise InputError(f"{path}: damaged or not a safetensors file ({reason}); get a fresh copy") from None
 
 
 def _read_safetensors(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -106,7 +106,7 @@ def as_state_dict(weights: Mapping[Any, Any], source: str) -> dict[Any, Any]:
             if any(part in name for part in WRAPPERS):
                 inner = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if inner in plain:
-            raise InputError(f"{source}: the weight {inner} is in it twice, also as {name}; keep one of them")
+            raise InputError(f"{source}: the weight {inner} appears twice, also as {name}; keep one of them")
         plain[inner] = tensor
     _refuse_shared(plain, source)
     return plain
@@ -149,7 +149,7 @@ class StateDict:
         if theirs not in self.tensors:
             raise InputError(f"{self.source}: the weight {theirs} is missing")
         if not isinstance(self.tensors[theirs], Tensor):
-            raise InputError(f"{self.source}: {theirs} is no tensor")
+            raise InputError(f"{self.source}: {theirs} is not a tensor")
         self.taken.add(theirs)
         return self.tensors[theirs]
 
@@ -173,11 +173,13 @@ def build(
         with torch.device("meta"):
             empty = Encoder(config)
     except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
-        raise InputError(f"{source}: its configuration makes no encoder ({str(error).splitlines()[0]})") from None
+        raise InputError(
+            f"{source}: its configuration does not describe a valid encoder ({str(error).splitlines()[0]})"
+        ) from None
     check(empty, weights, source)
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
-            raise InputError(f"{source}: the weight {name} has numbers that are not finite; the file is of no use")
+            raise InputError(f"{source}: the weight {name} has numbers that are not finite; the file is unusable")
     # Assigned, not copied: there is never more of them in memory than needed.
     encoder = empty.to_empty(device="cpu")
     own = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in encoder.state_dict().items()}

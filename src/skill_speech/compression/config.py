@@ -37,16 +37,17 @@ class AnalysisConfig:
     """How the teacher's layers are compared and grouped.
 
     Attributes:
-        linkage: of the agglomerative clustering on 1 - CKA.
-        contiguous: only neighbouring layers may share a cluster.
-        include_features: h_0 takes part.
-        cka: of frames as they are ("raw", as in the paper), or of "normalized" ones, so that a few huge frames do not
-            own it; both are measured.
-        estimator: "minibatch" is the unbiased one in constant memory, "exact" works in feature space.
-        calibration_seconds: audio that the similarity is estimated on.
-        batch_seconds: audio per forward pass.
-        batch_frames: frames per minibatch of the estimator.
-        precision: of the minibatch estimator's Gram matrices; "auto" is bf16 where the device has instructions for it.
+        linkage: Linkage of the agglomerative clustering on 1 - CKA.
+        contiguous: Allow only neighboring layers to share a cluster.
+        include_features: Include h_0, the output of the feature projection.
+        cka: Frames to compare when clustering: "raw", as in the paper, or "normalized" to zero mean and unit variance,
+            so that a few very large frames do not dominate. Both similarities are measured.
+        estimator: CKA estimator: "minibatch" (unbiased, constant memory) or "exact" (computed in feature space).
+        calibration_seconds: Seconds of audio to estimate the similarity on.
+        batch_seconds: Seconds of audio per forward pass.
+        batch_frames: Frames per minibatch of the minibatch estimator.
+        precision: Precision of the minibatch estimator's Gram matrices; "auto" selects bf16 where the device has
+            instructions for it.
     """
 
     linkage: Literal["average", "complete", "single"] = "average"
@@ -173,18 +174,18 @@ class CompressionConfig:
         layer_numbers(self.keep_layers)
         objective = METHODS[self.method]
         if self.noise is not None and "noisy" not in (self.input or objective.input):
-            raise InputError("noise is for a student that hears some: give input noisy or masked-noisy")
+            raise InputError("noise needs a noisy input: set input to noisy or masked-noisy")
         used = self.loss.of(self.distance or objective.distance).weights()
         if not any(used.values()):
             *names, last = (f"loss.{name}" for name in used)
-            raise InputError(f"{', '.join(names)} and {last} are all 0: there is nothing to learn; give one of them")
+            raise InputError(f"{', '.join(names)} and {last} are all 0, so there is nothing to learn: set at least one")
         if self.milestone_every % self.checkpoint_every:
             raise InputError(
                 f"milestone_every is {self.milestone_every}; it must be 0 or a multiple of checkpoint_every, "
                 f"{self.checkpoint_every}"
             )
         if self.times is not None and not self.is_timed:
-            raise InputError("times is for a budget of time: give speedup or latency")
+            raise InputError("times needs a time budget: give speedup or latency")
 
 
 def plain(value: Any) -> Any:

@@ -102,7 +102,7 @@ class Plan:
     Attributes:
         config: the settings, with what "auto" stands for.
         teacher: as its files have it.
-        direction_norm_K: of the teacher's positional convolution, where it was trained under weight normalisation.
+        direction_norm_K: of the teacher's positional convolution, where it was trained under weight normalization.
         budget: what the student may cost.
         times: what the teacher's components take, for a budget of time.
         cuts, validation: audio to learn from, and held out.
@@ -427,7 +427,7 @@ def table_of_times(config: CompressionConfig, teacher: Encoder, run: RunFolder) 
         for path in paths:
             if path.exists() or str(path) == config.times:
                 return read_times(path, teacher.config)
-        logger.info("measuring what the teacher's components take on this machine, at several widths")
+        logger.info("measuring the speed of the teacher's components on this machine, at several widths")
         table = measure_times(teacher)
         milliseconds = table.count(teacher.config, Widths.of(teacher.config))
         threads = table.machine["threads"]
@@ -460,7 +460,7 @@ def read_noise(cuts: CutSet, source: str, seed: int) -> list[Tensor]:
         found += [row_T[:length] for row_T, length in zip(batch.waveforms_BT, batch.lengths_B.tolist(), strict=True)]
     found = [noise_T.clone() for noise_T in found if bool(noise_T.any())]
     if not found:
-        raise InputError(f"{source}: no noise that can be read: all of it is bad or silent")
+        raise InputError(f"{source}: no usable noise: all recordings are unreadable or silent")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The recipe: analyse, prune and distil (stage 1), cut (surgery), distil again (stage 2), finish."""
+"""The recipe: analyse, prune and distill (stage 1), cut (surgery), distill again (stage 2), finish."""
 
 from __future__ import annotations
 
@@ -106,20 +106,23 @@ def analyze(
     """Measure how similar a teacher's layers are and group them; writes OUTPUT/analysis.
 
     Args:
-        teacher: hub id, folder or file.
-        data: whatever `prepare` takes (docs/data.md), a list of it, or a list of parts that are mixed by weights.
-        output: the run's folder.
-        clusters: number of clusters K, or "auto".
-        input_normalization: bring waveforms to mean 0 and variance 1 first; by default as the teacher's files say.
-        analysis: the other settings.
-        devices: processes on this machine that share the audio.
-        nodes: machines, all with so many; torchrun or srun starts the command on each of them.
-        revision: of the teacher on the hub: branch, tag or commit; the commit is written down and used from then on.
-        target_lang: the language of a teacher that has adapters for many (MMS), by its code.
-        seed: of the calibration sample.
-        workers: processes that read audio, per device.
-        max_bad: the share of files or cuts that may be unusable, such as 1% or 0.01.
-        absolute_paths: a manifest or tsv may name files outside of its own folder.
+        teacher: Teacher model: hub ID, folder or file.
+        data: Speech data in any form that `prepare` accepts (docs/data.md), a list of such data, or a list of parts
+            (path, weight, column) mixed by weight.
+        output: Folder of the run.
+        clusters: Number of layer clusters K, or "auto" to choose a stable one.
+        input_normalization: Normalize waveforms to zero mean and unit variance; by default, as the teacher's files
+            specify.
+        analysis: Analysis settings.
+        devices: Number of processes on this machine that share the audio.
+        nodes: Number of machines, each with that many processes; torchrun or srun starts the command on each of them.
+        revision: Revision of the teacher on the hub: branch, tag or commit. The commit it resolves to is recorded and
+            used from then on.
+        target_lang: Language code for a teacher with adapters for many languages (MMS).
+        seed: Random seed for the calibration sample.
+        workers: Number of data loading processes per device.
+        max_bad: Maximum share of unusable files or cuts, such as 1% or 0.01.
+        absolute_paths: Allow a manifest or table to name files outside its own folder.
 
     Raises:
         InputError: bad teacher, data or number of clusters.
@@ -202,80 +205,84 @@ def compress(
     accept_changed_data: bool = False,
     on_step: OnStep | None = None,
 ) -> CompressionResult:
-    """Make a small encoder of a large one; the same call resumes where it stopped.
+    """Make a small encoder of a large one; the same call resumes it.
 
     Args:
-        teacher: hub id, folder or file.
-        data: unlabelled speech: whatever `prepare` takes (docs/data.md), a list of it, or a list of parts (path,
-            weight, column) that are mixed by their weights.
-        output: the run's folder; the student will be in its `model`.
-        method: "skill", or one of the methods it is compared with: a name for the next three.
-        targets: which layers are matched, by the name of the method that has them; by default as the method has it.
-        distance: "l1-cosine" frame by frame, "temporal" between the frames of an utterance, or "both"; by default as
-            the method has it.
-        input: what the student hears in training: "clean", "masked", "noisy" or "masked-noisy" speech; by default as
-            the method has it.
-        clusters: number of layer clusters K, or "auto".
-        keep_layers: layers that are read by number later, such as 9,12 for voice conversion: each is a target of its
-            own beside the others, without a projection.
-        input_normalization: bring waveforms to mean 0 and variance 1 first, in teacher and student; by default as the
-            teacher's files say.
-        sparsity: share of the teacher's parameters to remove (0.75 if no budget is given).
-        params: parameters to keep: 23.6M, or a share such as 0.25.
-        macs: multiply-accumulates per second of audio to keep: 1.2G, or a share such as 0.35.
-        speedup: how many times as fast as the teacher the student has to be, on this machine or the one of `times`.
-        latency: milliseconds that it may take there for a second of audio, such as 12ms/s.
-        times: a table of what the teacher's components take on another machine, written there by `profile`; by default
-            it is measured here, once.
-        analysis: how layers are compared and grouped.
-        stage1: joint pruning and distillation.
-        stage2: distillation of the pruned student.
-        minutes: how long the whole run may take on this machine: some updates are timed, and the lengths of both stages
-            follow, in the proportions that they have otherwise.
-        loss: weights of the distance between the layers of student and teacher.
-        augmentation: how the student's input is masked, and how noisy it is.
-        noise: recordings of noise, anything that `data` may be; by default noise is made.
-        units: what of the teacher's units the student predicts in stage 2.
-        head: what becomes of the head of a fine-tuned teacher, and how its outputs are distilled.
-        target_lang: the language of a teacher that has adapters for many (MMS), by its code.
-        share_projections: one projection for all targets without layer 0 instead of one per target.
-        scale_layers: bring the layers to one scale before averaging them; by default for pre-norm teachers, whose
-            later layers would drown the others, and the methods that group layers.
-        pruned_units: what may be removed.
-        control: what brings the student to its budget in stage 1. "exact" has that size from the first update on, in
-            runs of any length; "lagrangian" is the published control, which needs the published number of updates;
-            "one-shot" removes the least important units at once. "auto" is "lagrangian" for the method dphubert at the
-            published length, "one-shot" below 1,000 updates, and "exact" otherwise.
-        importance: how units are compared at the start: by how much they move the states that are distilled, or by the
-            magnitude of their weights. Not used by the lagrangian control.
-        missed_budget: what to do when stage 1 ends far from the budget: "refuse" to cut, "keep" the size that the gates
-            have, or "cut" down to the budget all the same.
-        round_to: numbers of channels and feed-forward units become multiples of it: 8, 16 or 32 for hardware that wants
-            such widths.
-        quantization: numbers that the transformer's linear maps are computed with in stage 2: "int8" rounds weights and
-            inputs, "int4" weights alone, as the exports and `optimize` do. The student's weights are the rounded ones.
-        min_seconds: shortest utterance that is learned from; of keywords of a second, give 0.5.
-        validation_data: speech to log the loss on; by default a part of `data` is held out.
-        validation_seconds: how much is held out.
-        validate_every: updates between validations; 0 for none between a stage's start and its end.
-        checkpoint_every: updates between checkpoints.
-        checkpoint_minutes: minutes between checkpoints, at most, where updates are slow; 0 for no such limit.
-        keep_checkpoints: how many of the newest are kept, at least 2.
-        milestone_every: checkpoints at multiples of this are kept permanently; 0 for none.
-        precision: "bf16", "float32", or "auto": bf16 where the device has instructions for it.
-        devices: accelerators to train on in this machine, or processes where there are none; they share the batches of
-            an update.
-        nodes: machines, all with so many devices; torchrun or srun starts the command on each of them.
-        strategy: "ddp" keeps the student on every device, "fsdp" shards it and the optimiser's state.
-        revision: of the teacher on the hub: branch, tag or commit; the commit is written down and used from then on.
-        start_from: a finished stage of another run, RUN/analysis, RUN/stage1 or RUN/surgery: it and what it needed are
-            copied, and the run starts after it.
-        seed: of everything random.
-        workers: processes that read audio.
-        max_bad: the share of files or cuts that may be unusable, such as 1% or 0.01.
-        absolute_paths: a manifest or tsv may name files outside of its own folder.
-        accept_changed_data: resume although the data is not what it was when the run began.
-        on_step: called with the `Stage` after every update of both stages, by every rank; for programs.
+        teacher: Teacher model: hub ID, folder or file.
+        data: Unlabeled speech in any form that `prepare` accepts (docs/data.md), a list of such data, or a list of
+            parts (path, weight, column) mixed by weight.
+        output: Folder of the run; the student is written to its `model` folder.
+        method: Compression method: "skill" or one of the methods it is compared with. A method is a preset for
+            `targets`, `distance` and `input`.
+        targets: Which teacher layers to match, by the name of the method that defines them; by default, the method's
+            own.
+        distance: Distance between student and teacher: "l1-cosine" (frame by frame), "temporal" (between the frames of
+            an utterance) or "both"; by default, the method's own.
+        input: Training input of the student: "clean", "masked", "noisy" or "masked-noisy" speech; by default, the
+            method's own.
+        clusters: Number of layer clusters K, or "auto" to choose a stable one.
+        keep_layers: Layers that will be read by number later, such as 9,12 for voice conversion. Each becomes an
+            additional target of its own, without a projection.
+        input_normalization: Normalize waveforms to zero mean and unit variance, in teacher and student; by default, as
+            the teacher's files specify.
+        sparsity: Share of the teacher's parameters to remove (0.75 if no budget is given).
+        params: Number of parameters to keep, such as 23.6M, or a share, such as 0.25.
+        macs: Multiply-accumulates per second of audio to keep, such as 1.2G, or a share, such as 0.35.
+        speedup: Target speedup over the teacher, on this machine or on the one that `times` was measured on.
+        latency: Target processing time per second of audio, such as 12ms/s, on the same machine as for `speedup`.
+        times: Table of component times that `profile --times` wrote on another machine; by default, they are measured
+            once on this one.
+        analysis: Settings for comparing and grouping layers.
+        stage1: Settings of stage 1, joint pruning and distillation.
+        stage2: Settings of stage 2, distillation of the pruned student.
+        minutes: Target duration of the whole run on this machine, in minutes. A few updates are timed, and the lengths
+            of both stages are scaled in proportion.
+        loss: Weights of the distance between student and teacher layers.
+        augmentation: Masking of the student's input and noise added to it.
+        noise: Noise recordings, in any form that `data` accepts; by default, synthetic noise.
+        units: Teacher units for the student to predict in stage 2.
+        head: Whether to keep the head of a fine-tuned teacher, and how to distill its outputs.
+        target_lang: Language code for a teacher with adapters for many languages (MMS).
+        share_projections: Share one projection among all targets except layer 0, instead of one per target.
+        scale_layers: Scale layers to the same magnitude before averaging them; by default, for methods that group
+            layers and for pre-norm teachers, whose later layers would dominate.
+        pruned_units: Units that may be removed.
+        control: How stage 1 meets the budget: "exact" has the target size from the first update, in runs of any length;
+            "lagrangian" is the published control, which needs the published number of updates; "one-shot" removes the
+            least important units at once. "auto" selects "lagrangian" for the method dphubert at the published length,
+            "one-shot" below 1,000 updates, and "exact" otherwise.
+        importance: Initial ranking of units: by their effect on the distilled states, or by the magnitude of their
+            weights. Not used by the lagrangian control.
+        missed_budget: What to do if stage 1 ends far from the budget: "refuse" to prune, "keep" the size of the gates,
+            or "cut" to the budget anyway.
+        round_to: Round the numbers of channels and feed-forward units to multiples of N, such as 8, 16 or 32, for
+            hardware that prefers such widths.
+        quantization: Rounding in stage 2: "int8" rounds weights and inputs of the transformer's linear maps, "int4"
+            weights only, as `export` and `optimize` do. The student keeps the rounded weights.
+        min_seconds: Minimum length in seconds of a training utterance; use 0.5 for one-second keywords.
+        validation_data: Speech to compute the validation loss on; by default, a held-out part of `data`.
+        validation_seconds: Seconds of audio to hold out for validation.
+        validate_every: Validate every N updates; 0 validates only at the start and end of a stage.
+        checkpoint_every: Write a checkpoint every N updates.
+        checkpoint_minutes: Write a checkpoint at least every X minutes, even if updates are slow; 0 for no time limit.
+        keep_checkpoints: Number of recent checkpoints to keep, at least 2.
+        milestone_every: Keep checkpoints at multiples of N updates permanently; 0 keeps none.
+        precision: Training precision: "bf16", "float32", or "auto" for bf16 where the device has instructions for it.
+        devices: Number of accelerators on this machine to train on, or of processes if there are none; they share the
+            batches of an update.
+        nodes: Number of machines, each with that many devices; torchrun or srun starts the command on each of them.
+        strategy: Distributed strategy: "ddp" replicates the student on every device, "fsdp" shards it and the optimizer
+            state.
+        revision: Revision of the teacher on the hub: branch, tag or commit. The commit it resolves to is recorded and
+            used from then on.
+        start_from: Finished stage of another run to start after: RUN/analysis, RUN/stage1 or RUN/surgery. It is copied,
+            along with the stages that it needed.
+        seed: Random seed for data sampling and order, augmentation, gates, dropout and initialization.
+        workers: Number of data loading processes.
+        max_bad: Maximum share of unusable files or cuts, such as 1% or 0.01.
+        absolute_paths: Allow a manifest or table to name files outside its own folder.
+        accept_changed_data: Resume although the data has changed since the run began.
+        on_step: Function to call with the `Stage` after every update of both stages, on every rank; Python only.
 
     Raises:
         InputError: bad teacher, data, budget or settings, an output folder of another run or in which one is running.
@@ -300,7 +307,7 @@ def carry_out(config: CompressionConfig, on_step: OnStep | None = None) -> Compr
     config, times = settle(config, run)
     run.refuse_others(config.settings, config.may_change())
     if run.is_finished():
-        logger.info("%s is finished: nothing to do", run.path)
+        logger.info("%s is already finished: nothing to do", run.path)
         return CompressionResult.of(run, already_done=True)
     plan = Plan.of(config, run, times)
     # Everything that can be wrong with the settings has been looked at: from here on the folder is this run's.

@@ -195,7 +195,7 @@ class Stage1(Step):
         return self.run.has("stage1") or not self.run.has("surgery/result.json")
 
     def carry_out(self) -> None:
-        """Prune and distil."""
+        """Prune and distill."""
         plan, config = self.plan, self.plan.config
         assert config.control != "auto"
         student, distance = plan.gated(), plan.distance(self.run)
@@ -262,13 +262,13 @@ class Surgery(Step):
         except MissedBudgetError as error:
             raise InputError(f"{error}{_enough_updates(config.control, config.stage1)}") from None
         if gap:
-            done = "kept" if config.missed_budget == "keep" else "the rest is cut"
+            done = "kept" if config.missed_budget == "keep" else "the rest is pruned"
             logger.warning("the gates are open for %s: %s", gap, done)
         pruned = prune(gated)
         save_student(pruned, distance, run / "surgery", read_direction_norm(run / "stage1/student", pruned.config))
         before, now = int(budget.teacher_parameters), pruned.num_parameters() + int(budget.head_parameters)
         logger.info(
-            "surgery: %s of %s parameters are left (the gates were at %s)",
+            "surgery: %s of %s parameters remain (the gates were at %s)",
             *(
                 human(now),
                 human(before),
@@ -285,7 +285,7 @@ class Stage2(Step):
     name = "stage2"
 
     def carry_out(self) -> None:
-        """Distil."""
+        """Distill."""
         plan, config, distance = self.plan, self.plan.config, self.plan.distance(self.run)
         checkpoint = read_checkpoint(self.run / "surgery")
         student = trainable_copy(checkpoint.encoder, plan.teacher.config, config.stage2)
@@ -414,7 +414,7 @@ def _enough_updates(control: str, stage: Stage1Config) -> str:
         return ""
     enough = math.ceil(stage.steps * PUBLISHED_TRAVEL / max(travel, 1e-9))
     return (
-        f" (the gates travelled {travel:.1f} of log alpha during the ramp; the published schedule lets them travel "
+        f" (log alpha of the gates moved by {travel:.1f} during the ramp; with the published schedule it moves by "
         f"{PUBLISHED_TRAVEL}, which takes {enough:,} updates at this gate_learning_rate)"
     )
 

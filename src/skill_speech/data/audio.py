@@ -123,12 +123,12 @@ def read_header(path: str | Path, contents: io.BytesIO | None = None, *, last_sa
             cut_short = _cut_short(source, file, samples)
             header = AudioHeader(file.samplerate, file.channels, samples, file.format, cut_short)
             if samples <= 0:
-                raise BadAudio(f"{path}: empty, it has no samples", "no samples")
+                raise BadAudio(f"{path}: empty: it has no samples", "no samples")
             if last_sample and not is_stream(file):
                 file.seek(samples - 1)
                 if len(file.read(1)) != 1:
                     raise BadAudio(
-                        f"{path}: truncated, it ends before the {samples} samples its header promises", TRUNCATED
+                        f"{path}: truncated: it ends before the {samples} samples its header promises", TRUNCATED
                     )
     # A ValueError is a name that cannot be one.
     except (OSError, ValueError, soundfile.SoundFileError) as error:
@@ -147,7 +147,10 @@ def _cut_short(path: str | Path | io.BytesIO, file: soundfile.SoundFile, samples
 
 def _check_rate(path: str | Path, rate: int) -> None:
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise BadAudio(f"{path}: has a sample rate of {rate} Hz, which nothing has: damaged", "impossible sample rate")
+        raise BadAudio(
+            f"{path}: has a sample rate of {rate} Hz, which is impossible: the file is damaged",
+            "impossible sample rate",
+        )
 
 
 def doubts(waveform_T: npt.NDArray[np.float32]) -> list[str]:
@@ -272,7 +275,7 @@ def _read_part(path: str, cut: DataCut, length: int) -> npt.NDArray[np.float32]:
 
 
 def ends_early(cut: Cut, header: AudioHeader) -> BadAudio | None:
-    """What is wrong with a cut that goes on after the end of its file."""
+    """What is wrong with a cut that extends past the end of its file."""
     if not isinstance(cut, DataCut) or not _is_part_of_a_file(cut):
         return None
     stop = compute_num_samples(cut.start, SAMPLE_RATE) + num_samples(cut)
@@ -367,17 +370,17 @@ def _undecodable(path: str | Path, error: Exception) -> BadAudio:
     if not os.path.exists(path):
         return BadAudio(f"{path}: no such file", "missing")
     if isinstance(error, PermissionError) or not os.access(path, os.R_OK):
-        return BadAudio(f"{path}: may not be read: permission denied", "no permission")
+        return BadAudio(f"{path}: cannot be read: permission denied", "no permission")
     if os.path.isfile(path) and not os.path.getsize(path):
-        return BadAudio(f"{path}: empty, it has no bytes", "empty")
+        return BadAudio(f"{path}: empty: it has no bytes", "empty")
     if isinstance(error, NotAFileError):
-        return BadAudio(f"{path}: not a file but a pipe, a device or a folder", "not a file")
+        return BadAudio(f"{path}: not a regular file but a pipe, a device or a folder", "not a file")
     suffix = Path(path).suffix.lower()
     if isinstance(error, MissingDecoderError):
         return _needs_pyav(path, suffix)
     if suffix in UNREAD_SUFFIXES:
         return BadAudio(
-            f"{path}: {suffix} is not read: convert it to FLAC or WAV", f"format that is not read, {suffix}"
+            f"{path}: {suffix} is not supported: convert it to FLAC or WAV", f"format that is not read, {suffix}"
         )
     return BadAudio(f"{path}: cannot be decoded ({_one_line(error)})")
 

@@ -44,7 +44,7 @@ SHORTEST_EVALUATED_SECONDS = 0.025
 
 @dataclass(frozen=True)
 class Position:
-    """Where a sequence of training batches stands: in which epoch, and how many batches of it are behind."""
+    """Where a sequence of training batches stands: in which epoch, and how many batches of it are done."""
 
     epoch: int = 0
     batch: int = 0
@@ -55,7 +55,7 @@ class TrainingBatches(Sampler[CutSet]):
 
     Cuts longer than `max_seconds` are divided into equal windows, so that nothing is lost; shorter ones than
     `min_seconds` are dropped. An epoch shuffles them (`shuffled`: data beyond 20,000 cuts approximately), and of every
-    10,000 the ones of about the same length make a batch: they are sorted, neighbours are mixed, and the row is divided
+    10,000 the ones of about the same length make a batch: they are sorted, neighbors are mixed, and the row is divided
     into batches, which come in random order. (lhotse's buckets, 30 of them, leave batches less full and crop six times
     as much; more of them hold too many cuts.) Every cut of a batch is then cropped at random to the shortest of the
     batch, on the cut, so that reading it is a pure function of the cut (DPHuBERT, arXiv 2305.17651, crops so too
@@ -69,7 +69,7 @@ class TrainingBatches(Sampler[CutSet]):
         batch of the sequence   0  1  2  3  4  5  6 …
         goes to rank            0  1  2  0  1  2  0 …
 
-    so that no two ranks get the same batch, none runs out before another, and a run can go on with another number of
+    so that no two ranks get the same batch, none runs out before another, and a run can resume with another number of
     them. A loader asks for batches ahead of the training: how many were used is for the caller to count, whom
     `position` tells where a later run has to start.
 
@@ -130,7 +130,7 @@ class TrainingBatches(Sampler[CutSet]):
                     key = f"{self.seed}/{epoch}/{index}"
                     yield CutSet(batch) if self.whole else _crop_to_shortest(batch, key)
             if not length:
-                raise InputError(f"no audio of at least {self.min_seconds:g} s is left: was the data changed?")
+                raise InputError(f"no audio of at least {self.min_seconds:g} s is left: has the data changed?")
             began += length
 
     def position(self, used: int) -> Position:
@@ -200,17 +200,17 @@ def evaluation_batches(
     return batches
 
 
-def _windows(cuts: Iterable[Cut], longest_seconds: float, labelled: bool = False) -> Iterator[Cut]:
+def _windows(cuts: Iterable[Cut], longest_seconds: float, labeled: bool = False) -> Iterator[Cut]:
     """Cuts of at most `longest_seconds`: longer ones divided equally, on the grid of samples, named id-0, id-1 …
 
-    Undivided ones keep their supervisions if `labelled`.
+    Undivided ones keep their supervisions if `labeled`.
 
     lhotse's own windows leave a tail that may be too short to use and would be lost: 16 s at 15.6 s gives it
     15.6 + 0.4, here it gives 8 + 8.
     """
     for cut in map(at_16khz, cuts):
         parts = _parts(cut, longest_seconds)
-        if parts > 1 or not labelled:
+        if parts > 1 or not labeled:
             cut = cut.drop_supervisions()
         for index in range(parts):
             yield _window(cut, index, parts)
@@ -284,8 +284,8 @@ def _of_similar_length(
     cuts = sorted(cuts, key=num_samples)
     row: list[Cut] = []
     while len(row) < len(cuts):
-        neighbours = max(1, most // num_samples(cuts[len(row)])) * MIXED_BATCHES
-        group = cuts[len(row) : len(row) + neighbours]
+        neighbors = max(1, most // num_samples(cuts[len(row)])) * MIXED_BATCHES
+        group = cuts[len(row) : len(row) + neighbors]
         row += generator.sample(group, len(group))
     batch: list[Cut] = []
     common = 0

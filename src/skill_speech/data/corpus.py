@@ -20,7 +20,7 @@ class Corpus:
 
     def __init__(self, folder: Path, anywhere: bool) -> None:
         self.folder, self.anywhere = os.path.realpath(folder), anywhere
-        self.outside = f"which is outside of its corpus, {shown(folder)}: set absolute_paths to true if that is meant"
+        self.outside = f"which is outside its corpus, {shown(folder)}: set absolute_paths to true to allow it"
         # A manifest names many files of a folder one after another.
         self._real_folder = lru_cache(1_000)(os.path.realpath)
 

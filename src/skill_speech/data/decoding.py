@@ -55,7 +55,7 @@ MP3_LEAD = 20 * 1_152
 
 
 class NotAFileError(OSError):
-    """A pipe, a device or a folder: reading it might wait, or go on, for ever."""
+    """A pipe, a device or a folder: reading it might block or never end."""
 
 
 class Mp3Start(NamedTuple):

@@ -17,7 +17,7 @@ SLACK_SECONDS = 0.1
 
 
 MEMBER = "shard_member"
-"""Custom field of a cut from shards: (path or address of a tar file, first byte of the audio in it, byte behind it).
+"""Custom field of a cut from shards: (path or address of a tar file, first byte of the audio in it, byte after it).
 
 In the shards themselves it is without the path."""
 

@@ -88,10 +88,10 @@ def check_same_data(path: Path, data: Mapping[str, CutSet | None], accept: bool)
         if changed and not accept:
             raise InputError(
                 f"{path.parent}: the data has changed since the run began: {'; '.join(changed)}. Restore it, choose "
-                "another --output, or set accept_changed_data to true to resume with what is there now"
+                "another --output, or set accept_changed_data to true to resume with the new data"
             )
         if changed:
-            logger.warning("%s: resumed with changed data: %s", path.parent, "; ".join(changed))
+            logger.warning("%s: resuming with changed data: %s", path.parent, "; ".join(changed))
     return {name: asdict(found) for name, found in now.items()}
 
 

@@ -1,6 +1,6 @@
-"""The forms of data: one table of how each is recognised and read, for `prepare` and every `--data`.
+"""The forms of data: one table of how each is recognized and read, for `prepare` and every `--data`.
 
-A form is recognised by its contents, the first that fits; its name is what is printed and what docs/data.md calls it.
+A form is recognized by its contents, the first that fits; its name is what is printed and what docs/data.md calls it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Options(NamedTuple):
     """How data is to be read.
 
     Attributes:
-        absolute_paths: what names files may name files outside of its own folder.
+        absolute_paths: what names files may name files outside its own folder.
         column: the one of a table with the paths, or of a dataset with the audio.
         bare: without what training does not need of a manifest.
         labels: but with its supervisions' custom["label"].
@@ -194,7 +194,7 @@ REFUSED = (
     Refused(
         "a JSON document",
         lambda path: path.is_file() and path.suffix == ".json",
-        "write one object a line, as NeMo does, with the path as audio_filepath",
+        "write one object per line with the path as audio_filepath, as NeMo does",
     ),
     Refused(
         "a spreadsheet",
@@ -204,7 +204,7 @@ REFUSED = (
     Refused(
         "a pickle",
         lambda path: path.suffix.lower() in (".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz"),
-        "pickles can run code; write a CSV file with a header",
+        "pickles can run code; save it as CSV with a header",
     ),
 )
 
@@ -290,11 +290,11 @@ def _form_of(path: Path) -> Form:
         InputError: it is of none that is read.
     """
     if not path.is_dir() and not is_regular(path):
-        raise InputError(f"{path}: neither a file nor a folder: give {KNOWN_SOURCES}")
+        raise InputError(f"{path}: not a file or folder: give {KNOWN_SOURCES}")
     for refused in REFUSED:
         if refused.fits(path) and not (refused.name == "a JSON document" and rows.is_json_lines(path)):
             raise InputError(f"{path}: {refused.name} is not read: {refused.instead} ({PAGE})")
     for form in FOLDERS if path.is_dir() else FILES:
         if form.fits(path):
             return form
-    raise InputError(f"{path}: not a known kind of data: give {KNOWN_SOURCES}")
+    raise InputError(f"{path}: unknown kind of data: give {KNOWN_SOURCES}")

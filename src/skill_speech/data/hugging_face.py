@@ -63,7 +63,7 @@ def _parquet_files(path: Path) -> list[Path]:
 
 def _need(package: str) -> None:
     if find_spec(package) is None:
-        raise InputError(f"datasets of Hugging Face are read by {package}: pip install 'skill-speech[datasets]'")
+        raise InputError(f"Hugging Face datasets are read by {package}: pip install 'skill-speech[datasets]'")
 
 
 def _check_regular(paths: Iterable[Path]) -> None:
@@ -269,9 +269,7 @@ def _hub_rows(rows: Iterable[Any], columns: _Columns, address: str) -> Iterator[
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"{address}: cannot be read any further ({_one_line(error)[:300]}): rerun the command"
-        ) from None
+        raise InputError(f"{address}: cannot be read further ({_one_line(error)[:300]}): rerun the command") from None
 
 
 class _Columns:

@@ -90,12 +90,12 @@ def _recordings(folder: Path, absolute_paths: bool) -> Iterator[tuple[str, str]]
     for number, recording, value in _pairs(scp):
         if value.endswith("|") or value.startswith("|"):
             raise InputError(
-                f"{scp}: line {number}: {recording} is the output of a command, which is never run: write it to a file "
-                "first, and name that"
+                f"{scp}: line {number}: {recording} is the output of a command, which is never run: write it to a "
+                "file and name that file"
             )
         if ARCHIVE.search(value):
             raise InputError(
-                f"{scp}: line {number}: {recording} lies in a Kaldi archive: write it to a file, and name that"
+                f"{scp}: line {number}: {recording} is in a Kaldi archive: write it to a file and name that file"
             )
         yield recording, files.find(value, number)
 

@@ -70,10 +70,10 @@ def find_labels(
     """
     first = list(islice(cuts, LOOKED_AT))
     for field in fields:
-        labelled = sum(1 for cut in first if (said := labels_of(cut, field)) and known(said))
-        if labelled:
+        labeled = sum(1 for cut in first if (said := labels_of(cut, field)) and known(said))
+        if labeled:
             where = "a transcript" if field == "transcript" else f"a label ({field})"
-            logger.info("%d of the first %d cuts have %s that the head knows", labelled, len(first), where)
+            logger.info("%d of the first %d cuts have %s that the head knows", labeled, len(first), where)
             return field
     what = "text" if "transcript" in fields else "label"
     raise InputError(

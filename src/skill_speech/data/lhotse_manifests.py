@@ -99,7 +99,7 @@ class ManifestReader:
             return cut
         for source in cut.recording.sources:
             if source.type == "command":
-                raise InputError(f"{self.path}: line {number} would run a command, which is never done: {cut.id}")
+                raise InputError(f"{self.path}: line {number} would run a command, which is never allowed: {cut.id}")
             if source.type != "file":
                 raise InputError(
                     f"{self.path}: line {number} has audio of the type {source.type!r}: only files are read; download "

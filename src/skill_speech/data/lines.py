@@ -20,7 +20,7 @@ BLOCK = 1 << 20
 
 
 def is_regular(path: Path) -> bool:
-    """Whether it is a file that has an end: reading a pipe or a device may wait or go on for ever."""
+    """Whether it is a file that has an end: reading a pipe or a device may block or never end."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):
@@ -40,7 +40,8 @@ def blocks(file: BinaryIO, where: str) -> Iterator[bytes]:
         total += len(block)
         if packed and total > INFLATED_FREELY + INFLATED * file.tell():
             raise InputError(
-                f"{where}: unpacks to more than {INFLATED} times its size, as no manifest does: prepare the data again"
+                f"{where}: unpacks to more than {INFLATED} times its size, which no manifest does: prepare the data "
+                "again"
             )
         yield block
 
@@ -67,5 +68,5 @@ def lines(contents: Iterator[bytes], where: str) -> Iterator[bytes]:
 
 def _too_long(where: str, number: int) -> InputError:
     return InputError(
-        f"{where}: line {number} is longer than {LONGEST_LINE:,} bytes: no cut needs that; prepare the data again"
+        f"{where}: line {number} is longer than {LONGEST_LINE:,} bytes: no cut needs that much; prepare the data again"
     )

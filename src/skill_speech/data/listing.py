@@ -54,7 +54,7 @@ class Entry:
         seconds: how long it is; None for the rest of the recording.
         samples: how many the file has to have, if that is stated.
         label: a class or several, or numbers.
-        place: (file, first byte, byte behind the last) where the audio lies in another file.
+        place: (file, first byte, byte after the last) where the audio lies in another file.
         contents: the bytes of the audio, where it came as a stream.
     """
 
@@ -152,7 +152,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     if not is_regular(path):
         raise InputError(
-            f"{path}: {'not a file but a pipe, a device or a folder' if path.exists() else 'no such file'}"
+            f"{path}: {'not a regular file but a pipe, a device or a folder' if path.exists() else 'no such file'}"
         )
     number = 0
     try:

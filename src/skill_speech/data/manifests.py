@@ -80,25 +80,25 @@ def prepare(
 ) -> CutSet:
     """Makes a cut set of 16 kHz mono audio from data of any form.
 
-    docs/data.md lists the forms; what the data was recognised as is said. Every file's header and last sample are read,
+    docs/data.md lists the forms; what the data was recognized as is said. Every file's header and last sample are read,
     or all of it with `decode`. Files that cannot be used are named in the log and left out; beside the output, a file
     that ends in .bad_audio.json lists them. Audio of another sample rate or with several channels stays as it is on
     disk; it is resampled and mixed down when it is read (`load_waveform`).
 
     Args:
-        source: what names audio, or several: folders (of audio, LibriSpeech, Kaldi, shards …), files (audio, CSV, JSON
-            lines, tsv, lhotse manifests, tar files …), globs, or addresses. Texts, speakers and labels become
+        source: Audio to prepare: one or more folders (audio, LibriSpeech, Kaldi, shards …), files (audio, CSV, JSON
+            lines, TSV, lhotse manifests, tar files …), globs or URLs. Transcripts, speakers and labels become
             supervisions.
-        output: where to write the cuts (.jsonl or .jsonl.gz, with absolute paths); written whole or not at all. With
-            `shards`, the folder for them.
-        shards: copy the audio too, as 16 kHz mono FLAC in tar files of about 200 MB, which can be read from a server.
-        jobs: number of threads that read headers and encode audio.
-        max_bad: the share of files that may be unusable, such as 1% or 0.01.
-        decode: decode all audio, which takes long, and find what headers do not show: NaN, damage in the middle; files
-            that are silent, clipped or have a DC offset are named, and kept. Shards are always made of what could be
+        output: Manifest to write (.jsonl or .jsonl.gz, with absolute paths). With `shards`, the
+            folder to write them to.
+        shards: Copy the audio too, as 16 kHz mono FLAC in tar files of about 200 MB that can be read from a server.
+        jobs: Number of threads that read headers and encode audio.
+        max_bad: Maximum share of unusable files, such as 1% or 0.01.
+        decode: Decode all audio (slow) to find what headers do not show, such as NaN or damage in the middle. Files
+            that are silent, clipped or have a DC offset are reported and kept. Shards contain only audio that was
             decoded.
-        absolute_paths: what names files may name files outside of its own folder.
-        column: the one of a table that holds the paths, or of a dataset that holds the audio.
+        absolute_paths: Allow a manifest or table to name files outside its own folder.
+        column: Column with the paths (of a table) or with the audio (of a dataset).
 
     Returns:
         The cuts, in memory, or opened lazily from `output` where it is given.
@@ -126,7 +126,7 @@ def _check_output(output: str | Path | None, shards: bool, jobs: int) -> None:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{output}: a file; the output of shards is a folder")
         if (folder / INDEX).exists():
-            raise InputError(f"{output}: has shards already; remove them or choose another folder")
+            raise InputError(f"{output}: already has shards: remove them or choose another folder")
 
 
 def _check_named(sources: Sequence[Source], output: str | Path | None, shards: bool) -> None:
@@ -135,8 +135,8 @@ def _check_named(sources: Sequence[Source], output: str | Path | None, shards: b
         streamed = isinstance(source.content, Listing) and source.content.stream
         if not shards and (streamed or (source.inside and output is not None)):
             raise InputError(
-                f"{source.path}: the audio of {source.form} has no files of its own, which a manifest could name: add "
-                "--shards, which copies it, and --output FOLDER"
+                f"{source.path}: the audio of {source.form} is not in files that a manifest could name: copy it with "
+                "--shards and --output FOLDER"
             )
 
 
@@ -170,7 +170,7 @@ def _prepare(
     logger.info("%s: %d cuts, %.2f h", output, tally.usable, tally.seconds / 3600)
     outside = Corpus(output.parent, anywhere=False)
     if any(not outside.holds(name) for cut in islice(ManifestReader(output, True), 1) for name in local_files(cut)):
-        logger.info("%s: its audio lies outside of its folder: open it with absolute_paths set to true", output)
+        logger.info("%s: its audio is outside its folder: set absolute_paths to true to open it", output)
     return CutSet(ManifestReader(output, True)), tally.audio
 
 
@@ -199,7 +199,7 @@ def open_cuts(
     Args:
         data: a path, a glob, an address (hf://datasets/…; of shards anything that fsspec reaches: https://…, s3://…),
             or a list of them, of which each cut is taken once. A list of parts is mixed by their weights.
-        absolute_paths: what names files may name files outside of its own folder.
+        absolute_paths: what names files may name files outside its own folder.
         max_bad: as in `prepare`, for what is checked here.
         found: gets what was wrong with audio that was checked, here or before.
         labels: keep what a manifest's supervisions have under custom["label"]; otherwise custom fields are left out.
@@ -242,7 +242,7 @@ def _cuts_of(source: Source, max_bad: float | str, found: AudioTally | None) -> 
         cuts = transformed(CutSet(content), _To16kHz(source.path))
     # The wrong kind of file should fail here, not in the middle of a run.
     if next(iter(cuts), None) is None:
-        raise InputError(f"{source.path}: names no audio files")
+        raise InputError(f"{source.path}: contains no audio files")
     return cuts
 
 
@@ -310,7 +310,7 @@ class _Tally:
         """Logs conversions and unusable files; raises InputError when these are too many or there is nothing at all."""
         total, bad = self.audio.read, self.audio.left_out
         if not total:
-            raise InputError(f"{self.source}: names no audio files")
+            raise InputError(f"{self.source}: contains no audio files")
         if bad and (not self.usable or bad > self.audio.max_bad * total):
             raise InputError(
                 f"{self.source}: {bad} of {total} files cannot be used, more than the {self.audio.max_bad:.3g} share "
@@ -387,7 +387,7 @@ def _write_shards(cuts: Iterable[Cut], output: Path, tally: _Tally, jobs: int) -
             write_json(output / LIST, tally.audio.state_dict())
     except OSError as error:
         raise InputError(
-            f"{output}: cannot be written ({error.strerror or error}): free space or choose another"
+            f"{output}: cannot be written ({error.strerror or error}): free some space or choose another"
         ) from error
     except InputError:
         (output / INDEX).unlink(missing_ok=True)
@@ -396,7 +396,7 @@ def _write_shards(cuts: Iterable[Cut], output: Path, tally: _Tally, jobs: int) -
 
 
 def _write_whole(cuts: Iterable[Cut], output: Path, tally: _Tally) -> None:
-    """Writes beside the output and renames, so that a killed run leaves no half manifest behind."""
+    """Writes beside the output and renames, so that a killed run leaves no partial manifest."""
     try:
         with atomic_write(output) as partial:
             with CutSet.open_writer(partial) as writer:
@@ -408,7 +408,7 @@ def _write_whole(cuts: Iterable[Cut], output: Path, tally: _Tally) -> None:
             write_json(_list_of(output), tally.audio.state_dict())
     except OSError as error:
         raise InputError(
-            f"{output}: cannot be written ({error.strerror or error}): free space or choose another"
+            f"{output}: cannot be written ({error.strerror or error}): free some space or choose another"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Audio in containers that libsndfile does not read (MP4, Matroska, ADTS, ASF …), decoded by PyAV if it is installed.
 
-A file is recognised by its first bytes, and only the demuxer of that container is ever tried: FFmpeg's own guessing
+A file is recognized by its first bytes, and only the demuxer of that container is ever tried: FFmpeg's own guessing
 takes texts for playlists, which name other files.
 """
 
@@ -42,7 +42,7 @@ class MissingDecoderError(OSError):
 
 
 def container_of(source: str | Path | io.BytesIO) -> str | None:
-    """FFmpeg's name of the container that a file's first bytes are those of; None for none of ours."""
+    """FFmpeg's name of the container that a file's first bytes are those of; None for other ones."""
     if isinstance(source, io.BytesIO):
         start = bytes(source.getbuffer()[:16])
     else:
@@ -112,6 +112,6 @@ class MediaFile:
         resampler = AudioResampler(format="fltp")  # of the same rate and channels
         for frame in container.decode(track):
             if frame.sample_rate != self.samplerate or len(frame.layout.channels) != self.channels:
-                raise OSError("its sample rate or its channels change on the way")
+                raise OSError("its sample rate or number of channels changes midway")
             for part in resampler.resample(frame):
                 yield np.asarray(part.to_ndarray().T, dtype=np.float32)

@@ -34,13 +34,13 @@ def read_bytes(location: str, start: int | None = None, stop: int | None = None)
         OSError: it cannot be read, or the server does not send parts of files.
     """
     if start is not None and stop is not None and not 0 <= start < stop <= start + MOST_BYTES:
-        raise OSError(f"bytes {start} to {stop} are no part of a file, or more than {MOST_BYTES:,}")
+        raise OSError(f"bytes {start} to {stop} are not a valid range of a file, or more than {MOST_BYTES:,}")
     if not is_remote(location) and os.path.exists(location):
         if not is_regular(Path(location)):
             raise OSError("a pipe, a device or a folder")
         # A part that is too long would be made room for before it is found missing.
         if (stop or os.path.getsize(location)) > min(os.path.getsize(location), (start or 0) + MOST_BYTES):
-            raise OSError("it is cut off, or too large")
+            raise OSError("it is truncated or too large")
     for wait in (*WAITS_SECONDS, None):
         try:
             filesystem, path = fsspec.core.url_to_fs(location)
@@ -54,11 +54,11 @@ def read_bytes(location: str, start: int | None = None, stop: int | None = None)
         except Exception as error:
             if wait is None or not is_remote(location):
                 raise OSError(f"{type(error).__name__}: {error}") from error
-            logger.info("%s: %s: trying again in %g s", location, type(error).__name__, wait)
+            logger.info("%s: %s: retrying in %g s", location, type(error).__name__, wait)
             time.sleep(wait)
     if start is not None and stop is not None and len(data) != stop - start:
         raise OSError(
-            f"sent {len(data)} bytes instead of {stop - start}: it is cut off, or its server does not know range "
+            f"sent {len(data)} bytes instead of {stop - start}: it is truncated, or its server does not support range "
             "requests"
         )
     return data

@@ -73,7 +73,7 @@ def fields_of(row: Mapping[str, Any], columns: Mapping[str, str], where: str) ->
             found[what] = str(value)
     if (label := value_in(row, columns, "label")) not in (None, "", []):
         if not all(isinstance(one, str | int | float) for one in (label if isinstance(label, list) else [label])):
-            raise InputError(f"{where}: {columns['label']} is no class, number or list of them: correct it")
+            raise InputError(f"{where}: {columns['label']} is not a class, a number or a list of them: correct it")
         found["label"] = label
     start = value_in(row, columns, "start")
     if start not in (None, ""):
@@ -260,7 +260,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             line.encode()
             json.dumps(row, ensure_ascii=False).encode() if "\\u" in line else None
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: line {number} is no JSON object ({str(error)[:80]}): correct it") from None
+            raise InputError(f"{path}: line {number} is not a JSON object ({str(error)[:80]}): correct it") from None
         if not isinstance(row, dict):
-            raise InputError(f"{path}: line {number} is no JSON object: correct it")
+            raise InputError(f"{path}: line {number} is not a JSON object: correct it")
         yield number, row

@@ -5,8 +5,9 @@
     FOLDER/recording.000000.tar     their audio, 16 kHz mono FLAC
 
 Manifests are read one after another and only as far as they are needed; audio is read by those who decode it, a few
-hundred kilobytes at a time, by its place in the tar file. So a run that goes on reads no audio for what lies behind it,
-and shards may lie on any server that knows range requests. lhotse's own `CutSet.from_shar` reads them too.
+hundred kilobytes at a time, by its place in the tar file. So a resumed run reads no audio for the cuts that it has
+already used, and shards may lie on any server that knows range requests. lhotse's own `CutSet.from_shar` reads them
+too.
 """
 
 from __future__ import annotations
@@ -129,11 +130,10 @@ def open_shards(location: str | Path, absolute_paths: bool = False) -> CutSet:
         SHARD_INDEX.check(values)
         shards = tuple(Shard(**shard) for shard in values["shards"])
         if not all(_is_name(name) for shard in shards for name in (shard.cuts, shard.recording)):
-            raise ValueError("it names no shards, or files elsewhere")
+            raise ValueError("it lists no shards, or files elsewhere")
     except FileNotFoundError:
         raise InputError(
-            f"{where}/{INDEX}: no such file: an address has to lead to shards, as skill-speech prepare --shards writes "
-            "them"
+            f"{where}/{INDEX}: no such file: an address must point to shards written by skill-speech prepare --shards"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{where}/{INDEX}: cannot be read ({error}): copy or write the shards again") from None

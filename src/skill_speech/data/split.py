@@ -1,4 +1,4 @@
-"""A held-out part of unlabelled data."""
+"""A held-out part of unlabeled data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def split_cuts(cuts: CutSet, *, validation_seconds: float, seed: int) -> tuple[C
     comes from among these, and what else there is of its speakers is left out of training.
 
     Returns:
-        (training cuts, read anew each time; validation cuts, in memory); a function of the cuts and the seed alone.
+        (training cuts, read again each time; validation cuts, in memory); a function of the cuts and the seed alone.
 
     Raises InputError for a negative number of seconds.
     """

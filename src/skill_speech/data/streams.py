@@ -70,8 +70,8 @@ def all_cuts(cuts: CutSet) -> list[Cut]:
         held += audio_bytes(cut)
         if held > MOST_HELD:
             raise InputError(
-                f"more than {MOST_HELD >> 20} MiB of audio in data that comes as a stream, where all of it is gone "
-                "through in one pass: make shards of it with skill-speech prepare --shards"
+                f"more than {MOST_HELD >> 20} MiB of audio in streamed data that is needed in one pass: write shards "
+                "with skill-speech prepare --shards"
             )
     return found
 
@@ -155,7 +155,7 @@ class Mixture:
     """Several sets of cuts, the next one drawn from set i with probability weight_i / sum; to be wrapped in a CutSet.
 
     A set that comes to its end starts again, in another order, until all have come to theirs: then an epoch is over.
-    lhotse's `CutSet.mux` goes on without the sets that have ended, and so leaves the weights behind.
+    lhotse's `CutSet.mux` continues without the sets that have ended, and so ignores their weights.
     """
 
     sets: tuple[CutSet, ...]

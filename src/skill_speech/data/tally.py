@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("skill_speech.data")
 
 JUDGED_FROM = 1000
-"""The share of bad audio is taken of at least so many cuts, lest one bad file among the first ends a run."""
+"""The share of bad audio is taken of at least so many cuts, so that one bad file among the first does not end a run."""
 
 MOST_NAMES = 1000
-"""Files named per kind; the count goes on."""
+"""Files named per kind; the count continues."""
 
 MOST_EMPTY_BATCHES = 3
 """Batches in a row of which nothing can be used, before a run takes it that its data is gone."""
@@ -108,7 +108,7 @@ class AudioTally:
         """See that what all ranks have counted together is good enough; every rank has to ask, and all find the same.
 
         Raises:
-            BadAudio: more is bad than allowed, or nothing of some batches in a row can be used; names files.
+            BadAudio: more is bad than allowed, or nothing of some batches in a row is usable; names files.
         """
         if ranks.count() == 1:
             self._check()
@@ -123,8 +123,8 @@ class AudioTally:
             )
         if self.empty_in_a_row >= MOST_EMPTY_BATCHES:
             raise BadAudio(
-                f"none of the audio of {self.empty_in_a_row} batches in a row can be used: {self.named()}. Is the data "
-                "still there?"
+                f"none of the audio of {self.empty_in_a_row} batches in a row is usable: {self.named()}. Check that "
+                "the data still exists"
             )
 
     def note(self, note: Note) -> None:
@@ -134,9 +134,11 @@ class AudioTally:
         kind["cuts"] += 1
         if note.file not in kind["files"] and len(kind["files"]) < MOST_NAMES:
             if note.left_out:
-                logger.warning("left out: %s", note.message)
+                logger.warning("skipped %s", note.message)
             elif not kind["files"]:
-                logger.info("used, but: %s; more of this kind are counted and listed in the report", note.message)
+                logger.info(
+                    "warning: kept %s; other files of this kind are counted and listed in the report", note.message
+                )
             kind["files"][note.file] = note.message
 
     def named(self) -> str:
@@ -149,14 +151,14 @@ class AudioTally:
         return {name: value for name, value in vars(self).items() if name != "max_bad"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         vars(self).update(state)
 
 
 def tallied(batches: Iterable[AudioBatch], tally: AudioTally) -> Iterator[AudioBatch]:
     """The batches of which something can be used, counted as they are taken; every rank goes through its share of them.
 
-    Several ranks, whose shares may be of different lengths, look at what they counted together behind their last one.
+    Several ranks, whose shares may be of different lengths, check their total count after their last batch.
 
     Raises:
         BadAudio: as `AudioTally.check`; or nothing could be used at all.
@@ -174,4 +176,4 @@ def tallied(batches: Iterable[AudioBatch], tally: AudioTally) -> Iterator[AudioB
     if not ranks.largest(int(some)):
         together = tally.of_all_ranks()
         if together.left_out:
-            raise BadAudio(f"none of the audio can be used: {together.named()}")
+            raise BadAudio(f"none of the audio is usable: {together.named()}")

@@ -78,7 +78,7 @@ def members(path: Path) -> Iterator[Member]:
         InputError: it is damaged or cut off.
     """
     if not is_regular(path):
-        raise InputError(f"{path}: not a file but a pipe, a device or a folder: remove it")
+        raise InputError(f"{path}: not a regular file but a pipe, a device or a folder: remove it")
     size = os.path.getsize(path)
     try:
         with tarfile.open(path, "r:") as tar:
@@ -88,7 +88,7 @@ def members(path: Path) -> Iterator[Member]:
                     continue
                 stop = info.offset_data + info.size
                 if stop > size:
-                    raise InputError(f"{path}: cut off within {info.name}: copy it again")
+                    raise InputError(f"{path}: truncated within {info.name}: copy it again")
                 yield Member(info.name.removeprefix("./"), info.offset_data, stop)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a tar file ({error}): copy it again") from None
@@ -165,7 +165,7 @@ def _said(path: Path, key: str, sample: list[Member]) -> dict[str, Any]:
             continue
         where = f"{path}: {one.name}"
         if one.stop - one.start > LARGEST_TEXT:
-            raise InputError(f"{where} is larger than {LARGEST_TEXT:,} bytes: no text needs that")
+            raise InputError(f"{where} is larger than {LARGEST_TEXT:,} bytes: no text needs that much")
         with path.open("rb") as file:
             file.seek(one.start)
             content = file.read(one.stop - one.start)

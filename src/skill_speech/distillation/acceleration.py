@@ -42,7 +42,7 @@ class Compiled:
             return self._run(self._program, self._masking, waveforms_BT, lengths_B, mask_BT)
         except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.ShortenTraceback) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            logger.warning("torch.compile failed (%s); going on without it", reason[0])
+            logger.warning("torch.compile failed (%s); continuing without it", reason[0])
             self._program = self.encoder
             return self._run(self.encoder, encode_masked, waveforms_BT, lengths_B, mask_BT)
 
@@ -58,7 +58,7 @@ class Compiled:
 
 
 def encode_masked(encoder: Encoder, waveforms_BT: Tensor, lengths_B: Tensor | None, mask_BT: Tensor) -> EncoderOutput:
-    """What an encoder makes of waveforms when everything behind h_0 sees zeros in the masked frames (B, T).
+    """What an encoder makes of waveforms when everything after h_0 sees zeros in the masked frames (B, T).
 
     The h_0 of the output is the one before the mask.
     """
@@ -97,7 +97,7 @@ def teacher_for_computing(teacher: Encoder, dtype: torch.dtype, compiles: bool =
 def reuse_memory() -> None:
     """Have glibc keep the memory that a step frees for the next step, until the process ends.
 
-    By default it returns blocks beyond 32 MB to the system at once, which has to clear them anew at every step.
+    By default it returns blocks beyond 32 MB to the system at once, which has to clear them again at every step.
     Elsewhere than on glibc this does nothing.
     """
     if not sys.platform.startswith("linux"):

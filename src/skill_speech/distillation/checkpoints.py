@@ -114,8 +114,8 @@ def read_state(path: Path) -> StageState:
     # What a damaged archive is to torch depends on where it is damaged.
     except Exception as error:
         raise InputError(
-            f"{path}: not a checkpoint of this program ({type(error).__name__}); delete it and its hash, and the run "
-            "continues from the one before"
+            f"{path}: not a checkpoint of this program ({type(error).__name__}); delete it and its hash to resume "
+            "from the previous one"
         ) from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a checkpoint of this program; delete it and its hash")
@@ -168,7 +168,7 @@ class CheckpointFolder:
         """The checkpoint of a step, whose hash has been looked at.
 
         Raises:
-            InputError: it is none of ours, or of another version.
+            InputError: not a checkpoint of skill-speech, or of another version.
         """
         return read_state(self.at(step))
 
@@ -209,7 +209,7 @@ class CheckpointFolder:
             else:
                 return step
         if steps:
-            raise InputError(f"{self.path}: every checkpoint is damaged; delete the folder to start the stage anew")
+            raise InputError(f"{self.path}: every checkpoint is damaged; delete the folder to restart the stage")
         return None
 
     def forget_after(self, step: int | None) -> None:
@@ -238,7 +238,7 @@ def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, if anything."""
     try:
         stated = hash_of(path).read_text(encoding="ascii").split()[0]
-        return None if sha256(path) == stated else "its SHA-256 is another"
+        return None if sha256(path) == stated else "its SHA-256 does not match"
     except (OSError, ValueError, IndexError):
         return "its SHA-256 cannot be read"
 

@@ -23,14 +23,14 @@ class InputConfig:
     """How the student's input is augmented.
 
     Attributes:
-        mask_share: average share of the frames of h_0 that are masked (set to zero).
-        mask_frames: frames per masked span; spans may overlap.
-        noisy_share: share of the utterances to which noise is added.
-        snr_low: lowest signal-to-noise ratio in dB.
-        snr_high: highest signal-to-noise ratio in dB; one is drawn for each utterance.
-        speakers_share: share of the noisy utterances whose noise is another utterance of the batch.
-        reverberation_share: share of all utterances that are reverberated.
-        reverberation_high: longest reverberation time (RT60) in seconds; the shortest is 0.1.
+        mask_share: Average share of the frames of h_0 to mask (set to zero).
+        mask_frames: Frames per masked span; spans may overlap.
+        noisy_share: Share of utterances to add noise to.
+        snr_low: Lowest signal-to-noise ratio in dB.
+        snr_high: Highest signal-to-noise ratio in dB; a ratio is drawn for each utterance.
+        speakers_share: Share of noisy utterances whose noise is another utterance of the batch.
+        reverberation_share: Share of all utterances to reverberate.
+        reverberation_high: Longest reverberation time (RT60) in seconds; the shortest is 0.1.
     """
 
     mask_share: float = 0.4
@@ -49,7 +49,7 @@ class StudentInput:
     Args:
         kind: which augmentations.
         config: their strength.
-        noise: recordings (T,) at the rate of the waveforms; with none, noise of random colour is made.
+        noise: recordings (T,) at the rate of the waveforms; with none, noise of random color is made.
         rate: samples a second.
     """
 
@@ -108,9 +108,9 @@ class StudentInput:
         return spoken_T * factor_for(speech_T, spoken_T, 0.0)
 
     def _noise(self, samples: int) -> Tensor:
-        """A piece of a recording (T,), repeated if it is short, or noise of random colour."""
+        """A piece of a recording (T,), repeated if it is short, or noise of random color."""
         if not self.noise:
-            return coloured_noise(samples, float(torch.rand(())) * 2)
+            return colored_noise(samples, float(torch.rand(())) * 2)
         recording_T = self.noise[int(torch.randint(len(self.noise), ()))]
         start = int(torch.randint(max(1, len(recording_T) - samples + 1), ()))
         repeats = -(-samples // len(recording_T))
@@ -125,7 +125,7 @@ def factor_for(signal_T: Tensor, noise_T: Tensor, snr: float) -> float:
     return math.sqrt(signal / noise * 10 ** (-snr / 10))
 
 
-def coloured_noise(samples: int, slope: float) -> Tensor:
+def colored_noise(samples: int, slope: float) -> Tensor:
     """Noise (T,) whose power falls by f^-slope: 0 is white, 1 pink, 2 brown."""
     spectrum_F = torch.fft.rfft(torch.randn(samples))
     frequency_F = torch.arange(len(spectrum_F)).clamp(min=1).float()

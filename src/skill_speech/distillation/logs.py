@@ -88,9 +88,7 @@ def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
             for text in row.values():
                 float(text or 0)
     except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(
-            f"{path}: damaged ({error}); delete it, and the run continues without what it had logged"
-        ) from None
+        raise InputError(f"{path}: damaged ({error}); delete it to resume without what it had logged") from None
     return rows
 
 

@@ -23,13 +23,15 @@ class LossConfig:
     """Weights of the terms of the distance between student and teacher; which of them count, `distance` says.
 
     Attributes:
-        l1: weight of the mean absolute difference.
-        l2: weight of the mean squared difference.
-        cosine: weight of the cosine term.
-        temporal: weight of the mean squared difference of the cosines between all pairs of frames.
-        cosine_form: "raw" is -cos, "log-sigmoid" is -log sigmoid(cos).
-        target_weights: "equal", or "learned" beside the student: targets that stay far off then weigh less.
-        normalize_frames: bring every frame of every layer to mean 0 and variance 1 before layers are averaged.
+        l1: Weight of the mean absolute difference.
+        l2: Weight of the mean squared difference.
+        cosine: Weight of the cosine term.
+        temporal: Weight of the mean squared difference between the frame-to-frame cosine similarities of student and
+            teacher.
+        cosine_form: Form of the cosine term: "raw" is -cos, "log-sigmoid" is -log sigmoid(cos).
+        target_weights: Weights of the targets: "equal", or "learned" together with the student, which gives less weight
+            to targets that stay far off.
+        normalize_frames: Normalize each frame of each layer to zero mean and unit variance before averaging layers.
     """
 
     l1: float = 1.0
@@ -54,9 +56,9 @@ class LossConfig:
 class DistillationLoss(nn.Module):
     """Mean over targets of L1(P S, T) - cos(P S, T), averaged over frames (DESIGN: arXiv 2402.16830 on 2305.17651).
 
-    One linear projection P per number in `Target.projection`, initialised to the identity; no P where that is None.
+    One linear projection P per number in `Target.projection`, initialized to the identity; no P where that is None.
     Every target weighs the same, whether it averages one layer or six, unless the weights are learned: then the mean
-    over targets k of exp(-s_k) d_k + s_k is minimised (Kendall, Gal & Cipolla, arXiv 1705.07115), d_k ≥ 0 being the
+    over targets k of exp(-s_k) d_k + s_k is minimized (Kendall, Gal & Cipolla, arXiv 1705.07115), d_k ≥ 0 being the
     distance with 1 - cos for -cos. With a weight for it, the temporal relation of the frames is compared as well,
     without a projection: see `temporal_distance`.
 
@@ -97,7 +99,7 @@ class DistillationLoss(nn.Module):
         labels: Labels = (),
         mask_BT: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised (0-d), and its terms: "distillation" of the layers, "units", and those of `OutputLoss`.
+        """What is minimized (0-d), and its terms: "distillation" of the layers, "units", and those of `OutputLoss`.
 
         Args:
             student, teacher: of the same waveforms.
@@ -129,7 +131,7 @@ class DistillationLoss(nn.Module):
     def _compare(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid_BT: Tensor | None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms, and what is minimised."""
+        """The terms, and what is minimized."""
         terms: dict[str, list[Tensor]] = {"l1": [], "l2": [], "cosine": [], "temporal": []}
         for target in self.targets:
             mean_BTD = self._mean(student, target.student)

@@ -131,17 +131,17 @@ def fit_batch(module: Distillation, stage: Config, precision: Precision, name: s
     while (needed := needed_bytes(module, fitting.batch_seconds, precision)) > room:
         if fitting.batch_seconds / 2 < SHORTEST_BATCH_SECONDS:
             raise InputError(
-                f"{name}: batches of {fitting.batch_seconds:g} s need about {size(needed)} more of memory and "
+                f"{name}: batches of {fitting.batch_seconds:g} s need about {size(needed)} more memory and "
                 f"{size(available)} are available: use a machine with more memory, or a smaller teacher"
             )
         fitting = replace(fitting, batch_seconds=fitting.batch_seconds / 2, accumulate=fitting.accumulate * 2)
     logger.info(
-        "%s: batches of %g s need about %s more of memory, %s are available",
+        "%s: batches of %g s need about %s more memory, %s are available",
         *(name, fitting.batch_seconds, size(needed), size(available)),
     )
     if fitting is not stage:
         logger.warning(
-            "%s: batches of %g s would need too much memory: %d batches of %g s make an update instead",
+            "%s: batches of %g s need too much memory; using %d batches of %g s per update instead",
             *(name, stage.batch_seconds, fitting.accumulate, fitting.batch_seconds),
         )
     return fitting

@@ -13,7 +13,7 @@ from .targets import Targets
 
 
 class Objective(NamedTuple):
-    """What a method distils.
+    """What a method distills.
 
     Attributes:
         targets: which layers of the student are to match which layers of the teacher.

@@ -25,17 +25,18 @@ class Stage2Config:
     """How long and how fast a stage learns; the defaults are the published ones of stage 2.
 
     Attributes:
-        steps: updates.
-        learning_rate: peak learning rate of weights and projections.
-        warmup_steps: updates until the peak, or below 1 a share of `steps`; from there the rate falls linearly to zero.
-        batch_seconds: seconds of audio in a batch.
-        accumulate: batches per update, over all processes: with four of them and 4, each takes one.
-        weight_decay: AdamW's, on weights and projections.
-        clip_norm: largest gradient norm; 0 does not clip.
-        student_dropout: keep the teacher's dropout in the student, as published; without it a step is cheaper.
-        activation_dropout: dropout in the student's feed-forward blocks, in place of the teacher's.
-        compile: have torch.compile make programs of teacher and student. "auto" does so on a GPU; on a CPU the
-            encoder's own operations are faster. Where compiling fails, training continues without.
+        steps: Number of updates.
+        learning_rate: Peak learning rate of weights and projections.
+        warmup_steps: Updates of linear warm-up, or a share of `steps` if below 1; the learning rate then decays
+            linearly to zero.
+        batch_seconds: Seconds of audio per batch.
+        accumulate: Batches per update, in total over all processes: with 4 batches on 4 processes, each takes one.
+        weight_decay: Weight decay of AdamW, on weights and projections.
+        clip_norm: Maximum gradient norm; 0 disables clipping.
+        student_dropout: Keep the teacher's dropout in the student, as published; updates are cheaper without it.
+        activation_dropout: Dropout in the student's feed-forward blocks; by default, the teacher's.
+        compile: Compile teacher and student with torch.compile. "auto" does so on a GPU; on a CPU the encoder's own
+            kernels are faster. If compilation fails, training continues without it.
     """
 
     steps: int = 25_000
@@ -81,12 +82,12 @@ class Stage1Config(Stage2Config):
     """Stage 1 learns what to remove as well; the defaults are the published ones.
 
     Attributes:
-        gate_learning_rate: peak learning rate of gates and multipliers.
-        sparsity_steps: updates over which the lagrangian control has the target sparsity rise from zero, or below 1 a
-            share of `steps`.
-        shrink_every: updates between looks for units to remove permanently, once the target sparsity is reached; 0
-            removes none before surgery.
-        shrink_below: probability of being open under which a gate is permanently closed.
+        gate_learning_rate: Peak learning rate of gates and multipliers.
+        sparsity_steps: Updates over which the lagrangian control raises the target sparsity from zero, or a share of
+            `steps` if below 1.
+        shrink_every: Once the target sparsity is reached, check every N updates for closed units and remove them
+            permanently; 0 leaves all removal to surgery.
+        shrink_below: Close a gate permanently when its probability of being open falls below X.
     """
 
     steps: int = 50_000

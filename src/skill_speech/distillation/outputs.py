@@ -28,14 +28,16 @@ class HeadTraining:
     """The head of a fine-tuned teacher: whether the student keeps it, and how its outputs are distilled.
 
     Attributes:
-        keep: the student has it, and its outputs are distilled beside the layers; otherwise it is left out.
-        outputs: weight of the distance between the outputs of student and teacher: the Kullback-Leibler divergence
-            KL(teacher || student) of each frame's or utterance's probabilities, the squared error of numbers that are
-            predicted, and 1 - cos of speaker embeddings.
-        temperature: what logits are divided by first; the divergence is multiplied by its square (Hinton et al. 2015).
-        labels: weight of the labels' own loss (CTC, or cross entropy), for data that has transcripts or labels; 0 uses
-            none. Utterances are then padded to the longest of their batch, not cropped to the shortest.
-        learning_rate: peak learning rate of the head; None for that of the stage.
+        keep: Keep the teacher's head in the student and distill its outputs along with the layers; otherwise the head
+            is dropped.
+        outputs: Weight of the distance between student and teacher outputs: the KL divergence KL(teacher || student) of
+            the probabilities of each frame or utterance, the squared error of regression outputs, and 1 - cos of
+            speaker embeddings.
+        temperature: Distillation temperature: logits are divided by it, and the divergence is multiplied by its square
+            (Hinton et al. 2015).
+        labels: Weight of the supervised loss (CTC or cross-entropy) on data with transcripts or labels; 0 uses none. If
+            above 0, utterances are padded to the longest of the batch instead of cropped to the shortest.
+        learning_rate: Peak learning rate of the head; by default, that of the stage.
     """
 
     keep: bool = True
@@ -83,12 +85,12 @@ class OutputLoss(nn.Module):
             if self.config.labels and labels:
                 assert self.encode is not None
                 targets = [None if given is None else self.encode(given) for given in labels]
-                loss = labelled_loss(made, targets, self.head)
+                loss = labeled_loss(made, targets, self.head)
                 terms |= {} if loss is None else {"labels": loss}
         return terms
 
     def weighed(self, terms: dict[str, Tensor]) -> Tensor | float:
-        """What the terms add to what is minimised (0-d)."""
+        """What the terms add to what is minimized (0-d)."""
         weights = {"outputs": self.config.outputs, "labels": self.config.labels}
         return sum((weights[name] * terms[name] for name in weights if name in terms), 0.0)
 
@@ -136,7 +138,7 @@ def distance(student: HeadOutput, teacher: HeadOutput, config: HeadConfig, tempe
     yes and no; numbers that are predicted: the squared error; speaker embeddings, and what follows them: 1 - cos.
     """
     if config.kind == "x-vector":
-        # What the classifier behind the embedding makes of it counts as much, lest it be left behind.
+        # The output of the classifier after the embedding counts as much, so that it is trained too.
         pairs = ((student.embeddings_BD, teacher.embeddings_BD), (student.logits, teacher.logits))
         cosines = [
             F.cosine_similarity(mine, wanted, dim=-1)
@@ -160,7 +162,7 @@ def distance(student: HeadOutput, teacher: HeadOutput, config: HeadConfig, tempe
     return apart.masked_fill(~valid_BT, 0).sum() / valid_BT.sum()
 
 
-def labelled_loss(made: HeadOutput, targets: Sequence[Sequence[int] | None], head: Head) -> Tensor | None:
+def labeled_loss(made: HeadOutput, targets: Sequence[Sequence[int] | None], head: Head) -> Tensor | None:
     """The loss of the labels (0-d), a mean over the utterances that have one; None if none has.
 
     CTC's is divided by the number of tokens, and that of a transcript that does not fit into its frames is 0. A speaker

@@ -138,7 +138,7 @@ def fit(
     if updates < LEAST_UPDATES:
         least = (other + LEAST_UPDATES * each) / (60 * MARGIN)
         raise InputError(
-            f"minutes is {minutes:g}: on this machine an update takes {each:.2g} s, and what is not learning "
+            f"minutes is {minutes:g}: on this machine an update takes {each:.2g} s, and the rest of the run "
             f"{other / 60:.1f} minutes; give at least {math.ceil(10 * least) / 10:g}, or smaller batches"
         )
     first = max(1, round(share * updates))

@@ -65,9 +65,9 @@ def make_fabric(strategy: Strategy, precision: Precision, shard: Callable[[Any, 
 def shard(student: Encoder, loss: DistillationLoss, mesh: Any) -> None:
     """Shard the weights of a student and its projections over ranks (FSDP2): a part of each on every rank.
 
-    In place and for good: torch has no way back, which is why copies are sharded and `gather` copies from them.
+    In place and permanently: torch has no way back, which is why copies are sharded and `gather` copies from them.
 
-    Each transformer layer is gathered when its turn comes and given up behind it. Gates stay whole: they are a few
+    Each transformer layer is gathered when its turn comes and freed afterwards. Gates stay whole: they are a few
     thousand numbers, of which the penalty needs all at once; `average_whole_gradients` is for them.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method

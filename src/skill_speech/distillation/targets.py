@@ -85,7 +85,7 @@ def make_targets(
         targets: "skill": mean of each cluster on both sides. "skill-teacher-mean": mean of the teacher's layers, which
             the student's last layer of the cluster is to match. "medoid": of each cluster the layer most similar to the
             others.
-            "equal-groups": as "skill", with `count` runs of neighbouring layers of equal length (to one layer) for
+            "equal-groups": as "skill", with `count` runs of neighboring layers of equal length (to one layer) for
             clusters, whatever their similarity.
             "dphubert": layers 0, L/3, 2L/3 and L alone, one projection for layer 0 and one for the rest (arXiv
             2305.17651). "all-layers": every layer alone.

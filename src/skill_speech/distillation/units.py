@@ -31,10 +31,10 @@ class UnitsConfig:
     """Units of the teacher that the student predicts in stage 2.
 
     Attributes:
-        count: number of units (k-means clusters), 0 for none; by default as the method has it.
-        layer: whose states are clustered; by default the one at three quarters of the depth.
-        weight: of the cross-entropy.
-        seconds: audio that is clustered.
+        count: Number of units (k-means clusters), 0 for none; by default, the method's own.
+        layer: Teacher layer to cluster; by default, the one at three quarters of the depth.
+        weight: Weight of the cross-entropy.
+        seconds: Seconds of audio to cluster.
     """
 
     count: int | None = None
@@ -61,7 +61,7 @@ class UnitLoss(nn.Module):
     Args:
         centroids_KD: of the units.
         layer: of the teacher whose states they cluster.
-        weight: in what is minimised.
+        weight: in what is minimized.
     """
 
     def __init__(self, centroids_KD: Tensor, layer: int, weight: float) -> None:

@@ -1,4 +1,4 @@
-"""The positional convolution as it is trained: under weight normalisation, as wav2vec 2.0 and its kin were pretrained.
+"""The positional convolution as it is trained: under weight normalization, as wav2vec 2.0 and its kin were pretrained.
 
 Tap k of the kernel has the weight w_k = g_k v_k / ‖v_k‖ (arXiv 1602.07868). AdamW moves g and v, so an update turns w_k
 by an angle of about rate · √N / ‖v_k‖, N being the numbers in a tap: how fast it is learned depends on ‖v‖, which
@@ -18,7 +18,7 @@ from ..encoder import Encoder
 
 
 def attach_weight_norm(encoder: Encoder, direction_norm_K: Tensor | None = None) -> None:
-    """Put the positional convolution under weight normalisation, in place; nothing else is computed than before.
+    """Put the positional convolution under weight normalization, in place; nothing else is computed than before.
 
     Args:
         encoder: of any family; those that are trained without stay as they are.
@@ -40,7 +40,7 @@ def attach_weight_norm(encoder: Encoder, direction_norm_K: Tensor | None = None)
 
 
 def remove_weight_norm(encoder: Encoder) -> Tensor | None:
-    """Make the weight a plain one again, in place; returns ‖v‖ (K,), None where there is no weight normalisation."""
+    """Make the weight a plain one again, in place; returns ‖v‖ (K,), None where there is no weight normalization."""
     conv = _conv(encoder)
     if not parametrize.is_parametrized(conv):
         return None

@@ -187,9 +187,9 @@ class EncoderConfig:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.relative_buckets and not self.relative_distance > self.relative_buckets // 4 > 0:
             buckets, distance = self.relative_buckets, self.relative_distance
-            raise ValueError(f"{buckets} buckets of a position bias do not reach to a distance of {distance}")
+            raise ValueError(f"{buckets} buckets of a position bias do not cover a distance of {distance}")
         if self.language_adapter and not self.pre_norm:
-            raise ValueError("language adapters stand in pre-norm layers only")
+            raise ValueError("language adapters require pre-norm layers")
         for number, conv in enumerate(self.convs):
             for field in dataclasses.fields(conv):
                 check_value(field.name, getattr(conv, field.name), f"{field.name} of convolution {number}")
@@ -214,7 +214,7 @@ class EncoderConfig:
 
     @property
     def positional_weight_norm(self) -> bool:
-        """Whether such models train their positional convolution under weight normalisation (all but data2vec do)."""
+        """Whether such models train their positional convolution under weight normalization (all but data2vec do)."""
         return not self.positional_depth and not self.positional_affine
 
     @property

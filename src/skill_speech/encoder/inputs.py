@@ -36,7 +36,7 @@ def as_batch(waveforms: Any, lengths: Any, shortest: int, like: Tensor) -> tuple
     if waveforms_BT.dtype == torch.float64 != like.dtype:
         waveforms_BT = waveforms_BT.to(torch.promote_types(like.dtype, torch.float32))
     if not own_B:
-        raise ValueError("waveforms have no utterance")
+        raise ValueError("waveforms contain no utterance")
     if lengths is None and len(set(own_B)) > 1:
         lengths = own_B
     lengths_B = None if lengths is None else _lengths(lengths, len(own_B))
@@ -60,7 +60,7 @@ def as_tensor(values: Any, what: str) -> Tensor:
     try:
         return torch.tensor(values)  # not as_tensor, which warns of arrays that cannot be written to
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{what} cannot be made a tensor: {error}") from None
+        raise ValueError(f"{what} cannot be converted to a tensor: {error}") from None
 
 
 def _waveforms(waveforms: Any, like: Tensor) -> tuple[Tensor, list[int]]:

@@ -46,7 +46,7 @@ class UnitScale(nn.Module):
 class LearnedScale(UnitScale):
     """One factor per unit: the part of a gate that surgery cannot fold into the next weight.
 
-    What the gates have learned; training goes on without it, as in DPHuBERT (arXiv 2305.17651).
+    What the gates have learned; training continues without it, as in DPHuBERT (arXiv 2305.17651).
     """
 
     def __init__(self, units: int) -> None:
@@ -68,7 +68,7 @@ class ChannelNorm(nn.LayerNorm):
     """
 
     def forward(self, x_BTC: Tensor, gates_C: Tensor | None = None) -> Tensor:
-        """Normalise over the last axis; channels whose gate is zero come out as zero."""
+        """Normalize over the last axis; channels whose gate is zero come out as zero."""
         if gates_C is None:
             return super().forward(x_BTC)
         open_C = (gates_C.detach() != 0).float()
@@ -76,13 +76,13 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class TimeNorm(nn.GroupNorm):
-    """Normalise every channel over time: a group norm with one channel a group, the front end of Base models."""
+    """Normalize every channel over time: a group norm with one channel a group, the front end of Base models."""
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__(channels, channels, eps)
 
     def forward(self, x_BTC: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """Normalise over time; with `valid_BT`, the statistics are those of the valid frames alone."""
+        """Normalize over time; with `valid_BT`, the statistics are those of the valid frames alone."""
         if valid_BT is None:
             return super().forward(x_BTC.transpose(1, 2)).transpose(1, 2)
         x_BTC = standardized(x_BTC.float(), valid_BT[..., None].float(), 1, self.eps) * self.weight + self.bias
@@ -92,9 +92,9 @@ class TimeNorm(nn.GroupNorm):
 def standardized(x: Tensor, mask: Tensor, axis: int, eps: float) -> Tensor:
     """`x` with zero mean and unit variance along an axis, both taken where the mask is 1 and not where it is 0."""
     count = mask.sum(axis, keepdim=True).clamp(min=1)
-    centred = x - (x * mask).sum(axis, keepdim=True) / count
-    variance = (centred * mask).square().sum(axis, keepdim=True) / count
-    return centred * torch.rsqrt(variance + eps)
+    centered = x - (x * mask).sum(axis, keepdim=True) / count
+    variance = (centered * mask).square().sum(axis, keepdim=True) / count
+    return centered * torch.rsqrt(variance + eps)
 
 
 def convolve(
@@ -253,7 +253,7 @@ class Linear(nn.Linear):
         return self.bias.to(x.dtype).expand(*x.shape[:-1], self.out_features)
 
     def reset_parameters(self) -> None:
-        """As nn.Linear where there is something to initialise, a zero bias where there is not."""
+        """As nn.Linear where there is something to initialize, a zero bias where there is not."""
         if self.weight.numel():
             super().reset_parameters()
         elif self.bias is not None:
@@ -315,7 +315,7 @@ class Attention(nn.Module):
 
         `position_HTT` is the bias of all heads before pruning; `padding_B11T` is added to the scores (0 or -inf).
         """
-        # Drawn gates are asked for whether or not a head is left, so that those behind them draw the same.
+        # Drawn gates are asked for whether or not a head is left, so that those after them draw the same.
         factors_H = self.head_scale()
         if self.num_heads == 0:
             return self.output(x_BTD[..., :0])

@@ -33,7 +33,7 @@ SHARD_BYTES = 512 * 2**20
 RESERVE_BYTES = 2**30
 """Of the disk that is left free."""
 
-DAMAGED = "%s: damaged (%s); what was in it is encoded and written again"
+DAMAGED = "%s: damaged (%s); its contents will be encoded and written again"
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -125,11 +125,11 @@ class StateCache:
         try:
             states_LTD = shard.tensor(place)
         except RuntimeError:  # torch's word for a file that somebody has removed or cut off
-            self._give_up(shard, "not there any more")
+            self._give_up(shard, "no longer there")
             return None
         if key not in self._checked:
             if _checksum(states_LTD) != place.checksum:
-                self._give_up(shard, "not what was written")
+                self._give_up(shard, "changed since it was written")
                 return None
             self._checked.add(key)
         return states_LTD
@@ -165,8 +165,8 @@ class StateCache:
                 pass
         except OSError as error:
             raise InputError(
-                f"{self.own}: cannot be written ({error.strerror}); make room or lower --cache_gb, and rerun the same "
-                "command to resume"
+                f"{self.own}: cannot be written ({error.strerror}); free some space or lower --cache_gb, and rerun "
+                "the same command to resume"
             ) from None
 
     def _write_shard(self, items: Iterator[tuple[str, Tensor]]) -> bool:
@@ -197,7 +197,7 @@ class StateCache:
             values = read_json(index)
             # Whatever else is wrong with an index, its checksum is too.
             if values.get("checksum") != _checksum_of_index(values.get("places")):
-                raise ValueError("its index is not what was written")
+                raise ValueError("its index has changed since it was written")
             if path.stat().st_size != values.get("bytes"):
                 raise ValueError("not as long as its index says")
             named = values["places"].items()
@@ -220,7 +220,7 @@ class StateCache:
             self._checked.discard(key)
 
     def _remove_leftovers(self) -> None:
-        """What a killed process left behind. Nobody else writes there: an evaluation has its folder for itself."""
+        """Remove the files of a killed process. Nobody else writes there: an evaluation has its folder for itself."""
         remove_leftovers(self.own)
         for path in self.own.glob("*.states"):
             if not path.with_suffix(".json").exists():
@@ -231,7 +231,7 @@ class StateCache:
         for path in sorted(others, key=lambda other: other.stat().st_mtime):
             if self._free() >= wanted:
                 return
-            logger.info("%s: removed to make room", path)
+            logger.info("%s: removed to free space", path)
             shutil.rmtree(path, ignore_errors=True)
 
     def _free(self) -> int:

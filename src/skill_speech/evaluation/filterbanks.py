@@ -1,4 +1,4 @@
-"""Log-mel filterbanks, the baseline of SUPERB: 80 bands with deltas and delta-deltas, normalised per utterance.
+"""Log-mel filterbanks, the baseline of SUPERB: 80 bands with deltas and delta-deltas, normalized per utterance.
 
 Legend of the tensor suffixes: T samples or frames, D features.
 """

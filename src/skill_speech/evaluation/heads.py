@@ -77,7 +77,7 @@ class BidirectionalLSTM(nn.Module):
 
 
 class CTCHead(nn.Module):
-    """Linear layer, bidirectional LSTM layers (or none) with dropout behind each, linear layer."""
+    """Linear layer, bidirectional LSTM layers (or none) with dropout after each, linear layer."""
 
     def __init__(
         self, width: int, classes: int, *, projection_size: int, hidden_size: int, layers: int, dropout: float

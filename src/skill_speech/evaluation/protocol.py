@@ -73,7 +73,7 @@ class RecognitionConfig(TrainingConfig):
     Attributes:
         projection_size: width of the linear layer in front of the head.
         hidden_size, layers, dropout: of the bidirectional LSTM; without layers the head is one linear layer.
-        bucket: "windows" draws neighbours in the order of the transcripts' lengths, "buckets" cuts the order of the
+        bucket: "windows" draws neighbors in the order of the transcripts' lengths, "buckets" cuts the order of the
             audio's lengths into batches.
         long_seconds: a batch whose longest utterance is longer has half the size ("windows" only).
         spec_augment: warping and masking of the features, or none.
@@ -129,7 +129,7 @@ class DiarizationConfig(TrainingConfig):
 
     Attributes:
         hidden_size, layers: of the LSTM.
-        chunk_frames: frames that are trained on and labelled at a time.
+        chunk_frames: frames that are trained on and labeled at a time.
         thresholds, medians: of the probabilities, and of the median filter in frames; the best pair is reported.
     """
 

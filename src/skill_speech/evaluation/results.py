@@ -94,7 +94,7 @@ def make_table(results: Mapping[str, Mapping[str, dict[str, Any]]], compare: str
     deviations = _deviations(results)
     title = f"SYNTHETIC, not SUPERB: {synthetic}" if synthetic else "SUPERB"
     if deviations and not synthetic:
-        title += ", with settings that are not its protocol"
+        title += ", with settings other than its protocol"
     notes = ["In percent; MTWV times 100.", *deviations]
     if synthetic:
         notes.insert(0, "Made of synthetic speech: no number here can be compared with a published one.")

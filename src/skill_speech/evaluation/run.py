@@ -50,8 +50,8 @@ def run_task(
         folds: the task's data, mostly one.
         config: how.
         cache: of hidden states, or None to encode whenever they are needed.
-        scratch: prefix of the files that let an interrupted run go on.
-        seed: of everything random.
+        scratch: prefix of the files that let an interrupted run resume.
+        seed: random seed.
         stop: who is told to stop; then a head in training is written down first.
 
     Returns:

@@ -28,7 +28,7 @@ def spec_augment(x_BTD: Tensor, lengths: Sequence[int], config: SpecAugmentConfi
 
 
 def _warp(x_TD: Tensor, window: int) -> Tensor:
-    """Stretch what lies before a random frame and squeeze what lies behind it, or the other way round.
+    """Stretch what lies before a random frame and squeeze what follows it, or the other way round.
 
     Example with 100 frames and a window of 5: the frame 40 is drawn from 5 … 94 and goes to 43, drawn from 36 … 45;
     frames 0 … 39 become 43 frames and frames 40 … 99 become 57.
@@ -36,9 +36,9 @@ def _warp(x_TD: Tensor, window: int) -> Tensor:
     T = len(x_TD)
     if window == 0 or 2 * window >= T:
         return x_TD
-    centre = int(torch.randint(window, T - window, ()))
-    moved = int(torch.randint(centre - window, centre + window, ())) + 1
-    parts = ((x_TD[:centre], moved), (x_TD[centre:], T - moved))
+    center = int(torch.randint(window, T - window, ()))
+    moved = int(torch.randint(center - window, center + window, ())) + 1
+    parts = ((x_TD[:center], moved), (x_TD[center:], T - moved))
     return torch.cat([_resize(part_TD, size) for part_TD, size in parts])
 
 

@@ -131,8 +131,8 @@ class HiddenStates:
         )
         if len(chosen) < len(missing):
             logger.warning(
-                "%s: there is room for %d of %d utterances (%s): the others are encoded whenever they are needed; "
-                "raise --cache-gb or free space for more speed",
+                "%s: the cache holds %d of %d utterances (%s); the others are encoded whenever they are needed: raise "
+                "--cache-gb or free some space for more speed",
                 what,
                 len(chosen),
                 len(missing),
@@ -149,7 +149,7 @@ class HiddenStates:
         """Write again what was lost with a damaged shard."""
         assert self.cache is not None
         missing = [index for index, key in enumerate(self._keys) if key not in self.cache]
-        # What was lost leaves its room behind; no more is taken.
+        # No more space is used than what was lost took.
         sizes = [self._bytes(index) for index in missing]
         room = self.cache.room_for(sum(sizes), set(self.cache))
         self.cache.write(self._keyed(_as_fit(missing, sizes, room), lambda: None))
@@ -240,7 +240,7 @@ def _stamp() -> Callable[[str], str]:
 
 
 def similar_lengths(indices: Sequence[int], lengths: Sequence[int], limit: float) -> Iterator[list[int]]:
-    """Batches of neighbours in length, longest first, of at most `limit` samples with the padding."""
+    """Batches of neighbors in length, longest first, of at most `limit` samples with the padding."""
     batch: list[int] = []
     longest = 0
     for length, index in sorted(zip(lengths, indices, strict=True), key=lambda pair: (-pair[0], pair[1])):

@@ -88,7 +88,7 @@ def evaluate(
     device: str | None = None,
     seed: int = 0,
 ) -> Evaluation | HeadEvaluation:
-    """Train and score heads on the frozen hidden states of some encoders; what is done already is not done again.
+    """Train and score heads on the frozen hidden states of some encoders; finished tasks are skipped.
 
     With `own_head`, score the head that a fine-tuned model has instead, on any manifest with text or labels, beside its
     teacher's (`evaluate_own_head`).
@@ -97,30 +97,31 @@ def evaluate(
     scoring; heads are small, and each process trains the same ones.
 
     Args:
-        models: each [NAME=]SOURCE, where SOURCE is what `load_encoder` takes, or "fbank" for log-mel filterbanks; with
-            own_head one, which `load_model` takes.
-        data: the folder of corpora; each task's is found by its layout. With own_head a manifest with text or labels,
-            or a folder in LibriSpeech's layout.
-        output: where the results go; with own_head, by default RUN/evaluation of RUN/model.
-        own_head: score the model's own head.
-        teacher: own_head only: "auto" is the one in RUN/config.yaml of RUN/model, "none" leaves it out; else a SOURCE.
-        target_lang: own_head only: of a model or teacher that has adapters for many languages, by its code.
-        max_bad: own_head only: the share of the audio that may be unusable, such as 1% or 0.01.
-        absolute_paths: own_head only: the manifest may name files outside of its own folder.
-        tasks: "all", or a comma-separated list of pr, asr, ks, qbe, sid, asv, sd, er, ic, sf. With "all", tasks without
-            a corpus are named and left out.
-        compare: "published" puts published results beside ours.
-        learning_rates: to try, the best one on dev counts; by default the protocol's one.
-        steps: updates of every head, by default the protocol's; a head is then looked at ten times on the way.
-        settings: changes of the protocol by task and field, such as {"asr": {"hidden_size": 256}}.
-        cache: keep hidden states on disk, in OUTPUT/hidden_states, instead of encoding at every step.
-        cache_gb: the most that they may take, in gigabytes; what has no room is encoded at every step.
-        device: where to compute, by default an accelerator if there is one.
-        seed: of everything random.
+        models: One or more [NAME=]SOURCE, where SOURCE is anything that `load_encoder` accepts, or "fbank" for log-mel
+            filterbanks; with own_head exactly one, which `load_model` accepts.
+        data: Folder with the corpora; each task finds its corpus by its layout. With own_head, a manifest with text or
+            labels, or a folder in LibriSpeech layout.
+        output: Folder for the results; with own_head, RUN/evaluation by default for the model RUN/model.
+        own_head: Score the model's own head instead of training new ones.
+        teacher: With own_head: teacher to compare with, a SOURCE, "auto" for the one named in RUN/config.yaml of the
+            model RUN/model, or "none".
+        target_lang: With own_head: language code for a model or teacher with adapters for many languages (MMS).
+        max_bad: With own_head: maximum share of unusable audio, such as 1% or 0.01.
+        absolute_paths: With own_head: allow the manifest to name files outside its own folder.
+        tasks: "all", or a comma-separated list of pr, asr, ks, qbe, sid, asv, sd, er, ic, sf. "all" skips tasks without
+            a corpus and lists them.
+        compare: "published" adds published results to the table.
+        learning_rates: Learning rates to try; the best one on the dev split is used. By default, the protocol's.
+        steps: Number of updates per head, with ten dev evaluations; by default, the protocol's.
+        settings: Overrides of the protocol by task and field, such as {"asr": {"hidden_size": 256}}.
+        cache: Cache hidden states on disk, in OUTPUT/hidden_states, instead of encoding at every step.
+        cache_gb: Maximum size of the cache in gigabytes; utterances that do not fit are encoded at every step.
+        device: Device to compute on; by default, an accelerator if there is one.
+        seed: Random seed for training the heads; with own_head, for bootstrap resamples and sampled trials.
 
     Raises:
         InputError: bad models, data or settings; results of other settings in the output folder, or another evaluation
-            that is going on there; published rows asked for beside synthetic data; the disk is full.
+            that is running there; published rows requested for synthetic data; the disk is full.
         Stopped: by SIGTERM or SIGUSR1; the same call resumes.
     """
     options = dict(locals())
@@ -130,18 +131,18 @@ def evaluate(
     if own_head:
         names = list(_sources(models).values())
         if len(names) > 1:
-            raise InputError(f"own_head is of one model, and {len(names)} are given; its teacher is given as teacher")
+            raise InputError(f"own_head takes one model, and {len(names)} are given: pass its teacher as teacher")
         shared = {name: options[name] for name in ("device", "seed", *OF_OWN_HEAD)}
         return evaluate_own_head(names[0], data, output, **shared)
     if output is None:
-        raise InputError("no place for the results: give --output")
+        raise InputError("no folder for the results: give --output")
     asked, sources = known_tasks(tasks), _sources(models)
     _refuse_unknown(settings or {})
     folds = _read_tasks(Path(data), asked, strict=tasks.strip().lower() != "all")
     _require_packages(list(folds))
     synthetic = synthetic_mark(data) or next((part[0].synthetic for part in folds.values() if part[0].synthetic), "")
     if compare and synthetic:
-        raise InputError(f"{data}: synthetic ({synthetic}): no published row stands beside it; leave --compare out")
+        raise InputError(f"{data}: synthetic ({synthetic}): published results are not comparable: leave --compare out")
     configs = {
         task: task_config(
             task,
@@ -203,7 +204,7 @@ def _sources(models: Sequence[str]) -> dict[str, str]:
     for model in models:
         name, _ = split_name(model)
         if name == CACHE_FOLDER:
-            raise InputError(f"{model}: {name} is where hidden states are kept: give another name, as in one={model}")
+            raise InputError(f"{model}: {name} is reserved for hidden states: choose another name, as in one={model}")
         if name in sources:
             raise InputError(f"{sources[name]} and {model} would both be called {name}: give names, as in one={model}")
         sources[name] = model
@@ -221,7 +222,7 @@ def _read_tasks(data: Path, asked: Sequence[str], strict: bool) -> dict[str, lis
     found = find_corpora(data)
     missing = [missing_reason(data, task) for task in asked if task not in found]
     if missing and (strict or len(missing) == len(asked)):
-        raise InputError(missing[0] if strict else f"{data}: no corpus of any task there; {missing[0]}")
+        raise InputError(missing[0] if strict else f"{data}: contains no corpus of any task: {missing[0]}")
     for reason in missing:
         logger.warning("left out, %s", reason)
     return {task: read_task(task, found[task]) for task in asked if task in found}
@@ -241,7 +242,7 @@ def _refuse_other_folder(folder: Path, synthetic: str) -> None:
         if changed:
             raise InputError(f"{folder}: holds results of other data: {'; '.join(changed)}. Choose another --output")
     elif folder.exists() and not free_for_results(folder):
-        raise InputError(f"{folder}: not empty and not an evaluation; choose another --output")
+        raise InputError(f"{folder}: not empty and not an evaluation: choose another --output")
 
 
 def _begin(folder: Path, synthetic: str) -> None:
@@ -274,8 +275,8 @@ def _is_done(folder: Path, name: str, task: str, wanted: dict[str, Any]) -> bool
         changed = differences(before, wanted, free=() if own else ("model",))
         if changed:
             raise InputError(
-                f"{path}: made with other settings: {'; '.join(changed)}. Give the same settings, or choose another "
-                "--output"
+                f"{path}: made with different settings: {'; '.join(changed)}. Give the same settings, or choose "
+                "another --output"
             )
     return (folder / name / f"{task}.json").exists()
 
@@ -310,7 +311,7 @@ def _listed(value: Any) -> Any:
 
 def _finish(folder: Path, names: Sequence[str], compare: str | None) -> Evaluation:
     found = read_results(folder)
-    # In the order in which they were named, and behind them what was there before.
+    # In the order in which they were named, followed by what was there before.
     results = {name: found[name] for name in (*names, *(name for name in found if name not in names))}
     table = make_table(results, compare)
     write_table(folder, table)

@@ -77,7 +77,7 @@ def train(
         task: what is learned.
         states: hidden states of every split.
         seed: of the heads, the batches and the crops.
-        checkpoint: where the run is written at every look and every ten minutes, and from where it goes on; removed by
+        checkpoint: where the run is written at every look and every ten minutes, and resumed from; removed by
             the caller.
         stop: who is told to stop; then the checkpoint is written after the update at hand.
         name: of the progress bar.
@@ -97,7 +97,7 @@ def train(
             done = _resume(checkpoint, trials)
         # What a damaged archive is to torch, and then to the models, depends on where it is damaged.
         except Exception as error:
-            logger.warning("%s: damaged (%s); the training starts again", checkpoint, type(error).__name__)
+            logger.warning("%s: damaged (%s); training restarts", checkpoint, type(error).__name__)
             trials = fresh()
     batches, saved = _drawn(task, seed, done * config.accumulate), time.monotonic()
     with Meter(name, config.steps, done) as meter, stop.deferred():

@@ -106,7 +106,7 @@ def split_name(model: str) -> tuple[str, str]:
 class EncoderUpstream:
     """An encoder of the wav2vec 2.0 family.
 
-    Its hidden states are the input of the first layer and the outputs of all layers, the last one behind the final norm
+    Its hidden states are the input of the first layer and the outputs of all layers, the last one after the final norm
     of a pre-norm model: what s3prl takes.
     """
 

@@ -65,21 +65,22 @@ def export(
     """Write a model as another runtime wants it: encoder, head, processor and model card.
 
     Args:
-        model: hub id, folder or file, as `load_model` takes it.
-        output: a folder that does not exist yet or is empty.
-        format: "transformers" for AutoModel and pipelines, "onnx" for onnxruntime, "torch-export" for torch alone,
-            "torchaudio" for DPHuBERT's and TorchAudio's layout, which has a place for no head but CTC, "s3prl" for an
-            upstream folder, which is the encoder alone.
-        quantize: the transformer's linear maps: "int8" for 8-bit weights and inputs, "int4" for 4-bit weights; ONNX
-            only.
-        hidden_states: which come out, "all" or "last"; by default all of an encoder alone, and none of a model with a
-            head, which gives logits; ONNX and torch-export only.
-        length_aware: keep padding out of everything, so that a padded batch equals its utterances one by one.
-        target_lang: of a model that has adapters for many languages (MMS), by its code; None for the one that its
-            weights have.
-        scores: a folder of `evaluate` whose results of this very encoder go into the card; of RUN/model they are looked
-            for in RUN/evaluation.
-        push_to_hub: repository on the hub that the folder is uploaded to when it is complete.
+        model: Model to export: hub ID, folder or file.
+        output: New or empty folder to write to.
+        format: Export format: "transformers" for AutoModel and pipelines, "onnx" for ONNX Runtime, "torch-export" for
+            torch alone, "torchaudio" for the layout of DPHuBERT and TorchAudio (no head or a CTC head), "s3prl" for an
+            upstream folder (encoder only).
+        quantize: Quantization of the transformer's linear maps: "int8" for 8-bit weights and inputs, "int4" for 4-bit
+            weights; ONNX only.
+        hidden_states: Hidden states to output: "all" or "last"; ONNX and torch-export only. By default, all for an
+            encoder alone, and none for a model with a head, which outputs logits.
+        length_aware: Exclude padding from all computation, so that a padded batch gives the same results as its
+            utterances one by one.
+        target_lang: Language code for a model with adapters for many languages (MMS); by default, the language of its
+            weights.
+        scores: Folder of an `evaluate` run with results of this encoder to put into the model card; for RUN/model,
+            RUN/evaluation by default.
+        push_to_hub: Hub repository to upload the finished folder to.
 
     Raises:
         InputError: a model or a card of it that cannot be read, options that do not go together, a head that the
@@ -121,7 +122,7 @@ def _check(format: str, quantize: str | None, hidden_states: str | None, length_
             f"hidden_states goes with formats {' and '.join(TRACED)} only; {format} has them all on demand"
         )
     if length_aware and format == "torchaudio":
-        raise InputError("length_aware does not go with format torchaudio: its layout has no place for it")
+        raise InputError("length_aware does not go with format torchaudio: its layout cannot express it")
     if format == "onnx":
         from .onnx_model import need_onnx
 
@@ -140,7 +141,7 @@ def _card(loaded: SpeechModel, model: str, scores: str | None) -> ModelCard:
 
     found = put_scores(card, loaded, folder)
     if found:
-        logger.info("the model card has the scores of %s from %s", ", ".join(found), folder)
+        logger.info("model card: scores of %s from %s", ", ".join(found), folder)
     elif scores is not None:
         raise InputError(
             f"{folder}: no result of {model}; skill-speech evaluate {model} --data CORPORA --output {folder} makes one"
@@ -214,7 +215,7 @@ def _write_beside(model: SpeechModel, folder: Path, source: str) -> None:
     if model.head is None:
         return
     save_head_config(model.head.config, folder)
-    # The program normalises waveforms by itself.
+    # The program normalizes waveforms by itself.
     files = processor_files(model.files, model.head.config, model.encoder.config, normalizes=False, source=source)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -231,5 +232,5 @@ def _push(folder: Path, repository: str) -> str:
     # Without a network the errors are those of the HTTP library, which is another one in every version of the hub's.
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{folder} is complete but could not be pushed to {repository}: {reason}") from None
+        raise InputError(f"{folder} is complete but could not be uploaded to {repository}: {reason}") from None
     return str(address)

@@ -28,7 +28,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def inline_svg(figure: Figure) -> str:
-    """A figure as an element of an HTML page, as wide as its place, in the page's font and colours.
+    """A figure as an element of an HTML page, as wide as its place, in the page's font and colors.
 
     The page sets the custom properties --ink, --trunk and --rule, and --grow, by which it enlarges words where the
     picture is small. Nothing in it has an id, so that a page can have many.

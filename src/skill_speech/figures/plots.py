@@ -1,4 +1,4 @@
-"""Figures: the similarity of layers, their clusters in the same colours, and the layers that tasks read.
+"""Figures: the similarity of layers, their clusters in the same colors, and the layers that tasks read.
 
 Each is drawn once, for files and for the HTML report: about as wide as a column of text, so that it can be read on a
 phone too. What an artist's gid says in words is shown where the picture is pointed at, and the figure's label is its
@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import printable
-from .shapes import INK, RULE, TRUNK, cluster_colour, readable_on, runs_of, tree_layout
+from .shapes import INK, RULE, TRUNK, cluster_color, readable_on, runs_of, tree_layout
 
 _PRINTED_UP_TO = 13  # cells in a row: more numbers than these cannot be read
 _NAMED_UP_TO = 16  # of more layers, every second one has its number, or every third
@@ -60,24 +60,24 @@ def similarity_map(
 ) -> Figure:
     """Heat map of the similarity, layers in their natural order, clusters outlined.
 
-    Each run of neighbouring layers of a cluster is outlined on the diagonal; where a cluster has several runs, the
-    blocks between them are outlined with dashes. The strips along the axes carry each cluster's colour and number.
+    Each run of neighboring layers of a cluster is outlined on the diagonal; where a cluster has several runs, the
+    blocks between them are outlined with dashes. The strips along the axes carry each cluster's color and number.
 
     Args:
         cka_LL: similarity of the layers, (L, L).
         clusters: their groups.
         title: written above, if any.
-        lowest: the smallest value of the colours, for maps side by side; by default that of this one.
+        lowest: the smallest value of the colors, for maps side by side; by default that of this one.
     """
     cka_LL = np.asarray(cka_LL, dtype=np.float64)
     layers = clusters.layers
     L = len(layers)
     figure, axes = _figure(7.0, title)
-    # The scale starts at a round number below the smallest value, so that similar layers can still be told apart.
-    colours = ScalarMappable(
+    # The scale starts at a round number below the smallest value, so that similar layers can still be distinguished.
+    colors = ScalarMappable(
         Normalize(min(np.floor((cka_LL.min() if lowest is None else lowest) * 10) / 10, 0.9), 1.0), "viridis"
     )
-    rgba_LL4 = colours.to_rgba(cka_LL)
+    rgba_LL4 = colors.to_rgba(cka_LL)
     for row, column in np.ndindex(L, L):
         value = float(cka_LL[row, column])
         words = f"h_{layers[row]} and h_{layers[column]}: CKA {value:.3f}"
@@ -93,7 +93,7 @@ def similarity_map(
     _name_layers(axes.xaxis, layers)
     _name_layers(axes.yaxis, layers)
     axes.set(xlim=(-0.5 - 1.35 * strip, L - 0.5), ylim=(L - 0.5 + 1.35 * strip, -0.5), aspect="equal")
-    _colour_bar(figure, axes, colours, "linear CKA")
+    _color_bar(figure, axes, colors, "linear CKA")
     a, b = sorted(map(int, np.unravel_index(np.argmin(cka_LL), cka_LL.shape)))
     groups = "; ".join(
         f"{number}: {', '.join(f'h_{layer}' for layer in group)}" for number, group in enumerate(clusters.groups, 1)
@@ -106,7 +106,7 @@ def similarity_map(
 
 
 def dendrogram(clusters: Clusters, title: str = "Clusters of layers") -> Figure:
-    """The tree of merges with the cut as a dashed line, branches below it in their cluster's colour.
+    """The tree of merges with the cut as a dashed line, branches below it in their cluster's color.
 
     Layers stand in their natural order as far as a tree without crossing branches allows.
 
@@ -124,13 +124,13 @@ def dendrogram(clusters: Clusters, title: str = "Clusters of layers") -> Figure:
         # The first L - K merges made the clusters; counting them, not heights, is right among ties as well.
         inside = number < L - K
         words = f"merge {number + 1} of {L - 1}, at 1 − CKA = {height:.3f}" + ("" if inside else ", above the cut")
-        line["color"], line["linewidth"] = (cluster_colour(number_of[left.row]), 2.2) if inside else (TRUNK, 1.5)
+        line["color"], line["linewidth"] = (cluster_color(number_of[left.row]), 2.2) if inside else (TRUNK, 1.5)
         x, y = [left.x, left.x, right.x, right.x], [left.y, height, height, right.y]
         axes.plot(x, y, zorder=2, gid=words, **line)
         for child in (left, right):
-            if not inside and child.node < 2 * L - K:  # a whole cluster: its stem has its colour up to the cut
+            if not inside and child.node < 2 * L - K:  # a whole cluster: its stem has its color up to the cut
                 top = min(height, clusters.threshold)
-                line["color"], line["linewidth"] = cluster_colour(number_of[child.row]), 2.2
+                line["color"], line["linewidth"] = cluster_color(number_of[child.row]), 2.2
                 axes.plot([child.x, child.x], [child.y, top], zorder=3, gid=_cluster(number_of[child.row]), **line)
     cut, count = f"cut at {clusters.threshold:.3f}", f"{K} cluster{'s' * (K > 1)}"
     axes.axhline(clusters.threshold, color=INK, linewidth=1.1, linestyle=(0, (6, 4)), zorder=1, gid=f"{cut}: {count}")
@@ -172,8 +172,8 @@ def layer_weight_map(
     mixed = [row for row, task in enumerate(weights) if task not in single]
     # Even weights should look like the middle of the scale.
     highest = max(float(weights_KL[mixed].max()), 2 / L) if mixed else 1.0
-    colours = ScalarMappable(Normalize(0.0, highest), "viridis_r")
-    rgba_KL4 = colours.to_rgba(weights_KL)
+    colors = ScalarMappable(Normalize(0.0, highest), "viridis_r")
+    rgba_KL4 = colors.to_rgba(weights_KL)
     figure, axes = _figure(1.0 + 0.34 * K + 0.2 * bool(subtitle), title, subtitle)
     for row, column in np.ndindex(K, L):
         value, state = float(weights_KL[row, column]), f"{names[row]}, {_state(column)}"
@@ -182,8 +182,8 @@ def layer_weight_map(
             _cell(axes, row, column, rgba_KL4[row, column], f"{state}: weight {value:.3f}", printed)
             continue
         is_best = column == best_K[row]
-        colour, words = (INK, "the one state it reads") if is_best else (RULE, "not read")
-        _cell(axes, row, column, colour, f"{state}: {words}")
+        color, words = (INK, "the one state it reads") if is_best else (RULE, "not read")
+        _cell(axes, row, column, color, f"{state}: {words}")
         if is_best:  # named beside it, on the side where there is more room
             side = 1 if column < L / 2 else -1
             place = {"ha": "left" if side == 1 else "right", "va": "center_baseline"}
@@ -191,7 +191,7 @@ def layer_weight_map(
     axes.set(xlim=(-0.5, L - 0.5), ylim=(K - 0.5, -0.5))
     axes.set_yticks(range(K), names, parse_math=False)
     _name_layers(axes.xaxis, ["input", *range(1, L)])
-    _colour_bar(figure, axes, colours, "weight")
+    _color_bar(figure, axes, colors, "weight")
     most = "; ".join(f"{name} most of all {_state(best)}" for name, best in zip(names, best_K, strict=True))
     figure.set_label(f"Hidden states that each task reads from {printable(model)}. {most}.")
     return figure
@@ -218,34 +218,34 @@ def _name_layers(axis: Any, names: Sequence[int | str]) -> None:
     axis.set_ticks(range(0, len(names), step), [str(name) for name in names[::step]])
 
 
-def _cell(axes: Any, row: int, column: int, colour: Any, words: str, value: float | None = None) -> None:
+def _cell(axes: Any, row: int, column: int, color: Any, words: str, value: float | None = None) -> None:
     """One of a heat map, with its value inside, short as in .97, which has room on a phone."""
-    # A little too large: between neighbours that only touch, a scaled picture shows a gap.
-    _box(axes, (column - 0.5, row - 0.5), 1.02, 1.02, words, color=colour)
+    # A little too large: between neighbors that only touch, a scaled picture shows a gap.
+    _box(axes, (column - 0.5, row - 0.5), 1.02, 1.02, words, color=color)
     if value is not None:
         said = f"{value:.2f}".replace("-0.00", "0.00").removeprefix("0")
         place = {"ha": "center", "va": "center_baseline", "in_layout": False}
-        axes.text(column, row, said, fontsize=9, color=readable_on(colour), **place)
+        axes.text(column, row, said, fontsize=9, color=readable_on(color), **place)
 
 
 def _outline(axes: Any, rows: tuple[int, int], columns: tuple[int, int], number: int) -> None:
-    """A block of a cluster, inside its cells, so that those of neighbouring clusters do not cover each other."""
+    """A block of a cluster, inside its cells, so that those of neighboring clusters do not cover each other."""
     inset = 0.07
     corner = columns[0] - 0.5 + inset, rows[0] - 0.5 + inset
     width, height = columns[1] - columns[0] + 1 - 2 * inset, rows[1] - rows[0] + 1 - 2 * inset
-    style: dict[str, Any] = {"fill": False, "edgecolor": cluster_colour(number), "linewidth": 2.2, "joinstyle": "miter"}
+    style: dict[str, Any] = {"fill": False, "edgecolor": cluster_color(number), "linewidth": 2.2, "joinstyle": "miter"}
     style["linestyle"] = "-" if rows == columns else (0, (2.5, 1.5))
     style["path_effects"] = [withStroke(linewidth=3.6, foreground="white")]
     _box(axes, corner, width, height, _cluster(number), **style)
 
 
 def _strip(axes: Any, corner: tuple[float, float], width: float, height: float, number: int) -> None:
-    """A cluster's colour with its number."""
-    colour = cluster_colour(number)
-    _box(axes, corner, width, height, _cluster(number), color=colour)
+    """A cluster's color with its number."""
+    color = cluster_color(number)
+    _box(axes, corner, width, height, _cluster(number), color=color)
     place = {"ha": "center", "va": "center_baseline", "fontweight": "bold"}
-    centre = corner[0] + width / 2, corner[1] + height / 2
-    axes.text(*centre, str(number + 1), fontsize=9.5, color=readable_on(colour), **place)
+    center = corner[0] + width / 2, corner[1] + height / 2
+    axes.text(*center, str(number + 1), fontsize=9.5, color=readable_on(color), **place)
 
 
 def _box(axes: Any, corner: tuple[float, float], width: float, height: float, words: str, **style: Any) -> None:
@@ -254,9 +254,9 @@ def _box(axes: Any, corner: tuple[float, float], width: float, height: float, wo
     axes.add_artist(Rectangle(corner, width, height, gid=words, **style))
 
 
-def _colour_bar(figure: Figure, axes: Any, colours: ScalarMappable, name: str) -> None:
-    # In few colours, because that of many is an image, which has no place in a page of one file.
-    few = ScalarMappable(colours.norm, colours.cmap.resampled(32))
+def _color_bar(figure: Figure, axes: Any, colors: ScalarMappable, name: str) -> None:
+    # In few colors, because that of many is an image, which has no place in a page of one file.
+    few = ScalarMappable(colors.norm, colors.cmap.resampled(32))
     ticks = MaxNLocator(5, steps=[1, 2, 5, 10])
     bar: Any = figure.colorbar(few, ax=axes, ticks=ticks, location="bottom", shrink=0.5, aspect=20, pad=0.02)
     bar.set_label(name, fontsize=10, color=INK, labelpad=7)

@@ -1,4 +1,4 @@
-"""What pictures of clusters are made of: colours, runs of layers, the places in a dendrogram."""
+"""What pictures of clusters are made of: colors, runs of layers, the places in a dendrogram."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
 INK, TRUNK, RULE = "#22262a", "#8d939a", "#dfe2e7"
-"""Words, branches above the cut and lines of a grid, on white: `inline_svg` gives them the colours of a page."""
+"""Words, branches above the cut and lines of a grid, on white: `inline_svg` gives them the colors of a page."""
 
-# Told apart on white, on a dark page and beside the heat map's colours; beyond ten clusters they repeat, and the
+# Told apart on white, on a dark page and beside the heat map's colors; beyond ten clusters they repeat, and the
 # numbers tell.
-CLUSTER_COLOURS = (
+CLUSTER_COLORS = (
     "#d1495b",
     "#00798c",
     "#c57a12",
@@ -28,14 +28,14 @@ CLUSTER_COLOURS = (
 )
 
 
-def cluster_colour(number: int) -> str:
-    """Colour of a cluster, counted from 0."""
-    return CLUSTER_COLOURS[number % len(CLUSTER_COLOURS)]
+def cluster_color(number: int) -> str:
+    """Color of a cluster, counted from 0."""
+    return CLUSTER_COLORS[number % len(CLUSTER_COLORS)]
 
 
-def readable_on(colour: Any) -> str:
-    """Black or white, whichever stands out more on a colour (WCAG's relative luminance): at least 4.5 to 1."""
-    channels = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in to_rgb(colour)]
+def readable_on(color: Any) -> str:
+    """Black or white, whichever stands out more on a color (WCAG's relative luminance): at least 4.5 to 1."""
+    channels = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in to_rgb(color)]
     luminance = float(np.dot(channels, (0.2126, 0.7152, 0.0722)))
     return "#ffffff" if 1.05 / (luminance + 0.05) >= (luminance + 0.05) / 0.05 else "#000000"
 

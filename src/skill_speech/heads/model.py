@@ -39,7 +39,7 @@ class SpeechModel(nn.Module):
             ValueError: there is no head; a batch that the encoder refuses.
         """
         if self.head is None:
-            raise ValueError("an encoder without a head: call its encoder")
+            raise ValueError("the model has no head: call its encoder")
         output: EncoderOutput = self.encoder(waveforms_BT, lengths_B)
         made: HeadOutput = self.head(output)
         return made

@@ -89,9 +89,9 @@ class Budget:
         whole = float(count_parameters(teacher, widths)) + head_parameters
         work = float(count_macs(teacher, widths)) + head_macs
         if sparsity is not None and parameters is not None:
-            raise InputError("sparsity and params both state the number of parameters: give one of them")
+            raise InputError("sparsity and params both set the number of parameters: give only one")
         if speedup is not None and latency is not None:
-            raise InputError("speedup and latency both state the time: give one of them")
+            raise InputError("speedup and latency both set the time: give only one")
         if speedup is not None and not 1 < speedup < math.inf:
             raise InputError(f"speedup is {speedup:g}; it must be above 1 (4 takes a quarter of the time)")
         if all(value is None for value in (sparsity, parameters, macs, speedup, latency)):
@@ -159,8 +159,8 @@ class Budget:
             least = as_float(limit.count(config, smallest))
             if least > limit.target:
                 raise InputError(
-                    f"out of reach: {human(limit.target)} {limit.what}; with everything prunable removed this teacher "
-                    f"still has {human(least)}, {least / limit.whole:.1%} of its {human(limit.whole)}"
+                    f"budget out of reach: {human(limit.target)} {limit.what}; with everything prunable removed this "
+                    f"teacher still has {human(least)}, {least / limit.whole:.1%} of its {human(limit.whole)}"
                 )
 
 
@@ -206,5 +206,5 @@ def _milliseconds(value: str | float | None, whole: float) -> float:
 
 def _below(name: str, value: object, number: float, whole: float) -> float:
     if number >= whole:
-        raise InputError(f"{name} is {value!r}; the teacher itself has only {human(whole)}")
+        raise InputError(f"{name} is {value!r}; the teacher has only {human(whole)}")
     return number

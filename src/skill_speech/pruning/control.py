@@ -1,7 +1,7 @@
 """What brings the student to its budget while it learns: three controls of the gates.
 
 A control sees the gates before the first update (`prepare`), adds what it adds to the loss (`penalty`), and moves the
-gates after each backward pass (`move`), unless the optimiser does.
+gates after each backward pass (`move`), unless the optimizer does.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Control(nn.Module):
         rate: how far an update may move log α.
 
     Attributes:
-        gates_learn: the optimiser moves the gates, and the control's own parameters against them.
+        gates_learn: the optimizer moves the gates, and the control's own parameters against them.
         needs_importance: `prepare` has to be given it.
     """
 

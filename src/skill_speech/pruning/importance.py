@@ -91,7 +91,7 @@ def sensitivity(
                 sums[name] += (slope * weight.detach()).square()
         count += 1
     if not all(bool(total.isfinite().all()) for total in sums.values()):
-        raise InputError("the teacher's states are not finite: is this the right file, and is it whole?")
+        raise InputError("the teacher's states are not finite: check that the file is the right one and complete")
     return {name: total / max(1, count) for name, total in sums.items()}
 
 

@@ -1,6 +1,6 @@
-"""Removing units during training, once their gates have closed for good: the student gets cheaper as it gets smaller.
+"""Removing units during training, once their gates are permanently closed: the student gets cheaper as it gets smaller.
 
-What is removed is cut out of the weights, the gate vectors and the optimiser's moments. The remaining student computes
+What is removed is cut out of the weights, the gate vectors and the optimizer's moments. The remaining student computes
 the same function, draws the same gates, and learns from the next batch what it would have learned.
 """
 
@@ -42,7 +42,7 @@ def closed_for_good(
 
     Args:
         encoder: with gates.
-        below: probability of being open under which a drawn gate counts as closed for good.
+        below: probability of being open under which a drawn gate counts as permanently closed.
         budget: what the student will be allowed to cost.
         round_to: as in `fix_gates`, which shall find widths that it can keep.
 
@@ -100,14 +100,14 @@ def shrink(encoder: Encoder, kept: Mapping[str, Tensor]) -> Replacements:
         kept: indices (K,) of the units that stay, ascending, by the name of their gate vector; others stay whole.
 
     Returns:
-        what has become of the parameters that were replaced, for the optimiser.
+        what has become of the parameters that were replaced, for the optimizer.
     """
     before = dict(encoder.named_parameters())
     survivors = Survivors.of(encoder.config, kept)
     plan = selections(encoder.config, survivors)
     config = cut_config(encoder.config, survivors)
     smaller = Encoder(config)
-    smaller.positional_conv = encoder.positional_conv  # is never cut, and may be under weight normalisation
+    smaller.positional_conv = encoder.positional_conv  # is never cut, and may be under weight normalization
     for gate in find_gates(encoder):
         index = getattr(survivors, gate.kind)[gate.layer]
         parent, _, name = gate.place.rpartition(".")
@@ -143,7 +143,7 @@ def shrink_like(encoder: Encoder, weights: Mapping[str, Any], prefix: str = "") 
 
 
 def replace_parameters(optimizers: Iterable[torch.optim.Optimizer], replaced: Replacements) -> None:
-    """Put the new parameters where the old ones were in an optimiser, with what is left of their moments."""
+    """Put the new parameters where the old ones were in an optimizer, with what is left of their moments."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             now = [replaced.get(weight, (weight, ()))[0] for weight in group["params"]]

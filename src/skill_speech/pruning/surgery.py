@@ -53,8 +53,8 @@ def fix_gates(
     if budget is not None and missed != "cut" and (gap := gap_to(encoder, budget)):
         if missed == "refuse":
             raise MissedBudgetError(
-                f"the gates are open for {gap}: surgery would remove what they left open; train stage 1 longer or with "
-                "control exact, or set missed_budget to keep (the size of the gates) or cut (the budget)"
+                f"the gates are open for {gap}: surgery would remove units that are still open. Train stage 1 longer "
+                "or with control exact, or set missed_budget to keep (the size of the gates) or cut (the budget)"
             )
         budget = None
     choices = {gate.name: _possible_counts(gate, round_to) for gate in gates}
@@ -93,8 +93,8 @@ def check_rounding(encoder: Encoder, budget: Budget, round_to: int) -> None:
         getattr(widths, gate.kind)[gate.layer] = _possible_counts(gate, round_to)[0]
     if float(budget.excess(encoder, widths)) > 0:
         raise InputError(
-            f"round_to is {round_to}: with every width at its smallest multiple the student is still larger than the "
-            "budget; choose a smaller multiple or a larger budget"
+            f"round_to is {round_to}: the student exceeds the budget even with every width at its smallest multiple: "
+            "choose a smaller multiple or a larger budget"
         )
 
 
@@ -168,7 +168,7 @@ def prune(encoder: Encoder) -> Encoder:
     """The dense student that computes the same function as the gated one in evaluation mode.
 
     Gate values are folded into the weights that read the units; those of the last convolution cannot pass the layer
-    norm behind it and stay as one factor per channel (`EncoderConfig.feature_scale`).
+    norm after it and stay as one factor per channel (`EncoderConfig.feature_scale`).
     """
     was_training = encoder.training
     encoder.eval()
@@ -184,7 +184,7 @@ def prune(encoder: Encoder) -> Encoder:
 
 
 def _fold(weights: dict[str, Tensor], values: dict[str, Tensor], config: EncoderConfig) -> None:
-    """Multiply the values of the open gates (K,), by the names of their gates, into the weights behind them."""
+    """Multiply the values of the open gates (K,), by the names of their gates, into the weights that follow."""
     last = len(config.convs) - 1
     for name, value in values.items():
         kind, number = name.split(".")

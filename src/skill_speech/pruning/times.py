@@ -55,7 +55,7 @@ class Times:
         attention: of one layer, by its heads.
         feed_forward: of one layer, by its units.
         encoder: the configuration that was measured.
-        machine: what it was measured on.
+        machine: problem measured on.
     """
 
     utterance: float
@@ -116,9 +116,9 @@ def _check(curve: Curve) -> None:
     if not curve.widths or len(curve.widths) != len(curve.seconds):
         raise ValueError("there are not as many seconds as widths")
     if any(low >= high for low, high in pairwise(curve.widths)):
-        raise ValueError("its widths do not ascend")
+        raise ValueError("its widths are not ascending")
     if any(low > high for low, high in pairwise(curve.seconds)):
-        raise ValueError("something wider is faster in it")
+        raise ValueError("a wider component is faster in it")
 
 
 def _interpolated(knots: Sequence[int], value: Callable[[int], Number], at: Number) -> Number:

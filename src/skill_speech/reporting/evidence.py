@@ -47,7 +47,7 @@ class Scores:
     Attributes:
         title: what the table is; of synthetic corpora it says that they are.
         notes: what a reader has to know.
-        rows: of table.json, models as they were evaluated, published ones behind them.
+        rows: of table.json, models as they were evaluated, followed by published ones.
         layer_weights: model → task → weight of every hidden state.
     """
 
@@ -112,12 +112,12 @@ def read_evidence(folder: Path) -> Evidence:
         InputError: no run there, it is not finished, or a file of it cannot be read.
     """
     if not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder}: not a run; give the folder that compress wrote (its --output)")
+        raise InputError(f"{folder}: not a run: give the folder that compress wrote (its --output)")
     if not (folder / "result.json").is_file():
-        raise InputError(f"{folder}: not finished; the same compress command goes on where it stopped")
+        raise InputError(f"{folder}: not finished: rerun the same compress command to resume")
     outcome = read_record(folder / "result.json", "outcome")
-    analysed = (folder / "analysis" / "clusters.json").is_file()
-    analysis = load_analysis(folder / "analysis") if analysed else None
+    analyzed = (folder / "analysis" / "clusters.json").is_file()
+    analysis = load_analysis(folder / "analysis") if analyzed else None
     try:
         teacher, student = Profile(**outcome["teacher"]), Profile(**outcome["student"])
         widths = _widths(outcome.get("widths"))
@@ -137,7 +137,7 @@ def read_evidence(folder: Path) -> Evidence:
             own_head=read_own_head_result(folder / "evaluation"),
         )
     except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'result.json'}: not what compress writes ({error}); run it again") from None
+        raise InputError(f"{folder / 'result.json'}: not written by compress ({error}); run it again") from None
 
 
 def _refuse_contradictions(
@@ -157,8 +157,8 @@ def _refuse_contradictions(
     for name, one, other in pairs:
         if one != other:
             raise InputError(
-                f"{path}: damaged (the {name} of teacher and student do not fit); delete it, and the same "
-                "compress command writes it again"
+                f"{path}: damaged (the {name} of teacher and student do not match): delete it and rerun the same "
+                "compress command"
             )
 
 

@@ -26,8 +26,9 @@ def report(runs: Sequence[str], output: str | None = None) -> Path:
     go into the student's model card too.
 
     Args:
-        runs: folders of finished runs.
-        output: the file; by default report.html in the folder of the run, and of several runs in the current one.
+        runs: One or more folders of finished runs.
+        output: HTML file to write; by default, report.html in the folder of the run, or in the current folder for
+            several runs.
 
     Returns:
         Where it is.
@@ -80,8 +81,8 @@ def write_page(runs: Sequence[Evidence]) -> str:
 <main>
 {write_sections(runs)}
 </main>
-<footer>Made by skill-speech {escape(__version__)} from the files of the run{"s" * several}. Numbers appear where a
-picture is pointed at, and in the table below it.</footer>
+<footer>Made by skill-speech {escape(__version__)} from the files of the run{"s" * several}. Point at a
+picture to see its numbers, or open the table below it.</footer>
 </div>
 </body>
 </html>

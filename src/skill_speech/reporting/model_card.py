@@ -52,14 +52,14 @@ def write_model_card(path: Path, settings: dict[str, Any], outcome: dict[str, An
         student: what was left.
     """
     teacher = _name(str(settings["teacher"]))
-    licence = teacher_licence(str(settings["teacher"]), settings["revision"])
+    license = teacher_license(str(settings["teacher"]), settings["revision"])
     size = human(Profile(**outcome["student"]).total_parameters)
     head = outcome.get("head")
     what = "speech encoder" if head is None else f"speech model (head: {head['kind']}, {head['outputs']} outputs)"
     card = _card(
         harmless(path.parent.parent.name),
         f"A {what} of {size} parameters, compressed from `{teacher}` by skill-speech.",
-        licence=licence,
+        license=license,
         teacher=teacher,
         tags=["knowledge-distillation", "pruning"],
         kind=None if head is None else head["kind"],
@@ -69,7 +69,7 @@ def write_model_card(path: Path, settings: dict[str, Any], outcome: dict[str, An
     set_section(card, SCORES, NO_SCORES)
     set_section(card, LOADING, _loading(None if head is None else head["kind"]))
     set_section(card, "Limits", _limits(student))
-    set_section(card, "Licence", f"The teacher {_licence(teacher, licence)} Its terms apply to this student too.")
+    set_section(card, "License", f"The teacher {_license(teacher, license)} Its terms apply to this student, too.")
     set_section(card, "Citation", f"```bibtex\n{CITATION}\n```")
     write_card(card, path)
 
@@ -85,12 +85,12 @@ def plain_card(model: SpeechModel, source: str) -> ModelCard:
     """The card of a model that came without one: what can be said of it by itself."""
     name = harmless(Path(source).resolve().name if Path(source).exists() else source)
     encoder, size = model.encoder, human(model.num_parameters())
-    licence = teacher_licence(source, None)
+    license = teacher_license(source, None)
     what = "The speech encoder of " if model.head is None else f"The speech model (head: {model.head.config.kind}) "
     card = _card(
         name.rpartition("/")[2],
         f"{what}`{name}` (family {encoder.config.family}, {size} parameters), written by skill-speech.",
-        licence=licence,
+        license=license,
         teacher=name,
         tags=[],
         kind=None if model.head is None else model.head.config.kind,
@@ -98,18 +98,18 @@ def plain_card(model: SpeechModel, source: str) -> ModelCard:
     set_section(card, "Size", _architecture(encoder.config))
     set_section(card, SCORES, NO_SCORES)
     set_section(card, LOADING, _loading(None if model.head is None else model.head.config.kind))
-    set_section(card, "Licence", f"{_licence(name, licence)} Its terms apply here too.")
+    set_section(card, "License", f"{_license(name, license)} Its terms apply here, too.")
     return card
 
 
 def _card(
-    title: str, summary: str, *, licence: str | None, teacher: str, tags: list[str], kind: str | None
+    title: str, summary: str, *, license: str | None, teacher: str, tags: list[str], kind: str | None
 ) -> ModelCard:
     """Metadata, a title and a sentence."""
     from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(
-        license=licence,
+        license=license,
         base_model=teacher if "/" in teacher else None,
         library_name="skill-speech",
         pipeline_tag=pipeline_tag(kind),
@@ -135,7 +135,7 @@ def read_card(path: Path) -> ModelCard:
     except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
         reason = str(error).strip().splitlines()
         raise InputError(
-            f"{path}: its metadata cannot be read ({reason[0] if reason else error!r}); mend the file or remove it"
+            f"{path}: its metadata cannot be read ({reason[0] if reason else error!r}); repair or remove the file"
         ) from None
     finally:
         log.setLevel(level)
@@ -150,7 +150,7 @@ def write_card(card: ModelCard, path: Path) -> None:
 def set_section(card: ModelCard, title: str, text: str, after: str | None = None) -> None:
     """Give a card's section `title` (of level two) this text.
 
-    A card that has no such section gets it behind the section `after`, or at its end.
+    A card that has no such section gets it after the section `after`, or at its end.
     """
     parts = _sections(card.text)
     mine = (title, f"## {title}\n\n{text}")
@@ -176,8 +176,8 @@ def _sections(text: str) -> list[tuple[str | None, str]]:
     return [(title, "\n".join(lines)) for title, lines in parts]
 
 
-def teacher_licence(source: str, revision: str | None) -> str | None:
-    """The licence that the teacher's own card states in its metadata; None where there is no card or it states none."""
+def teacher_license(source: str, revision: str | None) -> str | None:
+    """The license that the teacher's own card states in its metadata; None where there is no card or it states none."""
     from huggingface_hub import ModelCard
 
     if Path(source).is_file():  # which the hub would be asked for
@@ -186,11 +186,11 @@ def teacher_licence(source: str, revision: str | None) -> str | None:
         card = ModelFiles(source, revision).find("README.md")
         if card is None or card.stat().st_size > MAX_CARD:
             return None
-        licence = ModelCard.load(card, ignore_metadata_errors=True).data.license
+        license = ModelCard.load(card, ignore_metadata_errors=True).data.license
     # A card is a courtesy: whatever is wrong with a teacher's, its student is not the worse for it.
     except (InputError, OSError, ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError):
         return None
-    return licence if isinstance(licence, str) else None
+    return license if isinstance(license, str) else None
 
 
 def _costs(outcome: dict[str, Any]) -> str:
@@ -207,12 +207,12 @@ def _costs(outcome: dict[str, Any]) -> str:
 {table}
 
 Speed: one utterance of {student.seconds:g} s, float32, {student.threads} CPU threads. Distillation loss on held-out
-speech: {loss}; it says how near the layers are, not how well a task is solved."""
+speech: {loss}; it measures how close the layers are, not how well a task is solved."""
 
 
 def _rounding(quantization: str) -> str:
     return (
-        f"\n- stage 2 was quantisation-aware ({quantization}): the weights are rounded, and `skill-speech export "
+        f"\n- stage 2 was quantization-aware ({quantization}): the weights are rounded, and `skill-speech export "
         f"--format onnx --quantize {quantization}` loses little of what it learned"
     )
 
@@ -226,7 +226,7 @@ def _making(settings: dict[str, Any], outcome: dict[str, Any]) -> str:
         groups = "; ".join(", ".join(f"h_{layer}" for layer in group) for group in outcome["clusters"])
         clusters = f"\n- layer clusters: {groups}"
     kept = ", ".join(f"h_{layer}" for layer in settings.get("keep_layers") or ())
-    clusters += f"\n- matched by themselves, without a projection: {kept}" if kept else ""
+    clusters += f"\n- matched individually, without a projection: {kept}" if kept else ""
     rounded = _rounding(settings["quantization"]) if settings.get("quantization") else ""
     names = _shown(settings)
     told = yaml.safe_dump({name: value for name, value in names.items() if name != "output"}, sort_keys=False)
@@ -307,14 +307,14 @@ With ONNX Runtime, without torch: `skill-speech export path/to/this/folder --for
 
 
 def _limits(student: EncoderConfig) -> str:
-    normalized = ", normalised per utterance by the encoder itself" if student.input_normalization else ""
-    return f"""- It has the teacher's languages, domain and biases, and less of its accuracy; measure it on your task
+    normalized = ", normalized per utterance by the encoder itself" if student.input_normalization else ""
+    return f"""- It has the teacher's languages, domain and biases, and lower accuracy; measure it on your task
   before you rely on it (`skill-speech evaluate`).
 - {student.sampling_rate} Hz mono input{normalized}."""
 
 
-def _licence(teacher: str, licence: str | None) -> str:
-    stated = f"states the licence `{harmless(licence)}`" if licence else "states no licence in its card's metadata"
+def _license(teacher: str, license: str | None) -> str:
+    stated = f"states the license `{harmless(license)}`" if license else "states no license in its card's metadata"
     return f"`{teacher}` {stated}."
 
 

@@ -1,7 +1,7 @@
 """The pictures that only the HTML report has, as SVG: they scale, show numbers when pointed at, and say in words what
 they show.
 
-Colours are classes of page.css. All are 480 units wide, so that a unit is about a pixel in a column of text and two
+Colors are classes of page.css. All are 480 units wide, so that a unit is about a pixel in a column of text and two
 thirds of one on a phone.
 """
 

@@ -142,7 +142,7 @@ def update_card(run: Path) -> None:
     card = read_card(path)
     found = put_scores(card, load_model(run / "model"), folder)
     if not found:
-        logger.warning("%s: no result of %s, whose card stays as it is", folder, run / "model")
+        logger.warning("%s: no result of %s, so its card is unchanged", folder, run / "model")
         return
     write_card(card, path)
     logger.info("%s: scores of %s", path, ", ".join(found))

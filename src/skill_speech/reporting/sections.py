@@ -14,7 +14,7 @@ from ..evaluation.own_head import by_label_table, head_table
 from ..evaluation.published import COLUMNS
 from ..figures.output import inline_svg
 from ..figures.plots import dendrogram, layer_weight_map, similarity_map
-from ..figures.shapes import cluster_colour, readable_on
+from ..figures.shapes import cluster_color, readable_on
 from ..profiling import Profile
 from ..pruning import human
 from ..similarity import LayerClusters, View
@@ -64,7 +64,7 @@ def _verdict(run: Evidence) -> str:
 def _next_steps(runs: Sequence[Evidence]) -> str:
     def write(run: Evidence) -> str:
         made = f" on {run.finished[:10]}" if run.finished else ""
-        again = f"<p>Made{escape(made)}. The same again: <code>{escape(made_by(run))}</code></p>"
+        again = f"<p>Made{escape(made)}. Repeat it with <code>{escape(made_by(run))}</code></p>"
         listed = "".join(f"<li><code>{escape(step)}</code></li>" for step in next_steps(run))
         return f'<ul class="steps">{listed}</ul>{again}'
 
@@ -110,7 +110,7 @@ def _loss_card(run: Evidence) -> tuple[str, str, str]:
     """How far stage 2 has come: the loss itself says little to anybody, since its scale is that of the targets."""
     before, after = run.outcome["loss_after_surgery"], run.outcome["loss"]
     if after is None:
-        return "Distillation loss", _loss(after), "no speech was held out to measure it on"
+        return "Distillation loss", _loss(after), "no speech was held out to measure it"
     weights = run.settings.get("loss", {})
     bounded = weights.get("cosine_form") == "raw" and run.settings.get("distance", "l1-cosine") != "temporal"
     least = f"; it cannot be lower than {0 - float(weights['cosine']):g}" if bounded else ""
@@ -255,7 +255,7 @@ def _map_figure(cka_LL: NDArray[np.float64], groups: LayerClusters, view: View, 
     numbers = details("The map as a table", table(["", *names], rows, caption="linear CKA"))
     frames = "features as they are" if view == "raw" else "frames normalized to mean 0 and variance 1"
     caption = (
-        f"Linear CKA of the teacher's layers, {frames}. A full border is a run of neighbouring layers of a cluster; a "
+        f"Linear CKA of the teacher's layers, {frames}. A full border is a run of neighboring layers of a cluster; a "
         "dashed one joins the runs of a cluster that has several."
     )
     return figure(
@@ -296,12 +296,12 @@ def _clusters(groups: LayerClusters) -> str:
 
 
 def _badge(number: int) -> Markup:
-    colour = cluster_colour(number)
-    return Markup(f'<span class="badge" style="background: {colour}; color: {readable_on(colour)}">{number + 1}</span>')
+    color = cluster_color(number)
+    return Markup(f'<span class="badge" style="background: {color}; color: {readable_on(color)}">{number + 1}</span>')
 
 
 def _linkage(groups: LayerClusters) -> str:
-    return f"{groups.method} linkage" + (", neighbours only" if groups.contiguous else "")
+    return f"{groups.method} linkage" + (", neighbors only" if groups.contiguous else "")
 
 
 def _kept(runs: Sequence[Evidence]) -> str:
@@ -383,7 +383,7 @@ def _sparsity_points(run: Evidence) -> list[dict[str, float]]:
 def _sparsity_figure(run: Evidence) -> str:
     rows = _sparsity_points(run)
     if not rows:
-        return paragraph("This run started behind stage 1, in which units are pruned.", "absent")
+        return paragraph("This run started after stage 1, in which units are pruned.", "absent")
     expected = [(row["step"], row["sparsity_expected"]) for row in rows]
     target = [(row["step"], row["sparsity_target"]) for row in rows]
     label = (
@@ -418,7 +418,7 @@ def _loss_figure(run: Evidence, stage: str, bounds: tuple[float, float]) -> str:
     title = f"Loss in stage {STAGES.index(stage) + 1}"
     training, held_out = _loss_points(run, stage)
     if not training:
-        return paragraph(f"This run started behind {stage}.", "absent")
+        return paragraph(f"This run started after {stage}.", "absent")
     series = [Series("training", "second" if held_out else "main", training)]
     label = f"{title}, distillation loss on training batches from {training[0][1]:.4f} to {training[-1][1]:.4f}"
     legend = [("training batches", series[0].kind)]
@@ -468,7 +468,7 @@ def _layer_weights(runs: Sequence[Evidence]) -> str:
     def write(run: Evidence) -> str:
         scores = run.scores
         if scores is None or not scores.layer_weights:
-            return paragraph("No task was evaluated: nothing is known of the layers that tasks read.", "absent")
+            return paragraph("No task was evaluated: the layers that tasks read are unknown.", "absent")
         drawn = [_weights_figure(model, weights, scores) for model, weights in scores.layer_weights.items()]
         return panels(drawn)
 
@@ -496,7 +496,7 @@ def _audio(runs: Sequence[Evidence]) -> str:
     def write(run: Evidence) -> str:
         audio = run.outcome.get("audio")
         if not audio:
-            return paragraph("This run did not record what was wrong with its audio.", "absent")
+            return paragraph("This run did not record problems with its audio.", "absent")
         rows, named = [], []
         for part, found in audio.items():
             for kind, values in found["kinds"].items():
@@ -505,9 +505,7 @@ def _audio(runs: Sequence[Evidence]) -> str:
                 named += [[part, kind, *file] for file in values["files"].items()]
             rows += [[part, kind, "used", f"{count:,}", ""] for kind, count in found["converted"].items() if count]
             rows.append([part, "all", "read", f"{found['read']:,}", ""])
-        listed = table(
-            ["part of the run", "what it was", "", "cuts", "files"], rows, caption="what was odd about the audio"
-        )
+        listed = table(["part of the run", "problem", "", "cuts", "files"], rows, caption="problems with the audio")
         skipped = [
             f"{stage}: {values['skipped']} of {values['steps']} updates were left out because the loss or a gradient "
             f"was not finite; {values.get('returns', 0)} returns to an earlier state."
@@ -515,7 +513,7 @@ def _audio(runs: Sequence[Evidence]) -> str:
             if values.get("skipped")
         ]
         files = [[part, kind, path, message.removeprefix(f"{path}: ")] for part, kind, path, message in named]
-        heading = ["part of the run", "what it was", "file", "message"]
+        heading = ["part of the run", "problem", "file", "message"]
         names = details("The files", table(heading, files[:MOST_FILES], name="files", numbers=False)) if files else ""
         return listed + names + "".join(paragraph(words, "warning") for words in skipped)
 

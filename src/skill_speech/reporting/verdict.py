@@ -52,7 +52,7 @@ def next_steps(run: Evidence) -> list[str]:
     folder = shlex.quote(str(run.folder / "model"))
     steps = [f"skill-speech export {folder} --format transformers --output EXPORTED"]
     if run.outcome.get("head") and run.own_head is None:
-        steps.insert(0, f"skill-speech evaluate {folder} --own_head --data LABELLED_DATA")
+        steps.insert(0, f"skill-speech evaluate {folder} --own_head --data LABELED_DATA")
     elif run.scores is None and not run.outcome.get("head"):
         steps.insert(
             0,
@@ -114,8 +114,8 @@ def _size(run: Evidence) -> list[str]:
         if empty:
             layers = ", ".join(f"h_{number}" for number in empty)
             found.append(
-                f"Nothing is left of {layers} ({len(empty)} of {len(run.widths[1].heads)} layers): a larger student or "
-                "more updates would use them."
+                f"Nothing is left of {layers} ({len(empty)} of {len(run.widths[1].heads)} layers): a larger student "
+                "or more updates would keep them."
             )
     return found
 
@@ -130,13 +130,13 @@ def _training(run: Evidence) -> list[str]:
     over = min(over, max((row["sparsity_expected"] for row in rows), default=0.0) - last)
     if rows and last - rows[-1]["sparsity_expected"] > SPARSITY_TOLERANCE:
         found.append(
-            f"Stage 1 ended {100 * (last - rows[-1]['sparsity_expected']):.1f} points short of its target, and surgery "
-            "removed units that training had not let go of. More steps, or --control exact, close the gap."
+            f"Stage 1 ended {100 * (last - rows[-1]['sparsity_expected']):.1f} points short of its target, and "
+            "surgery removed units that training had not closed. More steps, or --control exact, close the gap."
         )
     elif over > SPARSITY_TOLERANCE:
         found.append(
             f"Stage 1 was up to {100 * over:.1f} points smaller than its target: units were removed that the budget "
-            "had room for. --control exact does not overshoot."
+            "allowed to keep. --control exact does not overshoot."
         )
     before, after = run.outcome["loss_after_surgery"], run.outcome["loss"]
     if before is not None and after is not None and math.isfinite(before) and not after <= before:
@@ -145,7 +145,7 @@ def _training(run: Evidence) -> list[str]:
         )
     updates = sum(int(stage["steps"]) for stage in run.outcome["stages"].values())
     if updates < FEW_UPDATES:
-        found.append(f"The whole run had {updates} updates: a trial, not a student to be used.")
+        found.append(f"The whole run had {updates} updates: a trial run, not a usable student.")
     return found
 
 
@@ -158,7 +158,7 @@ def _data(run: Evidence) -> list[str]:
     items = run.own_head["items"] if run.own_head is not None else {}
     fewest = min(items.values(), default=FEW_ITEMS)
     if fewest < FEW_ITEMS:
-        found.append(f"Its own head was scored on {fewest:g} items only: mind the intervals.")
+        found.append(f"Its own head was scored on {fewest:g} items only: see the intervals.")
     if run.analysis is not None and run.analysis.clusters.borders.firm is False:
         found.append(f"The clusters are uncertain: {run.analysis.clusters.borders}.")
     return found

@@ -99,7 +99,7 @@ class RunFolder:
             if (self.path / "config.yaml").exists():
                 refuse_changes(self.path / "config.yaml", settings, free)
             elif self.path.exists() and not is_fresh(self.path, MAY_BE_THERE):
-                raise InputError(f"{self.path}: not empty and not a run of ours; choose another --output")
+                raise InputError(f"{self.path}: not empty and not a skill-speech run: choose another --output")
 
         self.on_first(look)
 
@@ -200,8 +200,8 @@ def refuse_changes(path: Path, settings: dict[str, Any], free: Collection[str] =
     changed = differences(before, settings, {*free, *(_flat(before).keys() - _flat(settings).keys())})
     if changed:
         raise InputError(
-            f"{path.parent}: made with other settings: {'; '.join(changed)}. Choose another --output, or give the same "
-            "settings to go on"
+            f"{path.parent}: made with different settings: {'; '.join(changed)}. Choose another --output, or restore "
+            "the settings to resume"
         )
 
 

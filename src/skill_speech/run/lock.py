@@ -86,14 +86,20 @@ class RunLock:
         except BlockingIOError:
             raise self._refusal(holder) from None
         except OSError as error:  # a file system without locks
-            logger.warning("%s: locks do not work there (%s): start one run at a time", self.path, error.strerror)
+            logger.warning(
+                "%s: file locks do not work there (%s): start only one run at a time", self.path, error.strerror
+            )
         host = holder.get("host")
         if host is not None and host != socket.gethostname():
             age = time.time() - os.fstat(file).st_mtime
             if age < STALE_SECONDS:
                 raise self._refusal(holder)
             logger.warning(
-                "%s: of process %s on %s, gone for %.0f min: taken over", self.path, holder.get("pid"), host, age / 60
+                "%s: taking over the lock of process %s on %s, which stopped %.0f min ago",
+                self.path,
+                holder.get("pid"),
+                host,
+                age / 60,
             )
         content = json.dumps(
             {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -104,8 +110,8 @@ class RunLock:
     def _refusal(self, holder: dict[str, Any]) -> InputError:
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
         return InputError(
-            f"{self.path.parent}: another run is writing there ({who}): wait for it or stop it, or choose another "
-            f"--output. If it is gone for good, wait {STALE_SECONDS / 60:.0f} minutes or delete {self.path}"
+            f"{self.path.parent}: in use by another run ({who}): wait for it, stop it, or choose another "
+            f"--output. If it no longer exists, wait {STALE_SECONDS / 60:.0f} minutes or delete {self.path}"
         )
 
     def _beat(self, file: int) -> None:

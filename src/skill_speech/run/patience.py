@@ -63,8 +63,8 @@ class PatientThreads:
         if not self.more_teams and waited > BUSY:
             if not self._said:
                 logger.info(
-                    "other processes need these cores too: threads sleep instead of spinning whenever they do (set %s "
-                    "to choose)",
+                    "the cores are shared with other processes: threads sleep instead of spinning while they are busy "
+                    "(set %s to override)",
                     OF_THE_USER[0],
                 )
                 self._said = True

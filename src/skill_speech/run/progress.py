@@ -94,7 +94,7 @@ class Meter:
             self._line()
 
     def advance(self, by: int = 1, note: str = "") -> None:
-        """So much more is done; `note` stands behind the bar (the loss, say)."""
+        """So much more is done; `note` is shown after the bar (the loss, say)."""
         self.done += by
         self._note = note or self._note
         if self._bar is not None:

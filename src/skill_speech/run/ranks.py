@@ -71,7 +71,7 @@ def local_count() -> int:
     hosts = gathered(os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or socket.gethostname())
     numbers = {hosts.count(host) for host in hosts}
     if len(numbers) > 1:
-        raise InputError(f"the nodes run {sorted(numbers)} processes: start equally many on each")
+        raise InputError(f"the nodes run {sorted(numbers)} processes: start the same number on each")
     return numbers.pop()
 
 
@@ -168,13 +168,13 @@ def to_be_started(devices: int, nodes: int) -> bool:
     if found is not None:
         if devices * nodes not in (1, found.world_size()):
             raise InputError(
-                f"{devices} devices on {nodes} nodes were asked for, but {found.world_size()} processes were started: "
-                "give the same numbers to both, or leave --devices and --nodes out"
+                f"{devices} devices on {nodes} nodes were requested, but {found.world_size()} processes were started: "
+                "make them agree, or leave out --devices and --nodes"
             )
         return False
     if nodes > 1:
         raise InputError(
-            f"{nodes} nodes were asked for: start the command on each of them by torchrun or srun, as docs/scaling.md "
+            f"{nodes} nodes were requested: start the command on each of them by torchrun or srun, as docs/scaling.md "
             "shows"
         )
     return devices > 1
@@ -225,7 +225,7 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads or str(max(1, (os.cpu_count() or 1) // devices))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it ourselves
-    # What the starter is sent goes on to the ranks. Old versions of torch know no others than the first four.
+    # Signals to the starter are forwarded to the ranks. Old versions of torch know no others than the first four.
     forwarded: dict[str, Any] = {"signals_to_handle": FORWARDED} if hasattr(LaunchConfig, "signals_to_handle") else {}
     config = LaunchConfig(
         min_nodes=1,
@@ -252,7 +252,7 @@ def start(function: Callable[..., Made], arguments: dict[str, Any], devices: int
         raise Stopped(error.sigval) from None
     finally:
         if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():  # torch leaves its own behind
+            for number, handler in handlers.items():  # torch does not restore them
                 signal.signal(number, handler or signal.SIG_DFL)
         shutil.rmtree(notes, ignore_errors=True)
         if threads is None:
@@ -291,13 +291,13 @@ def _cause(failed: Any, devices: int, notes: Path) -> BaseException:
             return Stopped(failure.exitcode - 128)
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             name = signal.Signals(-failure.exitcode).name
-            return _killed(f"rank {number} (process {failure.pid}) was ended by {name}")
+            return _killed(f"rank {number} (process {failure.pid}) was killed by {name}")
     errors = {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in notes.glob("*.json")}
     lost = ("Connection", "connection", "gloo", "NCCL")
     own = {number: error for number, error in errors.items() if not any(word in str(error["message"]) for word in lost)}
     gone = sorted(set(range(devices)) - set(errors))
     if errors and not own and gone:
-        return _killed(f"rank {', '.join(map(str, gone))} is gone without a word")
+        return _killed(f"rank {', '.join(map(str, gone))} exited without an error")
     if not errors:
         return RuntimeError(f"a rank failed: {failed}")
     number, error = min((own or errors).items(), key=lambda item: item[1]["time"])
@@ -308,8 +308,8 @@ def _cause(failed: Any, devices: int, notes: Path) -> BaseException:
 
 def _killed(what: str) -> InputError:
     return InputError(
-        f"{what}, as the system does it when memory runs out; the others were stopped. The same command goes on from "
-        "the last checkpoint"
+        f"{what}, probably because memory ran out; the other ranks were stopped. Rerun the same command to resume "
+        "from the last checkpoint"
     )
 
 

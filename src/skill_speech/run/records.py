@@ -91,11 +91,11 @@ STAGE = {
 RECORDS: dict[str, tuple[Any, str]] = {
     "status": (
         {"stage": str, "step": Either((COUNT, None)), "steps": Either((COUNT, None)), "finished": bool},
-        "delete it, and the same command resumes from what its stages have written",
+        "delete it and rerun the same command to resume from its stages",
     ),
     "batch": (
         {name: LIMITS["Stage2Config"][name] for name in ("batch_seconds", "accumulate")},
-        "delete it, and the same command fits the batches to the memory that there is now",
+        "delete it and rerun the same command to fit the batches to the available memory",
     ),
     "times": (
         Only(
@@ -112,16 +112,16 @@ RECORDS: dict[str, tuple[Any, str]] = {
         ),
         "write one with skill-speech profile TEACHER --times FILE",
     ),
-    "validation": (LOSSES, "delete it, and the same command measures it again"),
+    "validation": (LOSSES, "delete it and rerun the same command to measure it again"),
     "stage": (
         STAGE | {"validation_at_start": LOSSES, "validation": LOSSES},
-        "delete it, and the same command resumes the stage from its last checkpoint",
+        "delete it and rerun the same command to resume the stage from its last checkpoint",
     ),
     "surgery": (
         {"parameters": COUNT, "teacher_parameters": COUNT},
-        "delete it, and the same command operates again",
+        "delete it and rerun the same command to repeat the surgery",
     ),
-    "audio": (TALLY, "delete its folder, and the same command analyses again"),
+    "audio": (TALLY, "delete its folder and rerun the same command to repeat the analysis"),
     "clusters": (
         {
             "clusters": [{"layers": [COUNT], "medoid": COUNT, "mean_cka": Number(-1e6, 1e6)}],
@@ -133,7 +133,7 @@ RECORDS: dict[str, tuple[Any, str]] = {
             "view": Perhaps(str),
             "borders": Perhaps({name: Either((Number(-1, 1), None)) for name in ("halves", "other_view")}),
         },
-        "delete its folder, and the same command analyses again",
+        "delete its folder and rerun the same command to repeat the analysis",
     ),
     "outcome": (
         {
@@ -170,7 +170,7 @@ RECORDS: dict[str, tuple[Any, str]] = {
             ),
             "finished": Perhaps(str),
         },
-        "delete it, and the same compress command writes it again",
+        "delete it and rerun the same compress command",
     ),
     "evaluation": ({"kind": str, "synthetic": str}, "choose another --output"),
     "result": (
@@ -208,7 +208,7 @@ RECORDS: dict[str, tuple[Any, str]] = {
     ),
     "own-head progress": (
         {"done": COUNT, "said": [dict], "audio": TALLY | {"empty_in_a_row": COUNT}},
-        "delete it, and the same command starts again",
+        "delete it and rerun the same command",
     ),
     "fold": ({"metrics": METRICS, "dev": METRICS, "layer_weights": [LOSS]}, "delete it and run evaluate again"),
     "table": (

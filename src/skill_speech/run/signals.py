@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(SystemExit):
-    """The run was told to stop and can go on: exit status 128 + the signal's number, 143 for SIGTERM, 138 for SIGUSR1.
+    """The run was told to stop and can be resumed. Exit status: 128 + the signal, 143 for SIGTERM, 138 for SIGUSR1.
 
     A SystemExit, so that a program that calls the library ends with that status too.
     """
@@ -60,7 +60,7 @@ class StopSignals:
         """In this block a signal only sets `requested`, for which somebody in it looks at a good moment.
 
         Raises:
-            Stopped: behind the block, if it was requested in it.
+            Stopped: after the block, if it was requested in it.
         """
         self._deferred = True
         try:

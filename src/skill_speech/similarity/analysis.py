@@ -105,7 +105,7 @@ def load_analysis(folder: str | os.PathLike[str]) -> LayerAnalysis:
         other = folder / "cka-other.npy"
         other_LL = _read_array(other) if other.exists() else None
         if other_LL is not None and (other_LL.shape != cka_LL.shape or not np.isfinite(other_LL).all()):
-            raise ValueError("cka-other.npy is of other layers than cka.npy")
+            raise ValueError("cka-other.npy has different layers from cka.npy")
         view = values.get("view", "raw")
         if view not in get_args(View):
             raise ValueError(f"view is {view!r}; known: {', '.join(get_args(View))}")
@@ -129,7 +129,7 @@ def _refuse_contradictions(cka_LL: NDArray[np.float64], clusters: LayerClusters)
         raise ValueError("clusters.json does not have each layer once")
     # Every node but the last one goes into one merge, which is later than itself.
     if sorted(nodes) != list(range(2 * L - 2)) or any(nodes >= np.repeat(np.arange(L, 2 * L - 1), 2)):
-        raise ValueError("clusters.json has merges of other layers")
+        raise ValueError("clusters.json has merges of different layers")
 
 
 def load_scales(folder: str | os.PathLike[str]) -> NDArray[np.float64]:
@@ -163,5 +163,5 @@ def _read_array(path: Path) -> NDArray[np.float64]:
     except Exception as error:
         raise ValueError(f"{path.name} is damaged: {type(error).__name__}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise ValueError(f"{path.name} holds no numbers")
+        raise ValueError(f"{path.name} contains no numbers")
     return array.astype(np.float64)

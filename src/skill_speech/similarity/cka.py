@@ -1,6 +1,6 @@
 """Linear Centered Kernel Alignment between all pairs of layers, streaming in constant memory.
 
-Raw, of features as they are, and of frames that are normalised first: in a trained encoder some frames have features
+Raw, of features as they are, and of frames that are normalized first: in a trained encoder some frames have features
 that are far larger than all others, and raw CKA is then hardly more than a comparison of these.
 
 Shapes: L layers compared (h_0 included or not), B utterances, T frames of an utterance, D features of a layer, F frames
@@ -74,12 +74,12 @@ class Similarity:
         """CKA (L, L) and that of the halves (H, L, L).
 
         Raises:
-            InputError: normalised frames are all the same in a layer.
+            InputError: normalized frames are all the same in a layer.
         """
         if view == "raw":
             return self.raw_LL, self.raw_halves_HLL
         if self.normalized_LL is None:
-            raise InputError("a layer is constant once its frames are normalised: compare the features as they are")
+            raise InputError("a layer is constant once its frames are normalized: compare the features as they are")
         return self.normalized_LL, self.normalized_halves_HLL
 
 
@@ -99,7 +99,7 @@ class MinibatchCKA:
         first_layer: number of the first layer, for messages: 1 when h_0 is left out.
         seed: of the shuffling.
         gram_dtype: see `unbiased_hsic`.
-        views: what is measured: features as they are, or normalised.
+        views: what is measured: features as they are, or normalized.
         halves: so many halves of the utterances are measured as well; at most 70.
         alone: there are no other ranks that take part.
 
@@ -142,7 +142,7 @@ class MinibatchCKA:
         if not self._filled:
             capacity = BUFFER_MINIBATCHES * self.batch_frames
             self._buffers = [frames_FD.new_empty(capacity, frames_FD.shape[1]) for frames_FD in frames]
-            # Rows of the buffers: those that hold a frame come first, the free ones behind them.
+            # Rows of the buffers: those that hold a frame come first, followed by the free ones.
             self._rows_F = torch.arange(capacity)
             self._part_F = torch.zeros(capacity, dtype=torch.long)
             shape = (len(self.views), len(self._members_HP), len(layers), len(layers))
@@ -357,7 +357,7 @@ class ExactCKA:
 
 
 class _ExactOfBoth:
-    """Raw and normalised, at twice the memory."""
+    """Raw and normalized, at twice the memory."""
 
     def __init__(self, first_layer: int) -> None:
         self.raw, self.normalized = ExactCKA(first_layer=first_layer), ExactCKA(first_layer=first_layer)
@@ -423,13 +423,13 @@ def _hsic_of_subsets(
         # row sums of X Xᵀ over a subset are products with the subset's sum, known before the matrix is.
         x_ND = x_ND.to(work)
         mean_D = x_ND.mean(0)
-        centred_ND = x_ND - mean_D
-        norms_N = torch.linalg.vector_norm(centred_ND, dim=1, dtype=work).double().square()
+        centered_ND = x_ND - mean_D
+        norms_N = torch.linalg.vector_norm(centered_ND, dim=1, dtype=work).double().square()
         variance = norms_N.mean() / x_ND.shape[1]
         size = variance + mean_D.double().square().mean()
         scale = variance.sqrt() if variance > CONSTANT**2 * size else torch.zeros_like(variance)
         inverse = 1 / scale if scale > 0 else scale
-        unit_ND = centred_ND * inverse.to(work)
+        unit_ND = centered_ND * inverse.to(work)
         if weights_HN is None:
             members_HP = members_HP.to(x_ND.device)
             weights_HN = members_HP[:, torch.zeros(len(x_ND), dtype=torch.long) if part_N is None else part_N]
@@ -496,7 +496,7 @@ def estimate_cka(
     scales: LayerScales | None = None,
     progress: Callable[[], object] | None = None,
 ) -> Similarity:
-    """CKA between all layers h_0 … h_L of an encoder over some speech, padding excluded, raw and of normalised frames.
+    """CKA between all layers h_0 … h_L of an encoder over some speech, padding excluded, raw and of normalized frames.
 
     Args:
         encoder: it is run as it is used, without dropout, on the device where it lies.

@@ -32,7 +32,7 @@ class Borders:
 
     Attributes:
         halves: mean adjusted Rand index between the groups and as many of half of the audio; None if not measured.
-        other_view: adjusted Rand index between the groups and as many by the other similarity (normalised frames if
+        other_view: adjusted Rand index between the groups and as many by the other similarity (normalized frames if
             these are of features as they are); None if there is none.
     """
 
@@ -67,7 +67,7 @@ class LayerClusters:
         linkage: the merges, in the format of SciPy's linkage matrix; its leaf n is the n-th layer.
         threshold: height of the cut, halfway between the last merge below it and the first one above.
         method: "average", "complete" or "single" linkage.
-        contiguous: only neighbouring groups were allowed to merge.
+        contiguous: only neighboring groups were allowed to merge.
         reason: a sentence that says how many groups there are and why.
         borders: how firm they are.
     """
@@ -131,11 +131,11 @@ def cluster_layers(
 ) -> LayerClusters:
     """Group layers by agglomerative clustering on 1 - CKA.
 
-    "auto" takes as many clusters as the audio can tell apart: the largest K, up to half of the layers, for which the
+    "auto" takes as many clusters as the audio can distinguish: the largest K, up to half of the layers, for which the
     groups of half of the audio are the same as those of all (mean adjusted Rand index at least 0.9). A gap in the
     dendrogram would not do: the largest one is nearly always the one between h_0 and all other layers.
 
-    Contiguous merges can get lower as they go on, when two layers far apart are more similar than their neighbours are;
+    Later contiguous merges can be lower, when two layers far apart are more similar than their neighbors are;
     such a merge is given the height of the one before it, so that the dendrogram can be drawn. The groups follow the
     order of the merges and do not depend on it.
 
@@ -143,7 +143,7 @@ def cluster_layers(
         cka_LL: similarity of the layers.
         clusters: number of clusters K, or "auto".
         linkage: distance of two groups: mean, largest or smallest distance of their members.
-        contiguous: only neighbouring groups may merge, so that each is a run of layers.
+        contiguous: only neighboring groups may merge, so that each is a run of layers.
         first_layer: number of the first row: 1 when h_0 was left out.
         halves: similarity by halves of the audio, to see how firm the borders are.
         other_view: similarity of the same layers by the other kind of CKA.
@@ -258,12 +258,12 @@ def _merge(cka_LL: NDArray[np.float64], linkage: Linkage, contiguous: bool) -> N
     distance_LL = np.clip(1 - cka_LL, 0, 2)
     np.fill_diagonal(distance_LL, 0)
     if contiguous or len(cka_LL) == 1:
-        return _merge_neighbours(distance_LL, linkage)
+        return _merge_neighbors(distance_LL, linkage)
     return hierarchy.linkage(squareform(distance_LL, checks=False), linkage)
 
 
-def _merge_neighbours(distance_LL: NDArray[np.float64], linkage: Linkage) -> NDArray[np.float64]:
-    """Merge neighbouring groups only; a linkage matrix with heights that never fall."""
+def _merge_neighbors(distance_LL: NDArray[np.float64], linkage: Linkage) -> NDArray[np.float64]:
+    """Merge neighboring groups only; a linkage matrix with heights that never fall."""
     distance = _LINKAGES[linkage]
     groups = [(row, [row]) for row in range(len(distance_LL))]  # (node of the tree, its rows), in the layers' order
     merges = []

@@ -37,9 +37,9 @@ class LayerScales:
                 self._shifts[number] = frames_FD.mean(0)
                 self._sums[number] = torch.zeros_like(self._shifts[number])
                 self._squares[number] = torch.zeros_like(self._shifts[number])
-            centred_FD = frames_FD - self._shifts[number]
-            self._sums[number] = self._sums[number] + centred_FD.sum(0)
-            self._squares[number] = self._squares[number] + centred_FD.square().sum(0)
+            centered_FD = frames_FD - self._shifts[number]
+            self._sums[number] = self._sums[number] + centered_FD.sum(0)
+            self._squares[number] = self._squares[number] + centered_FD.square().sum(0)
         self._frames += len(frames_FD)
 
     def compute(self) -> Tensor:

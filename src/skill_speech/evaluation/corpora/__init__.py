@@ -1,6 +1,6 @@
 """The corpora of SUPERB's ten tasks, read in the folder layouts in which they are distributed.
 
-Each corpus has a file of its own, which recognises its layout and reads it. The readers follow s3prl's SUPERB
+Each corpus has a file of its own, which recognizes its layout and reads it. The readers follow s3prl's SUPERB
 downstreams (github.com/s3prl/s3prl, s3prl/downstream); docs/corpora.md says where to get the corpora.
 """
 
@@ -23,7 +23,7 @@ MARK = "SYNTHETIC.json"
 
 @dataclass(frozen=True)
 class _Corpus:
-    """How a task's corpus is recognised and read.
+    """How a task's corpus is recognized and read.
 
     Attributes:
         layout: what it looks like, in a line.
@@ -72,7 +72,7 @@ def find_corpora(root: str | Path) -> dict[str, Path]:
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder: give the folder that the corpora are in (docs/corpora.md)")
+        raise InputError(f"{root}: no such folder: give the folder with the corpora (docs/corpora.md)")
     candidates = list(_candidates(root))
     found = {}
     for task, corpus in _CORPORA.items():

@@ -34,7 +34,7 @@ def is_iemocap(folder: Path) -> bool:
 def read_emotions(folder: Path) -> list[TaskData]:
     """er: fold1 to fold5, each tested on the session of its number; the supervision's custom "label"."""
     sessions = {
-        session: require_some(_utterances(folder / session), folder / session / LABELS, "labelled utterances")
+        session: require_some(_utterances(folder / session), folder / session / LABELS, "labeled utterances")
         for session in SESSIONS
     }
     cuts = {cut.id: cut for cut in make_cuts([utterance for listed in sessions.values() for utterance in listed])}

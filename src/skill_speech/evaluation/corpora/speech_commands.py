@@ -89,6 +89,6 @@ def _test(folder: Path) -> Iterator[Utterance]:
     for path in sorted(folder.glob("[!.]*/[!.]*.wav")):
         label = path.parent.name
         if label not in CLASSES:
-            raise InputError(f"{path}: {label} is none of the classes {', '.join(CLASSES)}: remove the folder")
+            raise InputError(f"{path}: {label} is not one of the classes {', '.join(CLASSES)}: remove the folder")
         name = path.relative_to(folder.parent).with_suffix("").as_posix()
         yield Utterance(name, path, custom={"label": label})

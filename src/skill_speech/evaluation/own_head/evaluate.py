@@ -81,19 +81,20 @@ def evaluate_own_head(
     difference from the teacher's, on the same resamples.
 
     Args:
-        model: [NAME=]SOURCE, as `load_model` takes it.
-        data: a manifest with text or labels, or anything else that `open_cuts` takes and that has them.
-        output: the folder for the results; by default RUN/evaluation of RUN/model.
-        teacher: "auto" for the one in RUN/config.yaml of RUN/model, "none", or [NAME=]SOURCE.
-        target_lang: of a model or teacher that has adapters for many languages.
-        max_bad: the share of the audio that may be unusable.
-        absolute_paths: the manifest may name files outside of its own folder.
-        device: where to compute, by default an accelerator if there is one.
-        seed: of the resamples, and of the trials where there are too many.
+        model: [NAME=]SOURCE, where SOURCE is anything that `load_model` accepts.
+        data: Manifest with text or labels, or any other data with them that `open_cuts` accepts.
+        output: Folder for the results; RUN/evaluation by default for the model RUN/model.
+        teacher: Teacher to compare with: [NAME=]SOURCE, "auto" for the one named in RUN/config.yaml of the model
+            RUN/model, or "none".
+        target_lang: Language code for a model or teacher with adapters for many languages (MMS).
+        max_bad: Maximum share of unusable audio, such as 1% or 0.01.
+        absolute_paths: Allow a manifest or table to name files outside its own folder.
+        device: Device to compute on; by default, an accelerator if there is one.
+        seed: Random seed for the bootstrap resamples, and for the trials if they are sampled.
 
     Raises:
         InputError: no head, nothing in the data to score it by, or what the model cannot say; results of other settings
-            in the output folder, or another evaluation that is going on there; the disk is full.
+            in the output folder, or another evaluation that is running there; the disk is full.
         Stopped: by SIGTERM or SIGUSR1; the same call resumes.
     """
     name, source = split_name(model)
@@ -151,7 +152,7 @@ def _folder(source: str, output: str | None) -> Path:
         return Path(output)
     run = run_of(source)
     if run is None:
-        raise InputError(f"{source}: not the model of a run, which has a place for results: give --output")
+        raise InputError(f"{source}: not the model of a run: give --output")
     return run / "evaluation"
 
 
@@ -206,7 +207,7 @@ def _fingerprint(cuts: Sequence[Cut]) -> str:
 
 def _refuse_other_folder(folder: Path) -> None:
     if folder.exists() and not free_for_results(folder):
-        raise InputError(f"{folder}: not empty and not an evaluation; choose another --output")
+        raise InputError(f"{folder}: not empty and not an evaluation: choose another --output")
 
 
 def _begin(folder: Path) -> None:
@@ -227,7 +228,7 @@ def _done(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     changed = differences(result["settings"], wanted)
     if changed:
         raise InputError(
-            f"{path}: made with other settings: {'; '.join(changed)}. Give the same settings, or choose another "
+            f"{path}: made with different settings: {'; '.join(changed)}. Give the same settings, or choose another "
             "--output"
         )
     return result if (folder / TABLE).exists() else None

@@ -98,7 +98,7 @@ def give_scorers(subjects: Sequence[Subject], cuts: Sequence[Cut], data: str) ->
         mine, theirs = (one.model.head.config for one in (first, subject))  # type: ignore[union-attr]
         if _question(mine) != _question(theirs):
             raise InputError(
-                f"{subject.source}: its head ({theirs.kind}, {theirs.outputs} outputs) does not answer what that of "
+                f"{subject.source}: its head ({theirs.kind}, {theirs.outputs} outputs) is not comparable with that of "
                 f"{first.source} does ({mine.kind}, {mine.outputs} outputs, other labels): give another teacher, or "
                 "none"
             )
@@ -151,7 +151,7 @@ def run_models(
     Args:
         subjects: whose outputs are wanted.
         cuts: all of them.
-        scratch: prefix of the files that let an interrupted pass go on.
+        scratch: prefix of the files that let an interrupted pass resume.
         max_bad: the share of them that may be unusable.
         stop: who is told to stop; then what has been said is written down first.
 
@@ -198,7 +198,7 @@ def run_models(
     parts = ranks.gathered(progress.said)
     found = [{name: one for part in parts for name, one in part[number].items()} for number in range(len(subjects))]
     if not found[0]:
-        raise BadAudio(f"none of the audio can be used: {tally.named()}")
+        raise BadAudio(f"none of the audio is usable: {tally.named()}")
     return [{cut.id: said[cut.id] for cut in wanted if cut.id in said} for said in found], tally
 
 

@@ -41,7 +41,7 @@ def speakers(cuts: Sequence[Cut], data: str) -> dict[str, str]:
         several = sorted({str(part.speaker) for part in cut.supervisions if part.speaker})
         if len(several) > 1:
             raise InputError(
-                f"{data}: {cut.id} has {len(several)} speakers; an embedding is of one: cut it into their turns"
+                f"{data}: {cut.id} has {len(several)} speakers; an embedding describes one: split it by speaker"
             )
         if several:
             found[cut.id] = several[0]
@@ -113,7 +113,7 @@ class Labels:
             found_TV[first:last, [self.number(value) for value in self._values(part)]] = True
         return found_TV
 
-    def is_labelled(self, cut: Cut) -> bool:
+    def is_labeled(self, cut: Cut) -> bool:
         """Whether anything is said of it."""
         return any(value_of(part, self.field) is not None for part in cut.supervisions)
 
@@ -169,8 +169,7 @@ def numbers(cuts: Sequence[Cut], head: HeadConfig, data: str) -> dict[str, list[
                 found[cut.id] = _as_numbers(value, head, f"{data}: {cut.id}")
     if not found:
         raise InputError(
-            f"{data}: none of its {len(cuts)} cuts has a number to be predicted: give their supervisions "
-            'custom["label"]'
+            f'{data}: none of its {len(cuts)} cuts has a number to predict: give their supervisions custom["label"]'
         )
     return found
 

@@ -345,7 +345,7 @@ class Frames(Scorer):
         self.labels = Labels(self.cuts, self.head, self.data, self.source)
         self.seconds_per_frame = self.model.encoder.config.hop / SAMPLE_RATE
         self.many = self.head.problem == "multi-label"
-        found = {cut.id: True for cut in self.cuts if self.labels.is_labelled(cut)}
+        found = {cut.id: True for cut in self.cuts if self.labels.is_labeled(cut)}
         if not self.many:
             for name in found:  # two at a time are refused before anything is done
                 self._right(name, round(self.by_id[name].duration / self.seconds_per_frame) + 1)
@@ -371,7 +371,7 @@ class Frames(Scorer):
 
     def notes(self, ids: Sequence[str]) -> list[str]:
         """Where the labels are from, and which frames count."""
-        where = "All frames count." if self.many else "Frames in which no label is said do not count."
+        where = "All frames count." if self.many else "Frames without a label do not count."
         return [f"{_macro(self.labels)} {where}"]
 
     def rows(self, said: Mapping[str, Any], teacher: Said | None, seed: int) -> Iterator[list[str]]:
@@ -478,7 +478,7 @@ def make_scorer(model: SpeechModel, cuts: Sequence[Cut], data: str, source: str)
     assert model.head is not None
     config = model.head.config
     if config.kind == "frame" and config.problem == "regression":
-        raise InputError(f"{source}: its head predicts numbers frame by frame, which is not evaluated")
+        raise InputError(f"{source}: frame-wise regression heads are not evaluated")
     name = config.problem if config.kind == "sequence" else config.kind
     return SCORERS[name](model, cuts, data, source)
 

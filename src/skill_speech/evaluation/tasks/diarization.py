@@ -31,7 +31,7 @@ SPEAKERS = 2
 
 
 class Diarization(Task):
-    """SD: frames are labelled at the upstream's own rate."""
+    """SD: frames are labeled at the upstream's own rate."""
 
     config: DiarizationConfig
     chosen_on = ("dev", "frame_accuracy")
@@ -77,7 +77,7 @@ class Diarization(Task):
         return torch.stack(losses).sum() / lengths_B.sum()
 
     def predict(self, head: nn.Module, batch: Batch) -> list[Tensor]:
-        """Scores (T, S) of every labelled frame; the LSTM starts anew with every chunk."""
+        """Scores (T, S) of every labeled frame; the LSTM state is reset at every chunk."""
         lengths_B = torch.tensor([len(self.active[batch.split][index]) for index in batch.indices])
         parts = _matched(batch, lengths_B).split(self.config.chunk_frames, dim=1)
         scores_BTS = torch.cat([head(part_BTD) for part_BTD in parts], dim=1).cpu()

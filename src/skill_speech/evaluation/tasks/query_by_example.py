@@ -86,12 +86,12 @@ def subsequence_cost(costs_NIJ: Tensor, lengths_N: Tensor) -> Tensor:
     """The smallest mean cost per query frame of any path through the documents (N,).
 
     The costs of a query frame are first brought to 0 … 1 over the document. A path takes every query frame once, may
-    start and end anywhere in the document, and stays, goes on by one or skips one document frame from a query frame to
+    start and end anywhere in the document, and stays, advances by one or skips one document frame from a query frame to
     the next (the asymmetric steps of Sakoe & Chiba 1978 without slope constraint).
 
     Args:
         costs_NIJ: distances of all pairs of frames.
-        lengths_N: frames of each document; what lies behind is padding.
+        lengths_N: frames of each document; what follows is padding.
     """
     padding_N1J = (torch.arange(costs_NIJ.shape[2]) >= lengths_N[:, None])[:, None].to(costs_NIJ.device)
     lowest_NI1 = costs_NIJ.masked_fill(padding_N1J, torch.inf).amin(2, keepdim=True)

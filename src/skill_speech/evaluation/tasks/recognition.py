@@ -102,7 +102,7 @@ class Recognition(Task):
         ]
 
     def _buckets(self) -> list[list[int]]:
-        """Neighbours in the order of the audio's lengths, longest first; one left over alone is left out."""
+        """Neighbors in the order of the audio's lengths, longest first; one left over alone is left out."""
         cuts, size = self.cuts["train"], self.config.batch_size
         order = sorted(range(len(cuts)), key=lambda index: -cuts[index].duration)
         batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -141,7 +141,7 @@ class SpeechRecognition(Recognition):
         return CHARACTERS
 
     def transcript(self, cut: Cut) -> Sequence[str]:
-        """Characters, and a space behind the last word too."""
+        """Characters, and a space after the last word too."""
         return [*cut.supervisions[0].text.upper(), " "]
 
     def score(self, split: str, predictions: Sequence[Any]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class SlotFilling(Recognition):
         """Characters and marks: a slot is a run of words with the same label, in it those that are punctuation.
 
         Punctuation is left out with the marks that would stand at it, but not before the runs are known. So of
-        `NEW YORK ,` with the comma in the slot no mark closes it, and the space stays behind what was the last word
+        `NEW YORK ,` with the comma in the slot no mark closes it, and the space stays after what was the last word
         but one: as in s3prl.
         """
         words, slots = cut.supervisions[0].text.upper().split(" "), cut.supervisions[0].custom["slots"]

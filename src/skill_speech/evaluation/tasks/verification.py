@@ -81,7 +81,7 @@ class Verification(Task):
 
 
 def _long_enough(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Features and lengths, of which none is below what the x-vector sees at once: zeros are put behind it."""
+    """Features and lengths, padded with zeros to at least what the x-vector sees at once."""
     shortest = XVector.context + 1
     x_BTD = F.pad(batch.x_BTD, (0, 0, 0, max(0, shortest - batch.x_BTD.shape[1])))
     return x_BTD, batch.lengths_B.clamp(min=shortest)

@@ -110,7 +110,7 @@ class SkillSpeechConfig(PretrainedConfig):
         """
         lists = self.tdnn_dim, self.tdnn_kernel, self.tdnn_dilation
         if len({len(values) for values in lists}) > 1:
-            raise ValueError("tdnn_dim, tdnn_kernel and tdnn_dilation are not equally long")
+            raise ValueError("tdnn_dim, tdnn_kernel and tdnn_dilation are not of equal length")
         width = self.output_hidden_size or self.hidden_size
         shape = self.adapter_kernel_size, self.adapter_stride
         return HeadConfig(
@@ -126,7 +126,7 @@ class SkillSpeechConfig(PretrainedConfig):
 
     @property
     def extractor_normalizes(self) -> bool:
-        """Whether the feature extractor normalises the input, as is the rule in Transformers.
+        """Whether the feature extractor normalizes the input, as is the rule in Transformers.
 
         It adds 1e-7 to the variance. For an encoder that learned with another number the model does it, and the
         extractor does not.

@@ -13,7 +13,7 @@ from ...encoder.encoder import Encoder
 class UpstreamExpert(nn.Module):
     """Waveforms in, all hidden states out, as from s3prl's own upstreams of HuBERT and WavLM.
 
-    So no layer is skipped when the upstream is trained too, and the last hidden state of a pre-norm encoder is behind
+    So no layer is skipped when the upstream is trained too, and the last hidden state of a pre-norm encoder is after
     its final norm.
 
     Args:

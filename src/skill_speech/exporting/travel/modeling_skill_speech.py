@@ -42,7 +42,7 @@ from .remote_code import write_code  # noqa: F401
 
 
 class SkillSpeechPreTrainedModel(PreTrainedModel):
-    """What the models have in common: how Transformers loads, splits and initialises them."""
+    """What the models have in common: how Transformers loads, splits and initializes them."""
 
     config_class = SkillSpeechConfig
     base_model_prefix = "skill_speech"
