@@ -1,8 +1,8 @@
 """A student whose linear maps are rounded while it learns, so that it is exported in 8 or 4 bits as it was trained.
 
 Forward, weights (and in int8 the inputs, frame by frame) are what `kernels.rounding` makes of them; backward, rounding
-counts as the identity: the straight-through estimator (arXiv 1308.3432) of quantisation-aware training (arXiv
-1712.05877). The optimiser moves weights that are not rounded; when the stage ends the rounded ones take their place.
+counts as the identity: the straight-through estimator (arXiv 1308.3432) of quantization-aware training (arXiv
+1712.05877). The optimizer moves weights that are not rounded; when the stage ends the rounded ones take their place.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def attach_quantization(encoder: Encoder, rounding: Rounding) -> None:
 
 
 def remove_quantization(encoder: Encoder) -> None:
-    """Make weights plain ones again, in place, rounded, and leave inputs alone; without quantisation, do nothing."""
+    """Make weights plain ones again, in place, rounded, and leave inputs alone; without quantization, do nothing."""
     for _, _, linear, _ in list(rounded_maps(encoder)):
         if not parametrize.is_parametrized(linear, "weight"):
             continue
