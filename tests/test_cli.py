@@ -237,6 +237,12 @@ def test_help_waits_for_no_large_library(command: str) -> None:
     assert subprocess.run(arguments, check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 
+def test_help_may_be_cut_off_by_its_reader() -> None:
+    command = f"{sys.executable} -m skill_speech compress --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
 def test_help_fits_into_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for columns in (60, 80, 200):
         monkeypatch.setenv("COLUMNS", str(columns))

@@ -63,7 +63,10 @@ def _asked(words: Sequence[str]) -> str:
 
 def _show_help(command: str) -> int:
     width = min(100, shutil.get_terminal_size().columns)
-    print(page(command, width) if command in COMMANDS else overview(width))
+    try:
+        print(page(command, width) if command in COMMANDS else overview(width), flush=True)
+    except BrokenPipeError:  # `… --help | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
