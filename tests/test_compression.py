@@ -275,6 +275,16 @@ def test_a_stage_starts_from_its_input_alone(
     assert (tmp_path / "run/stage1/checkpoints").exists() == (stage != "surgery")
 
 
+def test_a_run_resumes_whose_analysis_was_made_with_another_seed(
+    finished: Path, teacher: str, speech: str, tmp_path: Path
+) -> None:
+    settings = QUICK | {"seed": 7, "start_from": str(finished / "analysis"), "sparsity": 0.6}
+    kill_at("stage1", 2, teacher, speech, str(tmp_path / "run"), **settings)
+    compress(teacher, speech, str(tmp_path / "run"), **settings | {"start_from": None})
+    compress(teacher, speech, str(tmp_path / "whole"), **settings)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
 def test_what_is_no_finished_stage_is_refused(finished: Path, teacher: str, speech: str, tmp_path: Path) -> None:
     for source in (finished / "model", tmp_path / "nowhere/stage1"):
         message = refused(teacher, speech, str(tmp_path / "run"), start_from=str(source), **QUICK)

@@ -542,7 +542,10 @@ def test_other_mistakes_are_one_line(
     for command, words in (
         (f"{tmp_path / 'bare'} --data {data} --output {out}", "bare: an encoder without a head"),
         (f"{tmp_path / 'misfit'} --data {data} --output {out}", "gives the token 'Q' the number 11; the CTC head has"),
-        (f"{tmp_path / 'wordless'} --data {data} --output {out}", "no vocab.json there"),
+        (
+            f"{tmp_path / 'wordless'} --data {data} --output {out}",
+            "no vocab.json: the tokens of its CTC head are unknown",
+        ),
         (f"{model} --data {tmp_path / 'empty.jsonl'} --output {out}", "empty.jsonl: contains no audio files"),
         (f"{model} --data {folder / 'twice.jsonl'} --output {out}", "two cuts are called a"),
         (f"{model} --data {tmp_path / 'nowhere'} --output {out}", "nowhere: no such file or folder"),

@@ -285,7 +285,7 @@ def test_a_quantised_run_is_resumed_to_the_bit_and_its_student_is_rounded(
         for _, _, linear, _ in rounded_maps(after_surgery)
     )
     card = (tmp_path / "whole" / "model" / "README.md").read_text()
-    assert f"quantisation-aware ({rounding})" in card
+    assert f"quantization-aware ({rounding})" in card
 
 
 def test_validation_in_stage_two_is_that_of_the_quantised_student(teacher: str, speech: str, tmp_path: Path) -> None:

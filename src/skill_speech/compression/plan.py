@@ -205,7 +205,8 @@ class Plan:
             analysis = AnalysisPlan(
                 teacher, cuts, settings, config.clusters, config.analysis, config.seed, config.workers, config.max_bad
             )
-            if run.has("analysis/clusters.json"):
+            # What a run has begun with is its own, also where it was copied from one with other settings.
+            if run.has("analysis/clusters.json") and not run.has("config.yaml"):
                 run.refuse_others_in("analysis", settings)
         plan = cls(
             config=config,
