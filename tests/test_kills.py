@@ -62,7 +62,7 @@ def test_a_folder_is_locked_as_long_as_a_process_lives(tmp_path: Path) -> None:
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     with (
-        pytest.raises(InputError, match=rf"in use by another run there \(process {holder.pid} on "),
+        pytest.raises(InputError, match=rf"in use by another run \(process {holder.pid} on "),
         RunLock(tmp_path),
     ):
         pass
