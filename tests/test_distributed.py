@@ -321,7 +321,7 @@ def test_torchrun_starts_the_command_line(teacher: str, speech: str, tmp_path: P
     processes = in_two_processes(command, [{}, {}])
     assert [process.returncode for process in processes] == [0, 0]
     errors = [process.stderr.read() for process in processes if process.stderr]
-    assert sum("written: " in text for text in errors) == 1, "one of them speaks"
+    assert sum("written to " in text for text in errors) == 1, "one of them speaks"
     assert load_analysis(tmp_path / "run/analysis").clusters.groups
 
 
