@@ -51,10 +51,34 @@ def test_what_was_not_scored_is_to_be_scored_next(tmp_path: Path) -> None:
     assert f"'{tmp_path}/a run/model'" in first  # a shell takes it
 
 
+def test_of_several_budgets_those_with_room_left_are_not_missed(run: Path) -> None:
+    changed(run, "config.yaml", lambda values: values.update(sparsity=0.5, macs="0.25"))
+    assert not any("budget" in one for one in warnings(read_evidence(run)))
+
+
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("config.yaml", {"sparsity": 0.9}, "The budget was missed: 25.0 % of the parameters are left, and 10.0 % were"),
+        (
+            "config.yaml",
+            {"sparsity": 0.9},
+            "The budget was missed: 363k parameters are left (25.0 %), and 145k (10.0 %)",
+        ),
+        (
+            "config.yaml",
+            {"sparsity": 0.5},
+            "The budget was missed: 363k parameters are left (25.0 %), and 725k (50.0 %)",
+        ),
+        (
+            "config.yaml",
+            {"sparsity": None, "params": "0.1"},
+            "The budget was missed: 363k parameters are left (25.0 %)",
+        ),
+        (
+            "config.yaml",
+            {"sparsity": None, "macs": 0.1},
+            "The budget was missed: 448M MACs are left (25.0 %), and 179M",
+        ),
         ("result.json", {"loss": -0.2}, "Stage 2 did not lower the loss on held-out speech"),
     ],
 )

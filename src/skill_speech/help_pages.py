@@ -157,7 +157,7 @@ def page(command: str, width: int = 80) -> str:
     for title, names in groups.items():
         lines += _group(title, [left.pop(name) for name in names if name in left], width)
     plain = [name for name in left if "." not in name]
-    lines += _group("More" if about.groups or about.first else "Settings", [left.pop(name) for name in plain], width)
+    lines += _group("More", [left.pop(name) for name in plain], width)
     for prefix, title in NESTED.items():
         members = [left.pop(name) for name in list(left) if name.startswith(f"{prefix}.")]
         if prefix == "stage2" and members:

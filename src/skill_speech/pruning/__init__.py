@@ -1,6 +1,6 @@
 """Gates, budgets, the controls that meet them, shrinking and surgery."""
 
-from .budget import Budget, Limit, human
+from .budget import Budget, Limit, human, quantity
 from .control import CONTROLS, Control, ControlName, Exact, Lagrangian, OneShot
 from .gates import KINDS, Gate, HardConcrete, attach_gates, find_gates
 from .importance import Importance, ImportanceName, magnitude, sensitivity
@@ -52,6 +52,7 @@ __all__ = [
     "magnitude",
     "parameters_by_component",
     "prune",
+    "quantity",
     "replace_parameters",
     "sensitivity",
     "shrink",

@@ -98,8 +98,8 @@ class Budget:
             raise InputError("no budget: give sparsity, params, macs, speedup or latency")
         if sparsity is not None and not 0 < sparsity < 1:
             raise InputError(f"sparsity is {sparsity:g}; it must lie between 0 and 1 (0.75 keeps a quarter)")
-        keep = whole * (1 - sparsity) if sparsity is not None else _quantity("params", parameters, whole)
-        keep_macs = _quantity("macs", macs, work)
+        keep = whole * (1 - sparsity) if sparsity is not None else quantity("params", parameters, whole)
+        keep_macs = quantity("macs", macs, work)
         if speedup is None and latency is None:
             return cls(keep, keep_macs, whole, work, head_parameters=head_parameters, head_macs=head_macs)
         assert times is not None
@@ -177,7 +177,7 @@ def human(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _quantity(name: str, value: str | float | None, whole: float) -> float | None:
+def quantity(name: str, value: str | float | None, whole: float) -> float | None:
     """A number of things to keep from "23.6M", 23.6e6 or a share of `whole`."""
     if value is None:
         return None

@@ -311,6 +311,7 @@ def _kept(runs: Sequence[Evidence]) -> str:
             return paragraph("This run did not compare student and teacher at its end.", "absent")
         points = [(float(layer), value) for layer, value in enumerate(values)]
         least = min(range(len(values)), key=values.__getitem__)
+        speech = "training speech, as none was held out" if run.outcome["loss"] is None else "held-out speech"
         lowest = f"lowest in h_{least} ({values[least]:.3f})"
         label = f"CKA between student and teacher in layers h_0 to h_{len(values) - 1}; {lowest}."
         numbers = details(
@@ -319,7 +320,7 @@ def _kept(runs: Sequence[Evidence]) -> str:
         )
         caption = (
             "Linear CKA between each layer of the student and the same layer of the teacher, on up to a minute of "
-            f"held-out speech: {sum(values) / len(values):.3f} on average, {lowest}. 1: equal up to rotation and scale."
+            f"{speech}: {sum(values) / len(values):.3f} on average, {lowest}. 1: equal up to rotation and scale."
         )
         picture = lines_picture(label, [Series("CKA", "main", points, marked=True)], bounds=(0.0, 1.0), over="layer")
         return figure("Similarity of student and teacher, layer by layer", picture, caption, numbers)
