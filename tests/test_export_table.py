@@ -31,7 +31,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
     "batches of unequal lengths": ALONE,
     "hidden states": ALONE
     | {"onnx": INT8, "torch-export": "runtimes::test_torch_export_of_the_last_hidden_state_alone"},
-    "input normalisation": ALONE | {"transformers": "transformers::test_the_input_is_normalized_once"},
+    "input normalization": ALONE | {"transformers": "transformers::test_the_input_is_normalized_once"},
     "`--length_aware true`": dict.fromkeys(FORMATS, AWARE) | {"torchaudio": REFUSED},
     "`--quantize int8` or `int4`": dict.fromkeys(FORMATS, REFUSED) | {"onnx": INT8},
     "`--push_to_hub REPO`": dict.fromkeys(FORMATS, PUSHED)

@@ -72,7 +72,7 @@ class Stage2Config:
         return max(0.0, (self.steps - number) / max(1, self.steps - self.warmup_steps))
 
     def set_rates(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Give the groups of an optimiser, which know their "peak", the learning rates after so many updates."""
+        """Give the groups of an optimizer, which know their "peak", the learning rates after so many updates."""
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * self.rate(step)
 
@@ -114,7 +114,7 @@ class Distillation(nn.Module):
         teacher: is frozen.
         student: what learns, with gates or without.
         loss: between the states of both.
-        config: of the stage; says how the optimiser is made and what is compiled.
+        config: of the stage; says how the optimizer is made and what is compiled.
         control: of the gates.
         student_input: what is done to the student's speech in training.
     """
@@ -159,7 +159,7 @@ class Distillation(nn.Module):
         seed: int | None = None,
         labels: Labels = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised (0-d), and its terms (0-d, without gradients).
+        """What is minimized (0-d), and its terms (0-d, without gradients).
 
         Args:
             waveforms_BT: samples.
@@ -213,7 +213,7 @@ class Distillation(nn.Module):
     def freeze_what_the_loss_does_not_reach(self) -> None:
         """Leave weights out of the training that get no gradient, such as the final norm of a pre-norm student.
 
-        An optimiser passes over them anyway; sharded ranks would wait for theirs. (DDP finds them by itself in every
+        An optimizer passes over them anyway; sharded ranks would wait for theirs. (DDP finds them by itself in every
         step: there they may change when the student shrinks.) A short forward pass tells: it depends on the teacher's
         family, the targets, and the layers that pruning has emptied.
         """

@@ -60,7 +60,7 @@ class Stage:
         name: of the stage, for messages and the progress bar.
         precision: "bf16" computes in bfloat16 where that is safe and keeps float32 weights.
         strategy: how ranks share the work where there are several: "ddp" keeps the student on each, "fsdp" shards it
-            and the optimiser's state.
+            and the optimizer's state.
         seed: of everything that is drawn.
         checkpoint_every: updates between checkpoints.
         checkpoint_minutes: minutes between checkpoints, at most; 0 for no such limit.
@@ -125,7 +125,7 @@ class Stage:
         """Train to the end.
 
         An update whose loss or gradient is not finite is left out. After `MOST_SKIPPED_IN_A_ROW` of them one after the
-        other, weights and optimiser are restored from the last regular checkpoint before them, and training continues
+        other, weights and optimizer are restored from the last regular checkpoint before them, and training continues
         with the data that comes next; after `MOST_RETURNS` of that, it is an error.
 
         Returns:
@@ -145,7 +145,7 @@ class Stage:
             state, batches = self.state, self._batches()
             with self.stop.deferred(), Meter(self.name, config.steps, state.step) as meter:
                 while state.step < config.steps:
-                    # Of gates too, which the optimiser may not know; and it knows sharded weights that are whole now.
+                    # Of gates too, which the optimizer may not know; and it knows sharded weights that are whole now.
                     module.zero_grad()
                     self.optimizer.zero_grad()
                     self._remove_closed_units()
@@ -254,7 +254,7 @@ class Stage:
         return self._begin_log()
 
     def _set_up(self, step: int | None) -> StageState:
-        """Wrap the module for this precision and these ranks, and make its optimiser, both as at a checkpoint.
+        """Wrap the module for this precision and these ranks, and make its optimizer, both as at a checkpoint.
 
         Args:
             step: of the checkpoint; None for none.
@@ -284,7 +284,7 @@ class Stage:
         return iter(self.read(self._sequence))
 
     def _loss(self, batch: AudioBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised (0-d), NaN if there is nothing to learn from the batch; and its terms, for the log."""
+        """What is minimized (0-d), NaN if there is nothing to learn from the batch; and its terms, for the log."""
         # A function of the batch's number: a run that is resumed draws what it would have drawn.
         seed = (self.seed * 1_000_003 + self.state.batches + ranks.rank()) * 1_009
         usable = bool(batch.ids)
@@ -333,7 +333,7 @@ class Stage:
         )
 
     def _go_back(self, loss: Tensor) -> None:
-        """Return to the weights and the optimiser of an earlier state; data and counts go on.
+        """Return to the weights and the optimizer of an earlier state; data and counts continue.
 
         Raises:
             InputError: the weights are still those of the start, or this has been tried often enough.

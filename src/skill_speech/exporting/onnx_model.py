@@ -49,8 +49,8 @@ class BlockwiseNorm(TimeNorm):
         """As `TimeNorm`."""
         if valid_BT is not None:  # then padding adds zeros
             return super().forward(x_BTC, valid_BT)
-        centred_BTC = x_BTC - _mean(x_BTC)
-        return centred_BTC * torch.rsqrt(_mean(centred_BTC.square()) + self.eps) * self.weight + self.bias
+        centered_BTC = x_BTC - _mean(x_BTC)
+        return centered_BTC * torch.rsqrt(_mean(centered_BTC.square()) + self.eps) * self.weight + self.bias
 
 
 def _mean(x_BTC: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def attach_kernels(module: Module) -> Module:
     """Have an encoder, or a part of one, compute with the operations written for CPUs, in place; returns it.
 
     Weights, their names and what is computed stay, but for rounding and for which random numbers dropout draws. On
-    other devices, and in programs that are compiled or exported, the encoder's own operations go on.
+    other devices, and in programs that are compiled or exported, the encoder's own operations stay.
     """
     for part in module.modules():
         if isinstance(part, (ConvLayer, PositionalConv)):

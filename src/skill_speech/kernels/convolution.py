@@ -72,7 +72,7 @@ def convolve_normalized(
     stride: int,
     valid_BT: Tensor | None = None,
 ) -> Tensor:
-    """A convolution of one input channel whose outputs are then normalised over time: (B, T) → (B, T', O).
+    """A convolution of one input channel whose outputs are then normalized over time: (B, T) → (B, T', O).
 
     Args as of `fold_norm`.
     """

@@ -21,7 +21,7 @@ SCORES = 2**17
 class OffsetBias(nn.Module):
     """The position bias by offset of time instead of by pair of frames: a thousandth of the memory at 30 s.
 
-    Attention reads row q of the pairs' matrix as T neighbouring offsets.
+    Attention reads row q of the pairs' matrix as T neighboring offsets.
     """
 
     def __init__(self, bias: RelativePositionBias) -> None:

@@ -75,7 +75,7 @@ class SpectralConv(nn.Module):
         J = padded_BDT.shape[-1] // S - 2
         spectra_BDJF = torch.fft.rfft(padded_BDT.unfold(-1, 2 * S, S))
         spectra_FGBJI = spectra_BDJF.unflatten(1, (G, D // G)).permute(4, 1, 0, 3, 2).contiguous()
-        # Every output block reads two neighbouring input blocks, one for each half of the kernel.
+        # Every output block reads two neighboring input blocks, one for each half of the kernel.
         first_FRI, second_FRI = (spectra_FGBJI[:, :, :, half : half + J].flatten(2, 3).flatten(0, 1) for half in (0, 1))
         product_FRO = torch.baddbmm(torch.bmm(first_FRI, self.spectrum[0]), second_FRI, self.spectrum[1])
         product_BGOJF = product_FRO.view(S + 1, G, B, J, D // G).permute(2, 1, 4, 3, 0)
