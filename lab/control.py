@@ -7,7 +7,8 @@
 A cell is a teacher, a budget, a number of updates in stage 1 (and 120 in stage 2), a control and a seed. `run` makes
 the cells of the table, the most informative first, or those that are named; a record that exists is not made again. The
 gates of the published control move at a fixed rate ("lagrangian": 0.05 an update, as in version 0.1), or as far as
-published ("lagrangian-travel": the rate follows the length of the ramp). `tables` writes the table in docs/results.md.
+published ("lagrangian-travel": the rate follows the length of the ramp). `tables` writes the table in
+docs/results-choices.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from skill_speech.files import write_json
 
 HERE = Path(__file__).parents[1]
 RECORDS = HERE / "lab" / "results" / "control"
-DOCS = HERE / "docs" / "results.md"
+DOCS = HERE / "docs" / "results-choices.md"
 STAGE2_UPDATES = 120
 BATCH_SECONDS = 4.0
 PUBLISHED_TRAVEL = 16.7
@@ -169,7 +170,8 @@ def bars(found: dict[Row, dict[str, list[dict[str, Any]]]]) -> list[str]:
     missed = max(abs(100 * record["sparsity_at_end"] - removed) for removed, record in exact)
     above = max(100 * record["sparsity_at_most"] - removed for removed, record in exact)
     lines = [
-        f"- {len(whole)} of {CELLS} cells are complete; several values are several seeds.",
+        f"- Of the {CELLS} cells planned, {len(whole)} have records of exact, one-shot and lagrangian; the rows above "
+        "are those with any record. Several values are several seeds.",
         f"- exact: at most {missed:.2f} points from its target at the end of stage 1, {above:.2f} above it on the "
         f"way; surgery moves the loss by {max(abs(moved(record)) for _, record in exact):.4f} at most.",
     ]
@@ -201,7 +203,7 @@ def main() -> None:
     runs.add_argument("--controls", nargs="+", choices=CONTROLS)
     runs.add_argument("--seeds", nargs="+", type=int, default=[0])
     runs.add_argument("--precision", choices=["bf16", "float32"], default="bf16")
-    commands.add_parser("tables", help="write the table in docs/results.md")
+    commands.add_parser("tables", help="write the table in docs/results-choices.md")
     given = parser.parse_args()
     if given.command == "tables":
         before, _, rest = DOCS.read_text(encoding="utf-8").partition("<!-- control -->\n")

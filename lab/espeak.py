@@ -105,7 +105,9 @@ class Espeak:
         try:
             import espeakng_loader
         except ImportError:
-            raise SystemExit("synthetic speech needs the lab's packages: pip install 'skill-speech[lab]'") from None
+            raise SystemExit(
+                "synthetic speech needs the lab's packages: pip install espeakng-loader scikit-learn"
+            ) from None
         self._path = espeakng_loader.get_library_path()
         self._data = espeakng_loader.get_data_path().encode()
         self._library: Any = None

@@ -7,9 +7,9 @@
 
 A cell is a teacher, what its student was trained for in stage 2 ("none", "int8", "int4"; "teacher" is the teacher as it
 is) and a seed. Students of a teacher share stage 1 and surgery. `run` makes the records that are missing; `tables`
-writes the table in docs/export.md. Every form of a student is compared with its float32: the error of the last hidden
-state, the distillation loss and the cosine to the teacher's last hidden state, and the phonemes that a linear probe
-reads off the state it learned from in float32.
+writes the table in docs/quantization.md. Every form of a student is compared with its float32: the error of the last
+hidden state, the distillation loss and the cosine to the teacher's last hidden state, and the phonemes that a linear
+probe reads off the state it learned from in float32.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from skill_speech.similarity import load_analysis
 
 HERE = Path(__file__).parents[1]
 RECORDS = HERE / "lab" / "results" / "quantization"
-DOCS = HERE / "docs" / "export.md"
+DOCS = HERE / "docs" / "quantization.md"
 TEACHERS = ("hubert-mini", "wavlm-mini")
 TRAINED = ("teacher", "none", "int8", "int4")
 UPDATES = (60, 300)
@@ -216,7 +216,7 @@ def main() -> None:
     runs.add_argument("--teachers", nargs="+", choices=TEACHERS, default=TEACHERS)
     runs.add_argument("--trained", nargs="+", choices=TRAINED, default=TRAINED)
     runs.add_argument("--seeds", nargs="+", type=int, default=[0])
-    commands.add_parser("tables", help="write the table in docs/export.md")
+    commands.add_parser("tables", help="write the table in docs/quantization.md")
     given = parser.parse_args()
     if given.command == "tables":
         before, _, rest = DOCS.read_text(encoding="utf-8").partition("<!-- quantization -->\n")

@@ -41,13 +41,13 @@ pruning
 kernels heads
 encoder
 limits
-environment hardware yaml_values markdown help_pages
-files
+hardware yaml_values markdown quantities help_pages
+environment files
 errors
 """
 LEVELS = {room: level for level, line in enumerate(ORDER.split("\n")) for room in line.split()}
 
-SMALL = {"limits", "environment", "hardware", "yaml_values", "markdown", "help_pages", "files", "errors"}
+SMALL = {"limits", "environment", "hardware", "yaml_values", "markdown", "quantities", "help_pages", "files", "errors"}
 SHOWN = [room for room in LEVELS if room not in SMALL]
 
 

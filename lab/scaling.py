@@ -1,7 +1,7 @@
 """What compressing a full-size teacher costs at 960, 10,000 and 100,000 hours: a model, and what it is checked by.
 
     python -m lab.scaling measure     # steps of full-size models here, in CPU time → lab/results/scaling-measured.json
-    python -m lab.scaling tables      # the model → lab/results/scaling.json, and the tables of docs/scaling.md
+    python -m lab.scaling tables      # the model → lab/results/scaling.json, and the tables of docs/scaling*.md
 
 Two kinds of numbers go in. Measured here, on a CPU: the share of a step that each model takes, what is kept for the way
 back, decoding, the stream of cuts. Assumed, and said so: what accelerators, networks and storage do and cost.
@@ -31,7 +31,12 @@ from skill_speech.pruning import Budget, Lagrangian, Widths, attach_gates, count
 from skill_speech.pruning.size import macs_by_component
 
 RESULTS = Path(__file__).parent / "results"
-DOCUMENT = Path(__file__).parent.parent / "docs" / "scaling.md"
+DOCS = Path(__file__).parent.parent / "docs"
+DOCUMENTS = {
+    "scaling.md": ("manifests",),
+    "scaling-costs.md": ("costs", "reading", "memory", "checked", "limits", "lengths"),
+}
+"""Page → its tables."""
 RECIPES = Path(__file__).parent.parent / "recipes"
 MANIFESTS = Path(__file__).parent.parent / "benchmarks" / "results" / "manifests.json"
 
@@ -105,7 +110,7 @@ def cpu_seconds(work: Callable[[], object], repeats: int = 2) -> float:
 
 
 def saved_bytes(work: Callable[[], object]) -> int:
-    """Bytes of the distinct tensors that autograd keeps for the way back, weights apart."""
+    """Bytes of the distinct tensors that autograd keeps for the backward pass, weights apart."""
     seen: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -308,7 +313,7 @@ def limits(name: str, measured: dict[str, Any], streamed: dict[str, Any]) -> dic
 
 
 def build() -> dict[str, Any]:
-    """Everything that docs/scaling.md states, from the recipes, the assumptions and the measurements."""
+    """Everything that docs/scaling-costs.md states, from the recipes, the assumptions and the measurements."""
     measured = json.loads((RESULTS / "scaling-measured.json").read_text(encoding="utf-8"))
     manifests = json.loads(MANIFESTS.read_text(encoding="utf-8"))
     largest = max((row for row in manifests["rows"] if row["kind"] == "shards"), key=lambda row: row["cuts"])
@@ -333,7 +338,7 @@ def build() -> dict[str, Any]:
 
 
 def tables(model: dict[str, Any]) -> dict[str, str]:
-    """The tables of docs/scaling.md in Markdown, by name."""
+    """The tables of the documents in Markdown, by name."""
     measured = json.loads((RESULTS / "scaling-measured.json").read_text(encoding="utf-8"))
     manifests = json.loads(MANIFESTS.read_text(encoding="utf-8"))
     return {
@@ -372,7 +377,14 @@ def tables(model: dict[str, Any]) -> dict[str, str]:
             "accumulates of a second of one of 15.6 s (WavLM Base+)."
         ),
         "memory": _table(
-            ["teacher", "batch", "teacher's weights", "student, gradients, AdamW", "kept for the way back", "sum"],
+            [
+                "teacher",
+                "batch",
+                "teacher's weights",
+                "student, gradients, AdamW",
+                "activations for the backward pass",
+                "sum",
+            ],
             [
                 [
                     name,
@@ -480,6 +492,15 @@ def insert(text: str, found: dict[str, str]) -> str:
     return text
 
 
+def documents(model: dict[str, Any]) -> dict[Path, str]:
+    """The documents as they are with the tables of a model."""
+    found = tables(model)
+    return {
+        DOCS / page: insert((DOCS / page).read_text(encoding="utf-8"), {name: found[name] for name in names})
+        for page, names in DOCUMENTS.items()
+    }
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="What compressing costs.")
@@ -492,7 +513,8 @@ def main() -> None:
         return
     model = build()
     write_json(RESULTS / "scaling.json", model)
-    DOCUMENT.write_text(insert(DOCUMENT.read_text(encoding="utf-8"), tables(model)), encoding="utf-8")
+    for page, text in documents(model).items():
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

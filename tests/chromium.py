@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 from contextlib import suppress
@@ -32,8 +33,8 @@ class Seen:
     png: bytes = b""
 
 
-def look_at(page: Path, width: int, *, dark: bool = False, evaluate: str = "null") -> Seen:
-    """Open a file at a width and read the answer to a JavaScript expression from it."""
+def look_at(page: Path | str, width: int, *, dark: bool = False, evaluate: str = "null") -> Seen:
+    """Open a file, or an address, at a width and read the answer to a JavaScript expression from it."""
     with TemporaryDirectory() as folder:
         browser = _Browser(folder)
         try:
@@ -42,7 +43,7 @@ def look_at(page: Path, width: int, *, dark: bool = False, evaluate: str = "null
             browser.close()
 
 
-def _look(browser: _Browser, page: Path, width: int, dark: bool, evaluate: str) -> Seen:
+def _look(browser: _Browser, page: Path | str, width: int, dark: bool, evaluate: str) -> Seen:
     target = browser.ask("Target.createTarget", url="about:blank")["targetId"]
     browser.session = browser.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
     for domain in ("Page", "Runtime", "Log", "Network"):
@@ -52,11 +53,11 @@ def _look(browser: _Browser, page: Path, width: int, dark: bool, evaluate: str) 
     browser.ask("Emulation.setScrollbarsHidden", hidden=True)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.ask("Emulation.setEmulatedMedia", features=[scheme])
-    browser.ask("Page.navigate", url=page.resolve().as_uri())
+    browser.ask("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
     browser.wait_for("Page.loadEventFired")
     widths = "[document.documentElement.scrollWidth, innerWidth]"
     answers = [
-        browser.ask("Runtime.evaluate", expression=said, returnByValue=True)["result"].get("value")
+        browser.ask("Runtime.evaluate", expression=said, returnByValue=True, awaitPromise=True)["result"].get("value")
         for said in (widths, evaluate)
     ]
     png = browser.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"]
@@ -67,6 +68,22 @@ def _look(browser: _Browser, page: Path, width: int, dark: bool, evaluate: str) 
         if event["method"] == "Network.requestWillBeSent":
             seen.requests.append(event["params"]["request"]["url"])
     return seen
+
+
+def pages(page: Path) -> int:
+    """On how many sheets of A4 a file prints."""
+    with TemporaryDirectory() as folder:
+        browser = _Browser(folder)
+        try:
+            target = browser.ask("Target.createTarget", url="about:blank")["targetId"]
+            browser.session = browser.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            browser.ask("Page.enable")
+            browser.ask("Page.navigate", url=page.resolve().as_uri())
+            browser.wait_for("Page.loadEventFired")
+            made = browser.ask("Page.printToPDF", preferCSSPageSize=True, printBackground=True)["data"]
+        finally:
+            browser.close()
+    return len(re.findall(rb"/Type\s*/Page\b(?!s)", base64.b64decode(made)))
 
 
 class _Browser:

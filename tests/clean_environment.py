@@ -17,9 +17,7 @@ def run_with(packages: list[str], code: str, folder: Path, *arguments: str, **en
     """
     site = folder / "site-packages"
     if not site.exists():
-        site.mkdir(parents=True)
-        for found in _closure(packages):
-            _link(found, site)
+        link_packages(packages, site)
     home = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     code = f"import sys; sys.path.insert(0, {str(site)!r})\n{code}"
     # -I and -S: no environment variables of Python's, no site-packages of its own.
@@ -33,6 +31,13 @@ def run_with(packages: list[str], code: str, folder: Path, *arguments: str, **en
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def link_packages(packages: list[str], site: Path) -> None:
+    """Make a folder from which `packages` and their dependencies, without extras, can be imported, and nothing else."""
+    site.mkdir(parents=True)
+    for found in _closure(packages):
+        _link(found, site)
 
 
 def _closure(names: list[str]) -> list[Distribution]:

@@ -1,9 +1,15 @@
-"""Before anything is imported: tests never ask a hub, and never fight over cores."""
+"""Before anything is imported: tests ask no hub, do not fight over cores, and start this environment's programs.
+
+Whoever calls `.venv/bin/python -m pytest` has not activated the environment; `python` and `pre-commit` of a test would
+then be the system's, or missing.
+"""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

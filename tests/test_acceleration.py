@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from skill_speech.distillation import DistillationLoss, make_targets
-from skill_speech.distillation.acceleration import Compiled, reuse_memory, teacher_for_computing
+from skill_speech.distillation import DistillationLoss, acceleration, make_targets
+from skill_speech.distillation.acceleration import Compiled, memory_reused, return_memory, teacher_for_computing
 from skill_speech.encoder import Encoder, EncoderConfig, hubert_config, wavlm_config
 from skill_speech.pruning import attach_gates
 
@@ -106,7 +108,29 @@ def test_a_compiled_student_trains_as_an_eager_one():
         torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-3)
 
 
-def test_memory_can_be_kept():
-    """Nothing but that it is harmless, here and where there is no glibc."""
-    reuse_memory()
-    assert torch.zeros(2**24).sum() == 0
+def test_memory_is_kept_for_the_next_step_and_returned_in_the_end():
+    if acceleration._glibc() is None:
+        pytest.skip("not glibc")
+
+    def resident() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    return_memory()  # what other tests have left
+    before = resident()
+    with memory_reused():
+        held = [torch.ones(2**20) for _ in range(200)]  # 4 MiB each
+        within = resident()
+        del held
+        kept = resident()
+    assert within - before > 700
+    assert kept - before > 700, "for the next step"
+    assert resident() - before < 200
+    torch.ones(2**26)
+    assert resident() - before < 200, "and from then on at once"
+
+
+def test_memory_is_left_alone_without_glibc(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(acceleration, "_glibc", lambda: None)
+    with memory_reused():
+        assert torch.zeros(2**24).sum() == 0

@@ -103,7 +103,7 @@ def test_each_kind_is_named_counted_and_left_out_or_kept(tmp_path: Path, caplog:
         assert np.isfinite(waveform_T).all()
         assert len(waveform_T) == RATE or "truncated" in cut.id
     with pytest.raises(
-        InputError, match=rf"{len(bad)} of {len(files)} files cannot be used, more than the 0.01 share"
+        InputError, match=rf"{len(bad)} of {len(files)} files cannot be used, more than the 1% that max_bad allows"
     ) as e:
         prepare(tmp_path / "audio", tmp_path / "again.jsonl", decode=True)
     assert "\n" not in str(e.value)

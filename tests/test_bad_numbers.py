@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from skill_speech import InputError
-from skill_speech.data import AudioBatch, BadAudio, Position
+from skill_speech.data import AudioBatch, AudioTally, BadAudio, Position
 from skill_speech.data.tally import Note
 from skill_speech.distillation import Distillation, DistillationLoss, StageConfig, make_targets
 from skill_speech.distillation.stage import Stage
@@ -220,6 +220,6 @@ def test_a_batch_without_audio_is_an_update_left_out_and_bad_audio_is_bounded(tm
     assert same(whole, again)
     assert going_on["audio"] == result["audio"]
     with pytest.raises(
-        BadAudio, match=r"2 of 14 cuts cannot be used, more than the 0.001 share .*6\.wav: no such file"
+        BadAudio, match=r"2 of 14 cuts cannot be used, more than the 0.1% that max_bad allows: .*6\.wav: no such file"
     ):
-        run(tmp_path / "strict", gone, max_bad="0.1%")
+        run(tmp_path / "strict", gone, audio=AudioTally("0.1%"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -13,12 +14,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from rich.console import Console
 
 from lab.help_pages import all_settings
 from skill_speech import Encoder
-from skill_speech.cli import main
+from skill_speech.cli import _show_evaluation, main
+from skill_speech.compression import CompressionResult
 from skill_speech.encoder import hubert_config
+from skill_speech.evaluation.own_head.evaluate import HeadEvaluation
+from skill_speech.evaluation.own_head.table import HeadTable
 from skill_speech.help_pages import COMMANDS, PAGES, settings
+from skill_speech.profiling import Profile
+from skill_speech.tables import result_table
 
 STAGES = "--stage1.steps 2 --stage1.warmup_steps 1 --stage1.sparsity_steps 1 --stage1.batch_seconds 5 "
 STAGES += "--stage2.steps 2 --stage2.warmup_steps 1 --stage2.batch_seconds 5 --analysis.batch_frames 64"
@@ -50,7 +57,7 @@ def complaint(capsys: pytest.CaptureFixture[str], command: str) -> str:
 
 
 def test_from_audio_to_student_and_profile(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "8 cuts, 0.01 h" in said(capsys, "prepare audio --output cuts.jsonl.gz")
+    assert "8 cuts, 24 s" in said(capsys, "prepare audio --output cuts.jsonl.gz")
     assert "cluster 1: h_0" in said(
         capsys,
         "analyze --teacher teacher --data cuts.jsonl.gz --output analysis --clusters auto --analysis.batch_frames 64",
@@ -94,10 +101,16 @@ def test_a_recipe_is_a_file_of_the_same_settings(here: Path, capsys: pytest.Capt
         ("compress --teacher teacher --data empty --output o", ["empty: no audio in this folder"]),
         ("compress --teacher teacher --data audio --output o --clusters 9", ["choose 1 to 4"]),
         ("compress --teacher teacher --data audio --output o --sparsity 2", ["sparsity is 2", "between 0 and 1"]),
+        ("compress --teacher teacher --data audio --output o --sparsity 75%", ["sparsity is 75%", "(75% is 0.75)"]),
         ("compress --teacher teacher --data audio --output o --params 9G", ["params is '9G'", "has only"]),
         ("export teacher --output o", ["--format", "see skill-speech export --help"]),
         ("export", ["the following arguments are required: MODEL, --output, --format; see"]),
         ("report", ["the following arguments are required: RUNS; see"]),
+        (
+            "profile teacher --model teacher",
+            ["--model is not a setting: give MODEL without it; see skill-speech profile"],
+        ),
+        ("profile teacher --compar teacher", ["unknown setting --compar (did you mean --compare?); see"]),
         ("completion fish", ["name a shell: skill-speech completion bash|zsh|tcsh"]),
         ("profile nowhere/at/all", ["nowhere/at/all: no such file or folder"]),
         ("profile teacher --seconds 0.001", ["seconds is 0.001"]),
@@ -249,23 +262,44 @@ def test_help_fits_into_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
         lines = [line for command in COMMANDS for line in said(capsys, f"{command} -h").splitlines()]
         examples = {f"  {example}" for about in PAGES.values() for example in about.examples}
         wide = [line for line in lines if len(line) > min(columns, 100) and line not in examples]
-        assert not [line for line in wide if not line.startswith(("usage:", "  --"))]
+        assert not [line for line in wide if not line.startswith(("usage:", "  --", "Read more: http"))]
 
 
 def test_nothing_and_help_show_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("", "--help", "-h"):
         text = said(capsys, command)
-        assert all(name in text for name in COMMANDS)
+        assert all(name in text for name in (*COMMANDS, "completion"))
     done = subprocess.run([sys.executable, "-m", "skill_speech"], capture_output=True, text=True, check=False)
     assert done.stdout == text
 
 
-def test_a_shell_completes_commands_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("com", ["compress", "completion"]),
+        ("completion ", ["bash", "zsh", "tcsh"]),
+        ("compress --contr", ["--control"]),
+        ("compress --control o", ["one-shot"]),
+        ("compress --stage1.sparsity", ["--stage1.sparsity_steps"]),
+        ("compress --teacher teach", ["teacher"]),
+        ("prepare aud", ["audio"]),
+    ],
+)
+def test_bash_completes_commands_settings_choices_and_files(
+    here: Path, capsys: pytest.CaptureFixture[str], words: str, completions: list[str]
+) -> None:
     pytest.importorskip("shtab")
     script = said(capsys, "completion bash")
-    assert "--stage1.sparsity_steps" in script
-    assert "one-shot" in script
-    assert subprocess.run(["bash", "-n", "-c", script], check=False).returncode == 0
+    function = re.findall(r"^complete .*-F (\w+) skill-speech$", script, re.MULTILINE)[0]
+    typed = ["skill-speech", *words.split(" ")]
+    asks = f"{script}\nCOMP_WORDS=({' '.join(word or repr('') for word in typed)}); COMP_CWORD={len(typed) - 1}\n"
+    asks += f'{function} skill-speech "{typed[-1]}" "{typed[-2]}"\necho "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", asks], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == completions, done.stderr
+
+
+def test_completion_says_how_it_is_set_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 'eval "$(skill-speech completion bash)"' in said(capsys, "completion --help")
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
@@ -286,3 +320,25 @@ def test_every_recipe_is_read(recipe: Path, tmp_path: Path, capsys: pytest.Captu
     nowhere = ["--teacher", "nowhere/at/all", "--data", str(tmp_path), "--output", str(tmp_path / "run")]
     assert main(["compress", "--config", str(recipe), *nowhere]) == 2
     assert "nowhere/at/all: no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_scores_of_a_run_lead_to_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], reported: bool) -> None:
+    run = tmp_path / "a run"
+    run.mkdir()
+    if reported:
+        (run / "report.html").write_text("")
+    table = HeadTable("scores", ("model", "WER"), (("student", "12.3"),), ())
+    _show_evaluation(HeadEvaluation(run / "evaluation", table, {}))
+    said = capsys.readouterr().out
+    assert "12.3" in said
+    assert (f"skill-speech report '{run}' adds these scores" in said) == reported
+
+
+def test_a_result_without_held_out_speech_says_why_it_has_no_loss() -> None:
+    profile = Profile("model", {"encoder": 10}, {"encoder": 1e3}, 10.0, 0.1, 1)
+    for loss, words in ((None, "no speech was held out"), (0.5, "0.5000")):
+        result = CompressionResult(Path("run"), profile, profile, loss, loss, already_done=False)
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(result_table(result))
+        assert words in console.export_text()

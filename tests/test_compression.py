@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import SimpleNamespace
+from typing import Any, cast, get_type_hints
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from skill_speech.distillation.checkpoints import CheckpointFolder
 from skill_speech.distillation.stage import Stage
 from skill_speech.encoder import hubert_config, wavlm_config
 from skill_speech.pruning import Widths, count_parameters
+from skill_speech.run.folder import RunFolder
 from skill_speech.timing import read_times, write_times
 from tests.full_disk import full_at
 from tests.test_times import some_machine
@@ -461,6 +465,55 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(speech: str, tmp_pa
     assert "lower the learning rate" in message
 
 
+def test_what_went_wrong_stands_on_the_card_and_in_the_log(
+    teacher: str, speech: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    compress(teacher, speech, str(tmp_path / "run"), sparsity=0.6, **QUICK)
+    words = "The whole run had 12 updates: a trial run, not a usable student."
+    assert f"warning: {words}" in caplog.messages
+    assert f"- **{words}**" in (tmp_path / "run/model/README.md").read_text()
+
+
+def test_missing_data_and_a_folder_in_use_are_seen_before_anything_is_timed(
+    teacher: str, speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_within_minutes", lambda *_: pytest.fail("something was timed"))
+    nowhere, used, settings = str(tmp_path / "nowhere"), tmp_path / "used", QUICK | {"minutes": 1.0}
+    used.mkdir()
+    (used / "thesis.txt").write_text("x")
+    assert "nowhere: no such file or folder" in refused(teacher, nowhere, str(tmp_path / "run"), **settings)
+    assert "not empty and not a skill-speech run" in refused(teacher, speech, str(used), **settings)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/config.yaml").write_text("minutes: 2.0\n")
+    assert "minutes (was 2.0, now 1.0)" in refused(teacher, speech, str(tmp_path / "begun"), **settings)
+
+
+def test_of_other_minutes_the_lengths_that_follow_are_not_named(tmp_path: Path) -> None:
+    before = {"minutes": 2.0, "seed": 0, "stage1": {"steps": 40}, "stage2": {"steps": 20}}
+    RunFolder(tmp_path).write_settings(before)
+    with pytest.raises(InputError) as caught:
+        RunFolder(tmp_path).refuse_others(before | {"minutes": 3.0, "stage1": {"steps": 60}}, ())
+    assert "settings: minutes (was 2.0, now 3.0). Choose" in str(caught.value)
+    with pytest.raises(InputError, match=r"settings: stage1\.steps \(was 40, now 60\)\. Choose"):
+        RunFolder(tmp_path).refuse_others(before | {"stage1": {"steps": 60}}, ())
+
+
+def test_the_model_of_a_run_that_is_not_finished_is_not_just_missing(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text("{}")
+    with pytest.raises(InputError, match="not finished: rerun the same compress command to resume"):
+        load_encoder(tmp_path / "model")
+
+
+def test_ctrl_c_saves_before_it_stops(teacher: str, speech: str, tmp_path: Path) -> None:
+    def press(stage: Stage) -> None:
+        if stage.name == "stage1" and stage.state.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(teacher, speech, str(tmp_path / "run"), sparsity=0.6, on_step=press, **QUICK)
+    assert (tmp_path / "run/stage1/checkpoints/step=3.ckpt").exists()
+
+
 def test_the_student_reaches_a_budget_of_macs(teacher: str, speech: str, tmp_path: Path) -> None:
     result = compress(teacher, speech, str(tmp_path / "run"), macs="0.5", **QUICK)
     assert compress(teacher, speech, str(tmp_path / "run"), macs=0.5, **QUICK).already_done, "a number, as in a recipe"
@@ -492,6 +545,18 @@ def test_a_killed_run_goes_on_with_the_times_that_it_measured(
         assert f"the budget is {told['budget']:.3g} ms for a second of audio (1.50× as fast" in (
             (killed / page).read_text().replace("Time: ", "time: ")
         )
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_busy_machine_is_said_where_it_is_timed(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, busy: bool
+) -> None:
+    encoder, waits = load_encoder(teacher), iter([1.0, 101.0 if busy else 1.0])
+    table, config = some_machine(encoder.config), SimpleNamespace(is_timed=True, start_from=None, times=None)
+    monkeypatch.setattr(plan, "measure_times", lambda _: table)
+    monkeypatch.setattr(plan, "seconds_waited", lambda: next(waits))
+    assert plan.table_of_times(cast(CompressionConfig, config), encoder, RunFolder(str(tmp_path))) == table
+    assert ("other processes took the cores" in caplog.text) == busy
 
 
 def test_budgets_of_time_are_refused_before_anything_is_written(teacher: str, speech: str, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from skill_speech.data import (
     tallied,
 )
 from skill_speech.data import batches as batches_file
+from skill_speech.data.tally import Note
 from skill_speech.errors import InputError
 
 
@@ -181,7 +182,7 @@ def test_short_cuts_are_dropped_and_counted(caplog: pytest.LogCaptureFixture) ->
     caplog.set_level(logging.INFO, "skill_speech.data")
     batches = TrainingBatches(imagined([1.0, 1.99, 2.0, 3.0]), batch_seconds=20)
     assert {cut.id for batch in islice(batches, 4) for cut in batch} == {"r2", "r3"}
-    assert "2 of 4 cuts are shorter than 2 s: left out" in caplog.text
+    assert "2 of 4 utterances or pieces of them are shorter than 2 s: left out" in caplog.text
     with pytest.raises(InputError, match=r"no audio of at least 2 s: all 2 cuts are shorter \(the longest: 1\.50 s\)"):
         TrainingBatches(imagined([1.0, 1.5]), batch_seconds=20)
     with pytest.raises(InputError, match="there are no cuts"):
@@ -341,7 +342,8 @@ def test_too_much_bad_audio_is_one_line_with_a_list(tmp_path: Path) -> None:
     cuts = broken_speech(tmp_path, 40, 11)
     loader = audio_loader(evaluation_batches(cuts, batch_seconds=100, seed=1))
     with pytest.raises(
-        BadAudio, match=r"^11 of 51 cuts cannot be used, more than the 0\.01 share .*00\.wav: .*; …\. Repair"
+        BadAudio,
+        match=r"^11 of 51 cuts cannot be used, more than the 1% that max_bad allows: .*00\.wav: .*; …\. Repair",
     ) as e:
         list(tallied(loader, AudioTally("1%")))
     assert "\n" not in str(e.value)
@@ -417,3 +419,19 @@ def test_split_of_a_lazy_manifest_stays_lazy(tmp_path: Path) -> None:
     assert train.is_lazy
     assert not validation.is_lazy
     assert (len(list(train)), len(list(validation))) == (38, 2)
+
+
+def test_what_is_kept_is_said_once_in_a_run(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "skill_speech.data")
+    of_files = AudioTally("5%")
+    tallies = [of_files, of_files.beside(), of_files.beside()]  # analysis and both stages
+    for number, tally in enumerate(tallies):
+        for kind in ("clipped", "DC offset"):
+            tally.note(Note(kind, f"{number}.wav", f"{number}.wav: {kind}", left_out=False))
+    assert [message.split(";")[0] for message in caplog.messages] == [
+        "warning: kept 0.wav: clipped",
+        "warning: kept 0.wav: DC offset",
+    ]
+    assert [tally.kinds["clipped"]["cuts"] for tally in tallies] == [1, 1, 1]
+    assert tallies[1].max_bad == 0.05
+    assert "said" not in of_files.state_dict()

@@ -79,7 +79,7 @@ def test_bad_files_of_a_streamed_listing_are_named_and_counted_when_they_are_rea
             break
     kinds = {Path(file).name: kind for kind, values in tally.kinds.items() for file in values["files"]}
     assert kinds == {"03.wav": "missing", "04.wav": "not decodable", "05.wav": "too short"}
-    with pytest.raises(InputError, match=r"more than the 0\.01 share"):
+    with pytest.raises(InputError, match=r"more than the 1% that max_bad"):
         list(
             tallied(
                 audio_loader(TrainingBatches(open_cuts(tmp_path / "t.tsv"), batch_seconds=4, min_seconds=0.5)),

@@ -14,6 +14,7 @@ import soundfile
 from lhotse import CutSet, MonoCut, RecordingSet
 
 from skill_speech.data import load_waveform, open_cuts, prepare
+from skill_speech.data.tally import AudioTally
 from skill_speech.errors import InputError
 
 
@@ -161,7 +162,7 @@ def test_conversions_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
         f"{tmp_path}: a folder of audio",
         "2 of 5 files are not 16 kHz: resampled on the fly",
         "1 of 5 files are not mono: mixed down on the fly",
-        f"{tmp_path}: 5 cuts, 0.00 h",
+        f"{tmp_path}: 5 cuts, 2.5 s",
     ]
 
 
@@ -179,8 +180,12 @@ def test_bad_files_are_named_and_left_out(tmp_path: Path, caplog: pytest.LogCapt
     assert "truncated.flac: cannot be decoded" in caplog.text
     assert "3 of 10 files cannot be used and were left out" in caplog.text
     (tmp_path / "cuts.jsonl").unlink()
+    allowed = [(1, 20, "1%"), (0, 5, "0%"), (2, 200, "1%")]
+    refused = [(1, 19, "1%"), (1, 20, "0%"), (2, 199, "1%")]
+    assert [AudioTally(share).is_too_much(bad, read) for bad, read, share in allowed] == [False] * 3
+    assert [AudioTally(share).is_too_much(bad, read) for bad, read, share in refused] == [True] * 3
     with pytest.raises(
-        InputError, match=r"3 of 10 files cannot be used, more than the 0\.01 share .*broken\.flac: .*max_bad"
+        InputError, match=r"3 of 10 files cannot be used, more than the 1% that max_bad .*broken\.flac: .*max_bad"
     ) as error:
         prepare(tmp_path, tmp_path / "cuts.jsonl")
     assert "\n" not in str(error.value)
@@ -203,10 +208,10 @@ def test_folder_without_audio(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         prepare(tmp_path)
     (tmp_path / "a.wv").write_bytes(b"x")
     (tmp_path / "b.wv").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"2 of 2 files cannot be used, .*a\.wv: \.wv is not supported: convert it to"):
+    with pytest.raises(InputError, match=r"2 of 2 files cannot be used: .*a\.wv: \.wv is not supported: convert it to"):
         prepare(tmp_path)
     write(tmp_path / "c.wav")
-    with pytest.raises(InputError, match=r"2 of 3 files cannot be used, more than the 0\.01 share"):
+    with pytest.raises(InputError, match=r"2 of 3 files cannot be used, more than the 1% that max_bad allows"):
         prepare(tmp_path)
     assert len(prepare(tmp_path, max_bad="70%")) == 1
     assert "skipped " in caplog.text

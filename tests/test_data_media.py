@@ -131,7 +131,7 @@ def test_without_pyav_they_are_named_with_how_to_install_it(tmp_path: Path, monk
     (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x1cftypM4A \0\0\0\0" + bytes(100))
     with pytest.raises(
         InputError,
-        match=r"a\.m4a: \.m4a is not read without PyAV: pip install 'skill-speech\[av\]', or convert it to FLAC",
+        match=r"a\.m4a: \.m4a is not read without PyAV: pip install av, or convert it to FLAC",
     ):
         prepare(tmp_path)
 

@@ -326,8 +326,8 @@ def test_settings_change_the_protocol_and_are_named():
 
 
 def test_the_documentation_shows_the_protocol():
-    """docs/superb.md says every number of the protocol, in the table of its task's kind."""
-    page = (Path(__file__).parents[1] / "docs" / "superb.md").read_text(encoding="utf-8")
+    """docs/superb-protocol.md says every number of the protocol, in the table of its task's kind."""
+    page = (Path(__file__).parents[1] / "docs" / "superb-protocol.md").read_text(encoding="utf-8")
     rows = {
         cells[0].strip("` "): [cell.strip() for cell in cells[1:]]
         for cells in (line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `"))

@@ -18,6 +18,7 @@ from skill_speech.evaluation.cache import StateCache
 from skill_speech.evaluation.corpora import TaskData
 from skill_speech.evaluation.corpora.utterances import make_cuts
 from skill_speech.evaluation.heads import Downstream
+from skill_speech.evaluation.metrics.bootstrap import point
 from skill_speech.evaluation.protocol import PROTOCOL, TrainingConfig, task_config
 from skill_speech.evaluation.run import hidden_states, run_task
 from skill_speech.evaluation.tasks import TRAINED_TASKS, Task, make_task
@@ -179,6 +180,27 @@ def test_tones_are_learned(name, source, steps, measure, enough, upstream, tmp_p
     assert not list(tmp_path.glob("x-*"))
 
 
+@pytest.mark.parametrize("name", TRAINED_TASKS)
+def test_intervals_are_those_of_the_measures_that_are_reported(name, upstream, tones):
+    """Every unit counted once they are the measures, and one counted twice is as if it were there twice."""
+    task = small_task(name, tones)
+    states = hidden_states(upstream, task, None)
+    best = choose(task, train(task, states, seed=0))
+    (predictions,) = predict(task, [best.model], states["test"], "test", lambda *_: None)
+    measures = task.score("test", predictions)
+    scored = task.scored(predictions, measures)
+    assert point(scored) == pytest.approx({measure: measures[measure] for measure in task.headline})
+    assert scored.units == task.items().get(task.units, scored.units)
+    references = getattr(task, "transcripts", None) or getattr(task, "labels", None)
+    if references is not None:
+        weights_1U = np.ones((1, scored.units))
+        weights_1U[0, 0] = 2
+        references["test"] = [references["test"][0], *references["test"]]
+        wanted = task.score("test", [predictions[0], *predictions])
+        found = {measure: value[0] for measure, value in scored.values(weights_1U).items()}
+        assert found == pytest.approx({measure: wanted[measure] for measure in task.headline})
+
+
 def test_folds_are_averaged_and_an_interrupted_one_is_done_again(upstream, tones, tmp_path, monkeypatch):
     config = task_config("er", settings=SMALL["er"] | {"steps": 4, "eval_every": 2})
     folds = tones.data("er")
@@ -186,6 +208,10 @@ def test_folds_are_averaged_and_an_interrupted_one_is_done_again(upstream, tones
     accuracies = [fold["metrics"]["accuracy"] for fold in outcome["folds"].values()]
     assert outcome["metrics"]["accuracy"] == pytest.approx(sum(accuracies) / 2)
     assert outcome["folds"].keys() == {"fold1", "fold2"}
+    assert outcome["items"] == {"utterances": 12}
+    ends = outcome["intervals"]["accuracy"]
+    assert ends["low"] <= outcome["metrics"]["accuracy"] <= ends["high"]
+    assert outcome["bootstrap"]["of"] == "utterances"
 
 
 @pytest.mark.parametrize("size", [5, 100])

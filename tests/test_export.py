@@ -58,6 +58,7 @@ def test_the_command_is_the_function(model, capsys, monkeypatch):
         "length_aware": False,
         "target_lang": None,
         "scores": None,
+        **dict.fromkeys(("language", "datasets", "license", "base_model")),
         "push_to_hub": None,
     }
     printed = capsys.readouterr().out

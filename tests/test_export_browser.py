@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import shutil
 import subprocess
 import threading
@@ -14,6 +16,7 @@ import soundfile
 import torch
 
 from skill_speech.exporting import export
+from skill_speech.exporting.travel import serve
 from tests.exported_models import pruned_encoder
 
 FLAGS = (
@@ -43,13 +46,15 @@ await fetch("/result", { method: "POST", body, headers });
 class Server(ThreadingHTTPServer):
     """Serves a folder, and waits for what the page makes."""
 
-    def __init__(self, folder) -> None:
-        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    def __init__(self, folder, handler) -> None:
+        super().__init__(("127.0.0.1", 0), functools.partial(handler, directory=folder))
         self.arrived = threading.Event()
         self.status, self.picture, self.body = "", "", b""
 
 
-class Handler(SimpleHTTPRequestHandler):
+class Plain(SimpleHTTPRequestHandler):
+    """As python3 -m http.server, and takes the result."""
+
     server: Server
 
     def do_POST(self) -> None:
@@ -61,6 +66,10 @@ class Handler(SimpleHTTPRequestHandler):
 
     def log_message(self, *arguments) -> None:
         pass
+
+
+class Isolated(Plain, serve.Handler):
+    """As serve.py, which lies beside the page."""
 
 
 @pytest.fixture
@@ -86,8 +95,10 @@ def npm():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("quantize", "tolerance"), [(None, 1e-5), ("int8", 0.05)])
-def test_the_page_encodes_a_wav_file_in_chromium(quantize, tolerance, chromium, npm, tmp_path):
+@pytest.mark.parametrize(
+    ("quantize", "tolerance", "handler"), [(None, 1e-5, Plain), (None, 1e-5, Isolated), ("int8", 0.05, Isolated)]
+)
+def test_the_page_encodes_a_wav_file_in_chromium(quantize, tolerance, handler, chromium, npm, tmp_path):
     encoder = pruned_encoder("wavlm", input_normalization=True)
     encoder.save_pretrained(tmp_path / "model")
     page = tmp_path / "page"
@@ -97,7 +108,7 @@ def test_the_page_encodes_a_wav_file_in_chromium(quantize, tolerance, chromium, 
     soundfile.write(page / "speech.wav", rng.uniform(-0.5, 0.5, 12_345), 16_000, subtype="PCM_16")
     (page / "person.html").write_text(PERSON)
 
-    server = Server(page)
+    server = Server(page, handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}/person.html"
     profile = f"--user-data-dir={tmp_path / 'profile'}"
@@ -115,6 +126,12 @@ def test_the_page_encodes_a_wav_file_in_chromium(quantize, tolerance, chromium, 
     with torch.inference_mode():
         wanted = encoder(torch.from_numpy(waveform)[None]).last_hidden_state_BTD[0].numpy()
     assert f"{len(wanted)} frames of {wanted.shape[1]} numbers: 0.77 s of audio" in server.status
+    threads = min(os.cpu_count() or 1, 8) if handler is Isolated else 1
+    wanted_device = f"WebAssembly, {threads} thread{'s' * (threads > 1)}"
+    factor = re.search(rf"real-time factor ([0-9.]+) \({wanted_device}\)$", server.status)
+    assert factor, server.status
+    seconds = re.search(r"s of audio in ([0-9.]+) s", server.status)
+    assert float(factor[1]) == pytest.approx(float(seconds[1]) / (12_345 / 16_000), abs=0.01)
     assert server.picture == f"{len(wanted)} x {wanted.shape[1]}"
     made = np.frombuffer(server.body, "<f4").reshape(wanted.shape)
     assert np.linalg.norm(made - wanted) < tolerance * np.linalg.norm(wanted)

@@ -113,7 +113,8 @@ def test_scores_are_those_of_these_weights(model, tmp_path):
     evaluated(tmp_path / "run" / "evaluation", model)
     export(str(model), str(tmp_path / "out"), format="transformers")
     card = read_card(tmp_path / "out" / "README.md")
-    assert "| this model | 28.3k | 9.12 | 91.25 |" in section(card, "Scores")
+    assert "| PR PER ↓ |  | 9.12 |" in section(card, "Scores")
+    assert "| KS Acc ↑ |  | 91.25 |" in section(card, "Scores")
     assert "**SUPERB**" in section(card, "Scores")
     found = {(one.dataset_config, one.metric_type): one.metric_value for one in card.data.eval_results}
     assert found == {("pr", "per"): 9.125, ("ks", "accuracy"): 91.25}
@@ -168,7 +169,7 @@ def test_report_puts_scores_into_the_students_card(model, tmp_path):
     evaluated(run / "evaluation", run / "model")
     report([str(run)])
     card = read_card(run / "model" / "README.md")
-    assert "| this model | 28.3k | 9.12 | 91.25 |" in section(card, "Scores")
+    assert "| PR PER ↓ |  | 9.12 |" in section(card, "Scores")
     assert "Mine." in card.text
     assert len(card.data.eval_results) == 2
     once = (run / "model" / "README.md").read_text()
@@ -229,3 +230,72 @@ def test_report_puts_the_own_heads_scores_into_the_card_beside_the_others(tmp_pa
     own_head.write_text(json.dumps(values | {"settings": {"model": "another"}}))
     report([str(run)])
     assert (run / "model/README.md").read_text() == before
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_code_that_travels_says_its_license_and_brings_it_under_a_name_of_its_own(format, model, tmp_path):
+    pytest.importorskip("onnx")
+    export(str(model), str(tmp_path / "out"), format=format)
+    files = {path.name: path for path in (tmp_path / "out").iterdir()}
+    code = [path for name, path in files.items() if name.endswith((".py", ".html"))]
+    for path in code:
+        assert "SPDX-License-Identifier: Apache-2.0" in path.read_text().splitlines()[0 if path.suffix == ".py" else 1]
+    assert "LICENSE" not in files  # nobody takes it for the license of the weights
+    assert ("LICENSE-CODE.txt" in files) == bool(code) == (format not in ("torch-export", "torchaudio"))
+    card = read_card(tmp_path / "out" / "README.md")
+    if code:
+        assert files["LICENSE-CODE.txt"].read_text() == (Path(__file__).parents[1] / "LICENSE").read_text()
+        assert "not the license of the weights" in section(card, "License of the code")
+    assert card.data.license == "mit"
+
+
+def test_what_a_user_says_stands_in_the_metadata(model, tmp_path):
+    said = {"language": "en,no", "datasets": "openslr/librispeech_asr", "license": "apache-2.0", "base_model": "a/b"}
+    export(str(model), str(tmp_path / "out"), format="torchaudio", **said)
+    card = read_card(tmp_path / "out" / "README.md")
+    assert card.data.language == ["en", "no"]  # which YAML would take for false
+    assert card.data.datasets == ["openslr/librispeech_asr"]
+    assert (card.data.license, card.data.base_model, card.data.to_dict()["base_model_relation"]) == (
+        "apache-2.0",
+        "a/b",
+        "finetune",
+    )
+    assert "The weights: `apache-2.0`." in section(card, "License")
+    with pytest.raises(InputError, match=r"^language is 'English': give a code"):
+        export(str(model), str(tmp_path / "more"), format="torchaudio", language="English")
+    assert not (tmp_path / "more").exists()
+
+
+def test_the_same_weights_in_fewer_bits_are_quantized_on_the_hub(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("skill_speech.exporting.formats._save", lambda *arguments: ())
+    for bits, relation in (("int8", "quantized"), (None, None)):
+        text = "---\nbase_model: a/b\n---\n\n# small\n"
+        (model / "README.md").write_text(text)
+        export(str(model), str(tmp_path / str(bits)), format="onnx", quantize=bits)
+        data = read_card(tmp_path / str(bits) / "README.md").data.to_dict()
+        assert data.get("base_model_relation") == relation
+
+
+def test_the_teachers_scores_and_filterbanks_stand_beside_the_students(tmp_path):
+    run = make_run(tmp_path / "made", evaluation=False)
+    student("hubert").save_pretrained(run / "model")
+    (run / "model/README.md").write_text("---\nlicense: mit\n---\n\n# small\n\n## Scores\n\nNone.\n")
+    folder = evaluated(run / "evaluation", run / "model")
+    for name, parameters, per, accuracy in (("big", 1_450_100, 5.0, 95.0), ("fbank", 0, 80.0, 20.0)):
+        (folder / name).mkdir()
+        for task, metrics in (("pr", {"per": per}), ("ks", {"accuracy": accuracy})):
+            values = json.loads((folder / "mine" / f"{task}.json").read_text())
+            values |= {"model": name, "parameters": parameters, "metrics": metrics, "settings": {"model": name}}
+            values |= {"items": {"utterances": 1_500}}
+            (folder / name / f"{task}.json").write_text(json.dumps(values))
+    values = json.loads((folder / "mine/pr.json").read_text())
+    values |= {"items": {"utterances": 1_500}, "intervals": {"per": {"low": 8.0, "high": 10.0}}}
+    (folder / "mine/pr.json").write_text(json.dumps(values))
+    report([str(run)])
+    scores = section(read_card(run / "model/README.md"), "Scores")
+    assert "|  | test items | this model | teacher | filterbanks | kept |" in scores
+    share = (80 - 9.125) / (80 - 5)
+    assert f"| PR PER ↓ | 1,500 | 9.12 [8.0, 10.0] | 5.00 | 80.00 | {100 * share:.0f} % [93, 96] |" in scores
+    assert "| mean of 2 tasks |  |  |  |  | 95 %" in scores
+    assert "0 % is filterbanks, 100 % the teacher" in scores
+    assert {one.metric_value for one in read_card(run / "model/README.md").data.eval_results} == {9.125, 91.25}

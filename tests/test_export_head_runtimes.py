@@ -159,8 +159,7 @@ def test_the_example_prints_text_or_label_where_torch_is_not_installed(name, tmp
     assert main(["export", str(tmp_path / "model"), *asked]) == 0
     assert "onnxruntime int8" in capsys.readouterr().out
     code = f"import runpy; runpy.run_path({str(folder / 'encode.py')!r})"
-    first, last = run_with(["onnxruntime", "numpy"], code, tmp_path, str(tmp_path / "speech.wav")).splitlines()
-    assert first.startswith(f"{tmp_path / 'speech.npz'}: logits (1, ")
+    (last,) = run_with(["onnxruntime", "numpy"], code, tmp_path, str(tmp_path / "speech.wav")).splitlines()
     logits = np.load(tmp_path / "speech.npz")["logits"]
     waveform, _ = soundfile.read(tmp_path / "speech.wav", dtype="float32")
     with torch.inference_mode():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from skill_speech import export, optimize
 from skill_speech.distillation.quantization import attach_quantization, remove_quantization
-from skill_speech.encoder import Encoder
+from skill_speech.encoder import Encoder, LayerConfig
 from skill_speech.exporting.quantized import Int4Map, Int8Map
 from skill_speech.kernels.rounding import Rounding, rounded_maps
 from tests.test_inference import CONFIGS, encoder_of, speech
@@ -71,8 +72,15 @@ def test_four_bits_in_onnxruntime_are_the_formula_and_its_own_quantiser(inputs: 
     torch.testing.assert_close(onnxruntime_of(tmp_path / "theirs.onnx", x_BTI), made_BTO, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rounding", ["int8", "int4"])
-@pytest.mark.parametrize("name", ["wavlm pruned", "hubert pruned, relu, odd kernel"])
+@pytest.mark.parametrize(
+    ("name", "rounding"),
+    [
+        ("wavlm pruned", "int8"),
+        ("hubert pruned, relu, odd kernel", "int4"),
+        pytest.param("wavlm pruned", "int4", marks=pytest.mark.slow),
+        pytest.param("hubert pruned, relu, odd kernel", "int8", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_exported_computes_what_was_trained(name: str, rounding: Rounding, tmp_path: Path) -> None:
     """Weights lose nothing more; onnxruntime's hidden state is that of the quantised student, not of the plain one."""
     student = encoder_of(CONFIGS[name])
@@ -99,6 +107,17 @@ def test_what_is_exported_computes_what_was_trained(name: str, rounding: Roundin
     bits = {"int8": "8-bit weights and inputs", "int4": "4-bit weights"}[rounding]
     assert f"linear maps have {bits} here" in card
     assert f"has {sizes[1] / 1e6:.1f} MB instead of {sizes[0] / 1e6:.1f}" in card
+
+
+def test_where_nothing_is_left_to_round_it_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    empty = replace(
+        CONFIGS["hubert pruned, relu, odd kernel"],
+        layers=tuple(LayerConfig((), 0) for _ in CONFIGS["hubert pruned, relu, odd kernel"].layers),
+    )
+    encoder_of(empty).save_pretrained(tmp_path / "model")
+    export(str(tmp_path / "model"), str(tmp_path / "onnx"), format="onnx", quantize="int8", hidden_states="last")
+    assert "no linear map is left in the transformer, so nothing is rounded to int8" in caplog.text
+    assert "8-bit weights" not in (tmp_path / "onnx/README.md").read_text()
 
 
 def test_the_optimized_encoder_computes_what_was_trained() -> None:

@@ -255,7 +255,7 @@ def test_the_example_encodes_a_wav_file_where_torch_is_not_installed(int8, tmp_p
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (20_000, 2))
     soundfile.write(tmp_path / "speech.wav", samples, 16_000, subtype="PCM_16")
     code = (folder / "encode.py").read_text()
-    assert len(code.splitlines()) <= 45
+    assert len(code.splitlines()) <= 55  # to be read, and copied into other code
     # Where __file__ is the example's own path, as for who runs it.
     printed = run_with(
         ["onnxruntime", "numpy"],

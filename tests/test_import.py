@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from skill_speech import Encoder, InputError, import_encoder, load_encoder
+from skill_speech import Encoder, InputError, import_encoder, load_encoder, load_model
 from skill_speech.cli import main
 from skill_speech.encoder import hubert_config
 from tests.fairseq_files import fairseq_settings, fairseq_weights, write_fairseq
+from tests.models_with_heads import fine_tuned, save_5
 from tests.torchaudio_reference import random_state, student_config
 from tests.transformers_models import LARGE_STYLE, TINY, build, save
 
@@ -94,3 +95,15 @@ def test_a_gated_training_checkpoint_is_imported_as_its_student(tmp_path, caplog
     result = import_encoder(str(tmp_path / "gated.pth"), str(tmp_path / "ours"))
     assert "pruned while reading" in result.format
     assert [len(layer.heads) for layer in result.config.layers] == [2, 0, 2, 1]
+
+
+@pytest.mark.parametrize(("kind", "head"), [("Hubert", "ForCTC"), ("Wav2Vec2", "ForSequenceClassification")])
+def test_a_head_is_imported_with_its_encoder(tmp_path, capsys, kind, head):
+    save_5(fine_tuned(kind, head), tmp_path / "tuned")
+    assert main(["import", str(tmp_path / "tuned"), "--output", str(tmp_path / "imported")]) == 0
+    theirs, ours = (load_model(tmp_path / name) for name in ("tuned", "imported"))
+    assert f"{ours.head.config.kind}, {ours.head.config.outputs} outputs" in capsys.readouterr().out
+    waveforms_BT = torch.randn(2, 4_000)
+    with torch.inference_mode():
+        assert torch.equal(ours(waveforms_BT).logits, theirs(waveforms_BT).logits)
+    assert ours.files == theirs.files

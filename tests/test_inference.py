@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from skill_speech import optimize
 from skill_speech.encoder import Encoder, EncoderConfig, EncoderOutput, LayerConfig, hubert_config, wavlm_config
 from skill_speech.errors import InputError
+from skill_speech.kernels.linear import PackedLinear
 from skill_speech.kernels.position import GroupedProduct, SpectralConv
 
 SMALL: dict[str, Any] = {
@@ -139,3 +140,42 @@ def test_what_cannot_be_is_refused() -> None:
     optimized = optimize(encoder_of(CONFIGS["wavlm"]), "float32")
     with pytest.raises(ValueError, match="an utterance has 399 samples; the encoder needs 400"):
         optimized(torch.randn(1, 399))
+
+
+@pytest.mark.parametrize("plain_first", [False, True])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_packed_map_is_the_map_for_few_rows_and_for_many(
+    gelu: bool, plain_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order they come: the other layout is made from the one that is there, where there are two."""
+    monkeypatch.setattr("skill_speech.kernels.linear.multiplies_few_rows_best_plainly", lambda: plain_first)
+    torch.manual_seed(0)
+    linear = nn.Linear(50, 37)
+    few_NI, many_NI = torch.randn(3, 5, 50), torch.randn(2, 400, 50)
+    for order in ((few_NI, many_NI, few_NI), (many_NI, few_NI, many_NI)):
+        packed = PackedLinear(linear.weight, linear.bias, gelu)
+        for x_NI in order:
+            with torch.no_grad():
+                wanted = F.gelu(linear(x_NI)) if gelu else linear(x_NI)
+                torch.testing.assert_close(packed(x_NI), wanted, rtol=1e-5, atol=1e-5)
+        assert (packed.plain_OI is not None) == plain_first or not packed.packs
+
+
+@pytest.mark.parametrize("plain_first", [False, True])
+def test_a_map_that_sees_many_rows_alone_keeps_one_layout(plain_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skill_speech.kernels.linear.multiplies_few_rows_best_plainly", lambda: plain_first)
+    packed = PackedLinear(torch.randn(32, 48), torch.zeros(32))
+    packed(torch.randn(1_000, 48))
+    assert (packed.plain_OI is None) == packed.packs
+
+
+@pytest.mark.parametrize("name", ["wavlm pruned", "hubert pruned, relu, odd kernel"])
+@pytest.mark.parametrize("seconds", [0.025, 0.1, 0.5, 1.3, 2.6])
+def test_short_utterances_are_the_encoders(name: str, seconds: float) -> None:
+    """Around the lengths at which another way is taken, one after another by the same encoder."""
+    encoder = encoder_of(CONFIGS[name])
+    optimized = optimize(copy.deepcopy(encoder), "float32")
+    for length in (seconds, seconds + 0.02, seconds):
+        waveforms_BT, _ = speech(length)
+        with torch.no_grad():
+            assert largest_error(optimized(waveforms_BT), encoder(waveforms_BT)) < 1e-5

@@ -106,6 +106,25 @@ def test_a_stop_signal_waits_where_it_is_told_to() -> None:
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+def test_ctrl_c_waits_once_and_not_twice() -> None:
+    def press() -> None:
+        with StopSignals() as stop, stop.deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # as a rank gets it
+            came.append(stop.requested)
+
+    came: list[int | None] = []
+    with pytest.raises(KeyboardInterrupt):
+        press()
+    assert came == [signal.SIGINT]
+    with StopSignals() as stop, stop.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        stop._asked -= 2
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        stop.requested = None
+
+
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Path) -> None:
     for name in (".12.result.json", "stage1/.345.step=3.ckpt", ".hidden", ".12", "model/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ import torch
 from skill_speech import InputError
 from skill_speech.compression.steps import fitting
 from skill_speech.distillation import Distillation, HeadTraining, OutputLoss, UnitLoss, memory
-from skill_speech.distillation.memory import fit_batch, needed_bytes, saved_bytes
+from skill_speech.distillation.memory import available_bytes, fit_batch, needed_bytes, saved_bytes
 from skill_speech.files import size
 from skill_speech.heads import HeadConfig, TDNNConfig, make_head
 from skill_speech.heads.config import AdapterConfig
@@ -108,3 +108,40 @@ def test_bytes_are_said_as_a_person_reads_them() -> None:
     assert [size(count) for count in (5, 2048, 3 * 2**20, 1.5 * GIB, 2**42)] == [
         *("5 bytes", "2.0 KiB", "3.0 MiB", "1.5 GiB", "4.0 TiB")
     ]
+
+
+def system_of(root: Path, own: str, groups: dict[str, dict[str, str]], free: int = 20 * GIB) -> Path:
+    """A folder like /, with some memory and some control groups."""
+    files = {"proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {free // 1024} kB\n", "proc/self/cgroup": own}
+    files |= {
+        f"sys/fs/cgroup/{group}/{name}": text for group, values in groups.items() for name, text in values.items()
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_files_that_were_read_do_not_take_memory_from_a_container(tmp_path: Path) -> None:
+    """What a container has read and written counts as its usage, and is given back when memory is short."""
+    stat = f"anon {GIB}\nfile {7 * GIB}\ninactive_file {4 * GIB}\nactive_file {2 * GIB}\nshmem {GIB}\n"
+    group = {"memory.max": str(8 * GIB), "memory.current": str(8 * GIB - 4096), "memory.stat": stat}
+    assert available_bytes(system_of(tmp_path / "own", "0::/\n", {".": group})) == 6 * GIB + 4096
+    # Seen from inside, with the name that the host has for it.
+    assert available_bytes(system_of(tmp_path / "host", "0::/docker/1a2b\n", {".": group})) == 6 * GIB + 4096
+    del group["memory.stat"]
+    assert available_bytes(system_of(tmp_path / "no-stat", "0::/\n", {".": group})) == 4096
+
+
+def test_every_control_group_around_a_process_limits_it(tmp_path: Path) -> None:
+    job = {"memory.max": str(6 * GIB), "memory.current": str(GIB), "memory.stat": ""}
+    step = {"memory.max": "max", "memory.current": str(GIB), "memory.stat": ""}
+    groups = {"slurm/job_1": job, "slurm/job_1/step_0": step}
+    assert available_bytes(system_of(tmp_path / "two", "0::/slurm/job_1/step_0\n", groups)) == 5 * GIB
+    assert available_bytes(system_of(tmp_path / "small", "0::/slurm/job_1\n", groups, GIB)) == GIB
+    old = {"memory.limit_in_bytes": str(3 * GIB), "memory.usage_in_bytes": str(2 * GIB)}
+    old |= {"memory.stat": f"inactive_file 1\ntotal_inactive_file {GIB // 2}\n"}
+    own = "5:cpu,cpuacct:/\n4:memory:/a/b\n0::/\n"
+    assert available_bytes(system_of(tmp_path / "one", own, {"memory/a": old})) == 3 * GIB // 2
+    assert available_bytes(system_of(tmp_path / "none", own, {})) == 20 * GIB
+    assert available_bytes(tmp_path / "nothing") is None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from skill_speech.encoder import LayerConfig, wavlm_config
+from skill_speech.errors import InputError
 from skill_speech.evaluation.results import Row, Table, write_table
-from skill_speech.reporting.model_card import teacher_license, write_model_card
+from skill_speech.reporting.card_facts import said_words, stated_by
+from skill_speech.reporting.model_card import write_model_card
 
 PROFILE = {"model": "m", "seconds": 10.0, "real_time_factor": 0.01, "threads": 2}
 OUTCOME: dict[str, Any] = {
@@ -39,6 +43,8 @@ SETTINGS: dict[str, Any] = {
     "devices": 1,
     "precision": "bf16",
 }
+RELATIONS = ("adapter", "merge", "quantized", "finetune")
+"""What the hub takes."""
 STUDENT = wavlm_config().replace(layers=(LayerConfig((0, 7), 600), LayerConfig((), 0)))
 
 
@@ -75,7 +81,11 @@ def test_the_hub_reads_the_metadata(tmp_path: Path) -> None:
     assert data["library_name"] == "skill-speech"
     assert "skill-speech" in data["tags"]
     assert "model-index" not in data
-    assert "license" not in data  # unknown here, and not guessed
+    assert data["base_model_relation"] in RELATIONS
+    # Unknown here, and not guessed.
+    assert (data["license"], data["license_name"]) == ("other", "unknown")
+    assert data["license_link"] == "https://huggingface.co/microsoft/wavlm-base-plus"
+    assert not {"language", "datasets"} & set(data)
 
 
 def test_the_card_says_what_a_user_asks(tmp_path: Path) -> None:
@@ -96,11 +106,19 @@ def test_the_card_says_what_a_user_asks(tmp_path: Path) -> None:
         "load_encoder",
         "AutoModel",
         "onnx",
+        "## Intended uses",
         "## Limits",
         "2402.16830",
         "peng2023dphubert",
     ):
         assert words in text
+
+
+def test_the_card_says_first_what_went_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "run/model/README.md"
+    write_model_card(path, SETTINGS, OUTCOME, STUDENT, ["A trial run.", "No heads are left."])
+    limits = path.read_text(encoding="utf-8").partition("## Limits\n\n")[2]
+    assert limits.startswith("- **A trial run.**\n- **No heads are left.**\n- It has")
 
 
 def test_the_card_does_not_tell_where_things_lay(tmp_path: Path) -> None:
@@ -113,7 +131,7 @@ def test_the_card_does_not_tell_where_things_lay(tmp_path: Path) -> None:
 
 def test_the_license_is_the_one_that_the_teachers_card_states(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-sa-3.0\n---\n# Teacher\n")
-    assert teacher_license(str(tmp_path), None) == "cc-by-sa-3.0"
+    assert stated_by(str(tmp_path), None).license == "cc-by-sa-3.0"
     text = card(tmp_path, teacher=str(tmp_path))
     assert "license: cc-by-sa-3.0" in text
     assert "states the license `cc-by-sa-3.0`" in text
@@ -124,7 +142,86 @@ def test_the_license_is_the_one_that_the_teachers_card_states(tmp_path: Path) ->
 )
 def test_a_broken_card_of_the_teacher_states_no_license(tmp_path: Path, content: str) -> None:
     (tmp_path / "README.md").write_text(content)
-    assert teacher_license(str(tmp_path), None) is None
+    assert stated_by(str(tmp_path), None).license is None
+
+
+def test_what_the_teachers_card_states_is_passed_on_and_a_link_to_its_file_is_not_ours(tmp_path: Path) -> None:
+    stated = "license: other\nlicense_name: theirs\nlicense_link: LICENSE\nlanguage: [en, de, no, 3]\ndatasets: a/b\n"
+    (tmp_path / "README.md").write_text(f"---\n{stated}---\n# Teacher\n")
+    card(tmp_path, teacher=str(tmp_path))
+    data = ModelCard.load(tmp_path / "wavlm-mini/model/README.md").data
+    assert (data.license, data.license_name, data.license_link) == ("other", "theirs", None)
+    assert data.language == ["en", "de"]  # YAML's `no` is false, and who knows what 3 is
+    assert data.datasets is None  # the teacher's data, not the student's
+    found = stated_by(str(tmp_path), None)
+    assert (
+        found.license_metadata("some/teacher")["license_link"]
+        == "https://huggingface.co/some/teacher/blob/main/LICENSE"
+    )
+    assert found.datasets == ("a/b",)
+
+
+@pytest.mark.parametrize("teacher", ["lab/teachers/hubert-mini", "hubert-mini", "/somewhere/else", "HERE/there"])
+def test_a_folder_is_no_base_model_of_the_hub(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "HERE" / "there").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    card(tmp_path, teacher=teacher)
+    data = ModelCard.load(tmp_path / "wavlm-mini/model/README.md").data.to_dict()
+    assert not {"base_model", "base_model_relation", "license_link"} & set(data)
+
+
+def test_the_metadata_is_what_the_hub_knows(tmp_path: Path) -> None:
+    """Every name is a field of huggingface_hub's own class, or the one that it passes on; nothing is lost in it."""
+    (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n# Teacher\n")
+    for teacher in (str(tmp_path), "microsoft/wavlm-base-plus"):
+        text = card(tmp_path, teacher=teacher)
+        written = yaml.safe_load(text.split("---")[1])
+        known = set(inspect.signature(ModelCardData).parameters) | {"base_model_relation"}
+        assert set(written) <= known
+        assert ModelCardData(**written).to_dict() == written
+
+
+def test_the_card_tells_what_it_cost_and_what_stage_2_changed(tmp_path: Path) -> None:
+    path = tmp_path / "run/model/README.md"
+    stages = {name: stage | {"seconds": 2_700.0} for name, stage in OUTCOME["stages"].items()}
+    machine = {"accelerator": "Some GPU", "processor": "A CPU", "platform": "p"}
+    outcome = OUTCOME | {"stages": stages, "environment": machine, "loss_after_surgery": 0.5}
+    write_model_card(path, SETTINGS, outcome, STUDENT)
+    text = path.read_text(encoding="utf-8")
+    assert "training took 1.5 h on Some GPU" in text
+    assert "-0.2500 since surgery, to 0.2500" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("language", "en, pt-BR,yue", ["en", "pt-BR", "yue"]),
+        ("datasets", "openslr/librispeech_asr,me/own", ["openslr/librispeech_asr", "me/own"]),
+        ("license", "apache-2.0", ["apache-2.0"]),
+        ("base_model", None, []),
+    ],
+)
+def test_what_a_user_says_is_split_at_commas(name: str, text: str | None, words: list[str]) -> None:
+    assert said_words(name, text) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("language", "English"),
+        ("language", ","),
+        ("datasets", "a/b/c"),
+        ("datasets", "my data"),
+        ("license", "mit,apache-2.0"),
+        ("license", "MIT License"),
+        ("base_model", "wavlm"),
+        ("base_model", "a/b,c/d"),
+    ],
+)
+def test_what_the_hub_would_not_take_is_refused_in_a_line(name: str, text: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name} is .*: give ") as caught:
+        said_words(name, text)
+    assert "\n" not in str(caught.value)
 
 
 def test_names_cannot_break_out_of_the_card(tmp_path: Path) -> None:

@@ -349,7 +349,14 @@ def settings() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("method", ["star", "skill-star", "masked", "noisy", "skill-units"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "skill-star",
+        "skill-units",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("star", "masked", "noisy")),
+    ],
+)
 def test_every_method_runs_and_resumes_to_the_bit(method: Any, corpus: tuple[str, str, str], tmp_path: Any) -> None:
     from safetensors.torch import load_file
 

@@ -667,7 +667,7 @@ def test_bad_audio_is_counted_and_bounded(
         "1 with unusable audio"
         in evaluate([str(folder / "model")], str(data), str(tmp_path / "o1"), own_head=True).table.notes[0]
     )
-    with pytest.raises(BadAudio, match=r"1 of \d+ cuts cannot be used, more than the 0 share allowed .*utt02"):
+    with pytest.raises(BadAudio, match=r"1 of \d+ cuts cannot be used, more than the 0% that max_bad allows: .*utt02"):
         evaluate([str(folder / "model")], str(data), str(tmp_path / "o2"), own_head=True, max_bad="0%")
     for path in (tmp_path / "audio").iterdir():
         path.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ import torch
 
 from skill_speech import Encoder, optimize, profile
 from skill_speech.encoder import hubert_config, wavlm_config
+from skill_speech.errors import InputError
 from skill_speech.profiling import REST, measure, peak_memory, time_components
+from skill_speech.reporting.runtimes import read_runtimes, runtime_rows, runtime_text
+from skill_speech.reporting.scores import update_card
 from skill_speech.timing import read_times
 
 ALONE = "from skill_speech.profiling import peak_memory; print(peak_memory())"
@@ -52,7 +56,7 @@ def test_components_share_the_time_of_a_pass_among_them(monkeypatch: pytest.Monk
     config = wavlm_config(hidden_size=64, num_heads=4, units=32, channels=16, depth=3, positional_kernel=8)
     encoder = Encoder(config)
     measured = measure(encoder, "model", seconds=2, repeats=1)
-    monkeypatch.setattr("skill_speech.profiling.time.perf_counter", itertools.count().__next__)
+    monkeypatch.setattr("skill_speech.profiling.measuring.time.perf_counter", itertools.count().__next__)
     timing = time_components(optimize(encoder, "float32"), torch.randn(1, 32_000), repeats=1)
     parts = {"front end": 2, "positional convolution": 1, "attention": 1 + 3, "feed-forward": 3}
     # Ten calls of parts with two looks each, and one look more at the end.
@@ -63,3 +67,49 @@ def test_components_share_the_time_of_a_pass_among_them(monkeypatch: pytest.Monk
         4 * measured.macs["attention"] / 4 / timing.matrix_rate
     )
     assert measured.share_of_peak(timing, REST) is None
+
+
+@pytest.mark.slow
+def test_every_runtime_that_is_installed_is_measured(tmp_path: Path) -> None:
+    """And each of them computes what the encoder does; of a run, the report and the model card show it."""
+    torch.manual_seed(0)
+    config = wavlm_config(hidden_size=64, num_heads=4, units=32, channels=16, depth=1, positional_kernel=8)
+    run = tmp_path / "run"
+    Encoder(config).save_pretrained(run / "model")
+    (run / "config.yaml").touch()
+    (made,) = profile(str(run / "model"), seconds=1, threads=1, runtimes=True)
+    names = [cost.name for cost in made.runtimes]
+    assert names[:2] == ["encoder", "optimize float32"]
+    assert ("onnxruntime float32" in names) == (find_spec("onnxruntime") is not None)
+    assert ("openvino float32" in names) == (find_spec("openvino") is not None)
+    for cost in made.runtimes:
+        assert cost.difference < (1e-4 if cost.name.endswith(" float32") or cost.name == "encoder" else 0.1)
+        assert cost.memory > 0
+    assert made.runtimes[0].difference == 0
+    values = read_runtimes(run)
+    assert values is not None
+    assert [one["name"] for one in values["runtimes"]] == names
+    (run / "model" / "README.md").write_text("# run\n\n## Size and speed\n\nsmall\n\n## Limits\n\nnone\n")
+    update_card(run)
+    card = (run / "model" / "README.md").read_text()
+    assert card.index("## Size and speed") < card.index("## Runtimes") < card.index("## Limits")
+    assert "| optimize float32 | 2" in card
+
+
+def test_damaged_runtimes_are_named(tmp_path: Path) -> None:
+    (tmp_path / "runtimes.json").write_text(
+        '{"seconds": 1, "machine": {"processor": "a", "threads": 1}, "runtimes": [1]}'
+    )
+    with pytest.raises(InputError, match=r"runtimes\.json: damaged \(runtimes\[0\] is not an object\); delete it"):
+        read_runtimes(tmp_path)
+
+
+def test_costs_in_runtimes_become_a_table() -> None:
+    cost = {"name": "encoder", "version": "2", "real_time_factor": 0.1, "memory": 2**20, "difference": 0.0}
+    fast = cost | {"name": "a|b", "real_time_factor": 0.04, "difference": 1e-6}
+    values = {"seconds": 1.0, "machine": {"processor": "a CPU", "threads": 2}, "runtimes": [cost, fast]}
+    assert runtime_rows(values)[1] == ["a|b", "2", "0.0400", "2.5×", "1 MiB", "1.0e-06"]
+    text = runtime_text(values)
+    assert text.startswith("| runtime | version |")
+    assert "| a\\|b | 2 |" in text
+    assert "one utterance of 1 s, 2 threads of a CPU" in text

@@ -235,6 +235,7 @@ def test_updates_move_the_weights_that_are_not_rounded(rounding: Rounding, pre_n
         torch.testing.assert_close(moved.abs(), torch.full_like(moved, rate), rtol=0.01, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_compiled_student_computes_what_the_other_does() -> None:
     module = distillation("int8")
     waveforms_BT = torch.randn(2, 6_000)

@@ -17,7 +17,7 @@ import yaml
 from skill_speech import InputError, report
 from skill_speech.cli import main
 from skill_speech.figures.shapes import CLUSTER_COLORS, readable_on
-from skill_speech.pruning import human
+from skill_speech.quantities import human
 from skill_speech.reporting.pictures import lines_picture
 from skill_speech.reporting.svg import round_steps
 from skill_speech.similarity import cluster_layers
@@ -231,6 +231,7 @@ def test_the_outcome_comes_first_and_is_that_of_the_files(run: Path) -> None:
     assert headings == [
         "outcome",
         "own-head",
+        "quality",
         "similarity",
         "kept",
         "survivors",
@@ -256,7 +257,7 @@ def test_the_own_heads_scores_stand_beside_the_teachers(tmp_path: Path) -> None:
     assert page.row("WER ↓") == ["8.12 [6.9, 9.6]", "6.50 [5.2, 8.0]", "+1.62 [+0.4, +3.1]"]
     assert page.row("params") == [human(363_211), human(1_450_100), ""]
     said = " ".join(page.texts)
-    assert "WER of its own head: 8.12 (the teacher: 6.50)." in said
+    assert "WER of its own head: 8.12 [6.9, 9.6] on 1,234 synthetic utterances; the teacher: 6.50." in said
     for words in (
         f"SYNTHETIC (tones): Own head (speech recognition) on {NASTY}",
         "1,234 utterances, 9,876 words; 1.75 h; 2 cuts without a reference; 3 with unusable audio.",
@@ -415,8 +416,8 @@ def test_several_runs_are_compared_first(tmp_path: Path) -> None:
     result = json.loads((two / "result.json").read_text()) | {"loss": -0.5}
     (two / "result.json").write_text(json.dumps(result))
     page = page_of(one, two, output=tmp_path / "page.html")
-    assert page.row("one") == ["skill", "363k", "25.0%", "448M", "25.0%", "2.5×", "-0.8765", "-0.3125"]
-    assert page.row("two")[-2:] == ["-0.5000", "-0.3125"]
+    assert page.row("one") == ["skill", "363k", "25.0%", "448M", "25.0%", "2.5×", "−0.5640 (from -0.3125 to -0.8765)"]
+    assert page.row("two")[-1] == "−0.1875 (from -0.3125 to -0.5000)"
     scores = [["student of", "PR PER ↓", "KS Acc ↑"], ["one", "9.50", "95.00"], ["two", "9.50", "95.00"]]
     assert [row for row in page.rows if row in scores] == scores
     said = " ".join(page.texts)

@@ -39,14 +39,14 @@ def test_a_good_run_is_told_in_a_sentence(run: Path) -> None:
     assert said.startswith("25 % of the parameters of some/teacher-base (363k of 1.45M), 2.5 times as fast here. ")
     assert "SYNTHETIC" in said or "SUPERB" in said
     assert str(run / "config.yaml") in made_by(made)
-    assert next_steps(made)[-1].startswith("skill-speech export ")
+    assert next_steps(made)[-1][1].startswith("skill-speech export ")
 
 
 def test_what_was_not_scored_is_to_be_scored_next(tmp_path: Path) -> None:
     made = read_evidence(make_run(tmp_path / "a run", evaluation=False))
     if made.own_head is None:
         assert verdict(made).endswith("It has not been scored on a task yet.")
-    first = next_steps(made)[0]
+    _, first = next_steps(made)[0]
     assert first.startswith("skill-speech evaluate ")
     assert f"'{tmp_path}/a run/model'" in first  # a shell takes it
 
@@ -124,3 +124,21 @@ def test_little_audio_few_items_and_uncertain_clusters_are_said(run: Path) -> No
     said = warnings(read_evidence(run))
     assert any(one.startswith("30 % of the audio was left out") for one in said)
     assert any("The clusters are uncertain: borders are not firm" in one for one in said)
+
+
+def test_a_budget_of_time_that_was_missed_is_said(run: Path) -> None:
+    made = read_evidence(run)
+    fast = made.teacher.real_time_factor / made.student.real_time_factor
+    times = {"teacher": 10.0, "student": 2.5, "utterance": 10.0, "machine": {}}
+    for asked, said in ((fast, False), (2 * fast, True)):
+        made.outcome["times"] = times | {"budget": 10.0 / asked}
+        assert any("budget of time was missed" in one for one in warnings(made)) == said
+
+
+def test_a_student_without_attention_heads_is_said(run: Path) -> None:
+    def without_heads(values: dict[str, Any]) -> None:
+        widths = values["widths"]["student"]
+        widths["heads"] = [[] for _ in widths["heads"]]
+
+    changed(run, "result.json", without_heads)
+    assert any("No attention head is left" in one for one in warnings(read_evidence(run)))

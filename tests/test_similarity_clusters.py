@@ -49,7 +49,7 @@ def test_hand_made_case():
     assert clusters.mean_cka == pytest.approx((0.95, (0.90 + 0.70 + 0.76) / 3))
     assert clusters.linkage[:, 2].tolist() == pytest.approx([0.05, 0.10, 0.27, 1 - np.mean(HAND_MADE[[0, 4], 1:4])])
     assert clusters.threshold == pytest.approx(clusters.linkage[2:, 2].mean())
-    assert clusters.reason == "2 clusters, as asked for"
+    assert clusters.reason == "2 clusters, as set"
     assert cluster_layers(HAND_MADE, 2, first_layer=1).groups == ((1, 5), (2, 3, 4))
     assert cluster_layers(HAND_MADE, 2, first_layer=1).medoids == (5, 3)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
@@ -14,12 +15,16 @@ from sklearn.preprocessing import StandardScaler
 
 pytest.importorskip("espeakng_loader")
 
+from lab.corpora.noisy import in_noise, make_noisy
 from lab.study.cells import _borrow_baselines, _evaluation, make_data
-from lab.study.fidelity import RIDGE, explained_variance
+from lab.study.fidelity import RIDGE, explained_variance, fidelity
 from lab.study.grid import Study, merged
-from lab.study.tables import Scores, _ablations, _by_seed, _pooled, _stage1, _to_base, write_tables
+from lab.study.tables import Scores, _by_seed, _of_group, _pooled, _stage1, _to_base, _variants, write_tables
+from skill_speech.data import load_waveform
+from skill_speech.evaluation.corpora import find_corpora, read_task
 
 STUDY = Path(__file__).parents[1] / "lab" / "study" / "study.yaml"
+MINI = Path(__file__).parents[1] / "lab" / "teachers" / "hubert-mini"
 
 
 def record(name: str, kind: str, teacher: str, method: str, seed: int, **metrics: float) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def test_tables_follow_from_the_records(study: Study, tmp_path: Path, monkeypatc
     )
     assert "| t | DPHuBERT | not run | 488 ± 18 (2) |" in (results / "sparsity.md").read_text()
     assert (
-        "| t | SKILL | 2 | 1M | 100M | 31.0 ± 1.4 | 725 ± 35 |  | 95.0 ± 0.0 |  | 70.5 ± 0.7 |"
+        "| t | 75% | SKILL | 2 | 1M | 100M | 31.0 ± 1.4 | 725 ± 35 |  | 95.0 ± 0.0 |  | 70.5 ± 0.7 |"
         in (results / "ablations.md").read_text()
     )
     assert "Not run, 4 of 10 cells" in (results / "missing.md").read_text()
@@ -193,7 +198,7 @@ def test_two_variants_with_seeds_are_told_apart_by_their_own_spread(study: Study
     ]
     # A third variant whose seeds lie far apart does not make a tie of the first two, but it does of a single run.
     students += [students[0] | {"method": "macs", "seed": seed, "score": 100.0 * seed} for seed in range(3)]
-    rows = {line.split(" | ")[1]: line for line in _ablations(study, students)[2:-2]}
+    rows = {line.split(" | ")[2]: line for line in _variants(study, students)[2:-2]}
     assert "| -10 |" in rows["DPHuBERT"]
     assert "| -20 (tie) |" in rows["short"]
 
@@ -308,3 +313,64 @@ def test_corpora_that_are_given_are_not_spoken_and_have_to_be_there(study: Study
     assert sorted(path.name for path in (tmp_path / "out" / "data").iterdir()) == ["done.yaml"]
     with pytest.raises(SystemExit, match="holds the data of another study"):
         make_data(study, tmp_path / "out", 1)
+
+
+def test_noise_is_as_loud_as_asked_for_and_of_many_colors() -> None:
+    speech_T = np.sin(np.arange(16_000) / 3).astype(np.float32) * np.linspace(0, 0.5, 16_000, dtype=np.float32)
+    tilts = []
+    for name in "abcdefgh":
+        noise_T = in_noise(speech_T, 5.0, 16_000, name) - speech_T
+        assert 20 * np.log10(np.linalg.norm(speech_T) / np.linalg.norm(noise_T)) == pytest.approx(5, abs=0.01)
+        spectrum = np.square(np.abs(np.fft.rfft(noise_T)))
+        tilts.append(spectrum[200:2_000].sum() / spectrum[200:].sum())
+    assert max(tilts) > 0.75
+    assert min(tilts) < 0.5
+    loud_T = in_noise(2 * speech_T / np.abs(speech_T).max(), 5.0, 16_000, "a")
+    assert np.abs(loud_T).max() == pytest.approx(1)
+
+
+def test_only_test_splits_are_put_in_noise(synthetic_corpora: Path, tmp_path: Path) -> None:
+    tasks, noisy = ("pr", "ks", "sid"), tmp_path / "noisy"
+    make_noisy(synthetic_corpora, noisy, tasks, snr_db=5)
+    before, after = find_corpora(synthetic_corpora), find_corpora(noisy)
+    assert before.keys() == after.keys()
+    for task in tasks:
+        [clean], [heard] = read_task(task, before[task]), read_task(task, after[task])
+        assert heard.synthetic == f"{clean.synthetic}, test in noise of 5 dB"
+        assert heard.labels == clean.labels
+        for split, cuts in clean.splits.items():
+            for one, other in zip(cuts, heard.splits[split], strict=True):
+                assert (one.id, one.duration) == (other.id, other.duration)
+                same = np.array_equal(load_waveform(one), load_waveform(other))
+                assert same == (split != "test"), one.id
+    made = noisy.stat().st_mtime_ns
+    assert make_noisy(synthetic_corpora, noisy, tasks, snr_db=5).stat().st_mtime_ns == made, "made once"
+
+
+def test_a_student_that_hears_noise_knows_less(synthetic_corpora: Path) -> None:
+    speech = synthetic_corpora / "LibriSpeech" / "test-clean"
+    found = fidelity(str(MINI), str(MINI), speech, 5.0)
+    assert found["explained"] == pytest.approx([1.0] * 13, abs=0.01), "the teacher itself"
+    assert all(0 < noisy < 0.95 for noisy in found["explained_in_noise"])
+    assert fidelity(str(MINI), str(MINI), speech, 60.0)["explained_in_noise"] == pytest.approx(
+        found["explained"], abs=0.02
+    )
+    assert "explained_in_noise" not in fidelity(str(MINI), str(MINI), speech)
+
+
+def test_scores_in_noise_stand_beside_those_without(study: Study) -> None:
+    baselines = [record("f", "fbank", "", "", 0, PR=60.0), record("t", "teacher", "t", "", 0, PR=20.0)]
+    students = [
+        record(f"{method}{seed}", "student", "t", method, seed, PR=30.0) | {"metrics_in_noise": {"PR": noisy + seed}}
+        for method, noisy in {"skill": 50.0, "dphubert": 40.0}.items()
+        for seed in range(2)
+    ]
+    students.append(record("short0", "student", "t", "short", 0, PR=30.0))
+    for one in students[:2]:
+        one["fidelity"] = one["fidelity"] | {"explained_in_noise": [0.5, 0.4]}
+    group = {"name": "headline", "tasks": "pr"}
+    rows = _variants(study, _of_group(group, study, students, Scores(baselines)))
+    assert "| score in noise ↑ | to SKILL | known in noise, % ↑ | to SKILL |" in rows[0]
+    by_method = {line.split(" | ")[2]: line for line in rows[2:-2]}
+    assert "| 238 ± 18 |  | 45.0 ± 0.0 |  |" in by_method["SKILL"]
+    assert "| 488 ± 18 | +250 |  |  |" in by_method["DPHuBERT"]

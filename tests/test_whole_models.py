@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,17 @@ def test_a_run_ends_in_a_model_of_the_same_kind(
     waveforms_BT = torch.randn(2, 16_000)
     with torch.no_grad():
         assert student(waveforms_BT).logits.shape == teacher(waveforms_BT).logits.shape
+
+
+def test_a_recognizer_without_vocabulary_is_said_before_it_takes_long(
+    teachers: dict[str, Path], speech: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(teachers["adapted-ctc"], tmp_path / "teacher")
+    for said in (False, True):
+        with pytest.raises(InputError, match="budget out of reach"):
+            compress(str(tmp_path / "teacher"), str(speech), str(tmp_path / "run"), **settings() | {"sparsity": 0.9999})
+        assert ("no vocab.json there, so the student will write no text" in caplog.text) is said
+        (tmp_path / "teacher/vocab.json").unlink(missing_ok=True)
 
 
 def test_without_its_head_a_teacher_is_the_encoder_it_was(

@@ -11,7 +11,7 @@ import pytest
 from skill_speech.help_pages import COMMANDS, settings
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "recipes/*.yaml")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "recipes/*.yaml", "examples/*")
 CODE = ("src/skill_speech/**/*.py", "src/skill_speech/help.json")
 ALLOWED = {
     "docs/style.md": "quotes what it advises against",

@@ -2,6 +2,7 @@
 
     whole      the fine-tuned model is compressed with its head, whose outputs are distilled beside the layers
     longer     the same in twice the updates, to see what more of them give; it is not compared with the others
+    heavy      "whole" with a weight of 1 for the outputs, where it is less otherwise
     new-head   its encoder is compressed alone, and learns the task again under a new head from what is labeled
     old-head   its encoder is compressed alone, and the old head is put on it as it is
 
@@ -26,7 +27,7 @@ from skill_speech.compression import AnalysisConfig, CompressionResult, StageCon
 from skill_speech.environment import environment
 from skill_speech.heads import SpeechModel
 
-ROUTES = ("whole", "new-head", "old-head", "longer")
+ROUTES = ("whole", "new-head", "old-head", "longer", "heavy")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ class Budget:
         )
 
 
+BUDGETS = {
+    "ctc": Budget(),
+    "keywords": Budget(stage1=200, stage2=300, labeled=150, batch_seconds=6.0, outputs=0.1),
+    "emotions": Budget(stage1=200, stage2=300, labeled=150, batch_seconds=6.0, outputs=0.1),
+}
+"""Of each task; a class is learned sooner than a spelling, and its clips are short."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One of the grid."""
@@ -105,7 +114,7 @@ def with_old_head(student: Path, teacher: Path) -> SpeechModel:
     return SpeechModel(load_encoder(student), tuned.head, tuned.files).eval()
 
 
-def run_cell(cell: Cell, teacher: Path, data: Path, output: Path, budget: Budget = Budget()) -> dict[str, Any]:
+def run_cell(cell: Cell, teacher: Path, data: Path, output: Path, budget: Budget | None = None) -> dict[str, Any]:
     """Carry out a cell, or go on with it, and say what came of it.
 
     Args:
@@ -113,13 +122,16 @@ def run_cell(cell: Cell, teacher: Path, data: Path, output: Path, budget: Budget
         teacher: the fine-tuned model's folder.
         data: what `make_data` wrote.
         output: folder for runs.
-        budget: what it may spend.
+        budget: what it may spend; None: its task's, of `BUDGETS`.
     """
+    budget = budget or BUDGETS[cell.task]
     started = time.monotonic()
     losses: list[float] = []
     if cell.route == "longer":
         budget = replace(budget, stage1=2 * budget.stage1, stage2=2 * budget.stage2)
-    if cell.route in ("whole", "longer"):
+    if cell.route == "heavy":
+        budget = replace(budget, outputs=1.0)
+    if cell.route in ("whole", "longer", "heavy"):
         result = _compress(cell, teacher, data, output, budget, stage2=budget.stage2, keep_head=True)
         model = load_model(result.folder / "model")
     else:

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from lab.corpora import make_corpora
+from lab.corpora.noisy import make_noisy
 from lab.speech import make_speech
 from lab.study.fidelity import fidelity
 from lab.study.grid import Cell, Study
@@ -25,6 +26,9 @@ CURVE_POINTS = 60
 
 UNSEEN = "LibriSpeech/test-clean"
 """Of the corpora: speech that no student has heard."""
+
+IN_NOISE = "evaluation-in-noise"
+"""Of a cell's folder: the scores of its model where the test splits are in noise."""
 
 CURVES = ("train/distillation", "train/sparsity_expected", "train/sparsity_target", "validation/distillation")
 
@@ -44,6 +48,7 @@ def make_data(study: Study, output: Path, jobs: int) -> None:
     if done.exists():
         if yaml.safe_load(done.read_text(encoding="utf-8")) != wanted:
             raise SystemExit(f"{output}: holds the data of another study: give another --output")
+        _add_noise(study, output)
         return
     if isinstance(study.speech, dict):
         make_speech(output / "data" / "speech", jobs=jobs, subsets=("train-clean-100",), **study.speech)
@@ -51,6 +56,13 @@ def make_data(study: Study, output: Path, jobs: int) -> None:
         make_corpora(study.corpora_in(output), jobs=jobs, tasks=study.tasks.split(","), **study.corpora)
     done.parent.mkdir(parents=True, exist_ok=True)
     done.write_text(yaml.safe_dump(wanted), encoding="utf-8")
+    _add_noise(study, output)
+
+
+def _add_noise(study: Study, output: Path) -> None:
+    if study.noise:
+        clean, noisy = study.corpora_in(output), study.noisy_in(output)
+        make_noisy(clean, noisy, study.tasks.split(","), snr_db=study.noise["snr_db"])
 
 
 def record_path(output: Path, cell: Cell) -> Path:
@@ -78,12 +90,16 @@ def run_cell(study: Study, cell: Cell, output: Path) -> dict[str, Any]:
         config.write_text(yaml.safe_dump(settings | heard, sort_keys=False), encoding="utf-8")
         _run("compress", "--config", config, "--output", folder / "run")
         _borrow_baselines(study, cell, output)
-    _run(
-        *("evaluate", f"{cell.kind}={source}", "--tasks", cell.tasks, "--data", study.corpora_in(output)),
-        *(("--config", study.heads) if study.heads else ()),
-        *("--output", evaluation, "--seed", cell.seed),
-    )
-    shutil.rmtree(evaluation / "hidden_states", ignore_errors=True)
+    tested = {evaluation: study.corpora_in(output)}
+    if study.is_scored_in_noise(cell):
+        tested[folder / IN_NOISE] = study.noisy_in(output)
+    for scores, corpora in tested.items():
+        _run(
+            *("evaluate", f"{cell.kind}={source}", "--tasks", cell.tasks, "--data", corpora),
+            *(("--config", study.heads) if study.heads else ()),
+            *("--output", scores, "--seed", cell.seed),
+        )
+        shutil.rmtree(scores / "hidden_states", ignore_errors=True)
     if cell.kind == "student":
         _run("report", folder / "run")  # again, with the scores
     record = _record(study, cell, output, settings)
@@ -122,7 +138,7 @@ def _run(*words: object) -> None:
 
 def _record(study: Study, cell: Cell, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     folder = output / "cells" / cell.id
-    tasks = {path.stem: _read(path) for path in sorted((_evaluation(cell, output) / cell.kind).glob("*.json"))}
+    tasks = _tasks_in(_evaluation(cell, output) / cell.kind)
     record: dict[str, Any] = {
         "id": cell.id,
         "kind": cell.kind,
@@ -131,20 +147,22 @@ def _record(study: Study, cell: Cell, output: Path, settings: dict[str, Any]) ->
         "sparsity": cell.sparsity,
         "seed": cell.seed,
         "params": next(iter(tasks.values()))["parameters"],
-        "metrics": {
-            column.name: tasks[column.task]["metrics"][column.measure] for column in COLUMNS if column.task in tasks
-        },
+        "metrics": _metrics(tasks),
         "layer_weights": {task: np.round(values["layer_weights"], 5).tolist() for task, values in tasks.items()},
         "seconds_evaluation": sum(values["seconds"] for values in tasks.values()),
         "study": {"speech": study.speech, "corpora": study.corpora, "heads": study.heads, "tasks": cell.tasks},
         "environment": environment(),
     }
+    if study.is_scored_in_noise(cell):
+        record["metrics_in_noise"] = _metrics(_tasks_in(folder / IN_NOISE / cell.kind))
     if cell.kind != "student":
         return record
     result = _read(folder / "run" / "result.json")
     unseen = study.corpora_in(output) / UNSEEN
     if unseen.exists():
-        record["fidelity"] = fidelity(study.teachers[cell.teacher], str(folder / "run/model"), unseen)
+        record["fidelity"] = fidelity(
+            study.teachers[cell.teacher], str(folder / "run/model"), unseen, study.noise.get("snr_db")
+        )
     return record | {
         "compress": settings,
         "macs": sum(result["student"]["macs"].values()),
@@ -156,6 +174,14 @@ def _record(study: Study, cell: Cell, output: Path, settings: dict[str, Any]) ->
         "seconds_compress": sum(stage["seconds"] for stage in result["stages"].values()),
         "curves": {stage: _curves(folder / "run" / stage / "metrics.csv") for stage in ("stage1", "stage2")},
     }
+
+
+def _tasks_in(folder: Path) -> dict[str, Any]:
+    return {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
+
+
+def _metrics(tasks: dict[str, Any]) -> dict[str, float]:
+    return {column.name: tasks[column.task]["metrics"][column.measure] for column in COLUMNS if column.task in tasks}
 
 
 def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:

@@ -53,11 +53,13 @@ class Study:
         speech: what the students are distilled on: one corpus or several, as the setting `data` of `compress`;
             or arguments of `lab.speech.make_speech`.
         corpora: what they are evaluated on: the folder of the corpora, or size and seed of synthetic ones.
-        teachers: name → hub id or folder, from the working directory.
+        teachers: name → hub ID or folder, from the working directory.
         compress: settings of every compression.
         tasks: SUPERB's names, comma-separated; a group may state fewer.
         variants: name → changes of `compress`.
         groups: tables in the order of their worth: each a product of teachers, variants, sparsities and seeds.
+        noise: tests in noise: "snr_db", and "variants" whose students are scored there, as the teachers are; what they
+            know of the teacher there is measured for all students.
         heads: the settings of `skill-speech evaluate`, in a file from the working directory; "" for the published ones.
         calibration: how the question of how much audio the clusters need is asked.
         note: what every table and figure says of itself, such as that it is synthetic.
@@ -72,6 +74,7 @@ class Study:
     tasks: str
     variants: dict[str, dict[str, Any]]
     groups: list[dict[str, Any]]
+    noise: dict[str, Any] = field(default_factory=dict)
     heads: str = ""
     calibration: dict[str, Any] = field(default_factory=dict)
     note: str = ""
@@ -99,6 +102,14 @@ class Study:
     def corpora_in(self, output: Path) -> Path:
         """The corpora that they are evaluated on."""
         return Path(self.corpora) if isinstance(self.corpora, str) else output / "data" / "corpora"
+
+    def noisy_in(self, output: Path) -> Path:
+        """The same corpora with their test splits in noise."""
+        return output / "data" / f"corpora-noisy-{self.noise['snr_db']:g}-dB"
+
+    def is_scored_in_noise(self, cell: Cell) -> bool:
+        """Whether a cell's model is tested in noise, too."""
+        return bool(self.noise) and (cell.kind == "teacher" or cell.variant in self.noise["variants"])
 
     def cells(self) -> list[Cell]:
         """All cells, each once, in the order in which they are worth running.

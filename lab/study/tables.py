@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev, variance
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lab.study.figures import draw_figures
 from lab.study.grid import Study
+from skill_speech.evaluation.kept import MARGIN, gain
 from skill_speech.evaluation.published import COLUMNS, Column
 from skill_speech.files import atomic_write, write_json
-from skill_speech.pruning import human
+from skill_speech.quantities import human
 from skill_speech.similarity import cluster_layers, equal_partition
 
 Record = dict[str, Any]
@@ -26,9 +28,6 @@ Record = dict[str, Any]
 NAMES = {"skill": "SKILL", "dphubert": "DPHuBERT"}
 GATES = "sparsity at the end of stage 1, %"
 """Title of what the gates had come to when surgery cut the rest."""
-
-MARGIN = 0.1
-"""A task counts in the score where the teacher is better than filterbanks by this share of their measure."""
 
 
 class Scores:
@@ -51,7 +50,7 @@ class Scores:
         return [
             column
             for column in COLUMNS
-            if column.name in top and column.name in self.floor and _gain(column, self.floor, top) > MARGIN
+            if column.name in top and column.name in self.floor and gain(column, self.floor, top) > MARGIN
         ]
 
     def share(self, record: Record, column: Column) -> float | None:
@@ -84,30 +83,23 @@ def write_tables(study: Study, results: Path) -> None:
     cells = {cell.id: cell for cell in study.cells()}
     missing = [name for name in cells if name not in {record["id"] for record in records}]
     of_group = {group["name"]: _of_group(group, study, records, scores) for group in study.groups}
-    write_json(
-        results / "headline.json",
-        [
-            {
-                name: record[name]
-                for name in ("id", "kind", "teacher", "method", "sparsity", "seed", "params", "score", "metrics")
-            }
-            for record in of_group.get("headline", [])
-        ],
-    )
-    tables = {
-        "headline": _headline(of_group.get("headline", []), scores),
-        "summary": _summary(of_group.get("headline", [])),
-        "sparsity": _sparsity(study, of_group.get("sparsity", [])),
-        "ablations": _ablations(study, of_group.get("ablations", [])),
-        "stage1": _stage1(study, [*of_group.get("sparsity", []), *of_group.get("early-surgery", [])]),
-        "early-surgery": _by_seed(study, of_group.get("early-surgery", [])),
-        "fidelity": _fidelity(records),
-        "calibration": _calibration(calibration),
-        "clusters": _clusters(calibration),
-        "baselines": _baselines(records, scores),
-        "pilot": _pilot([json.loads(path.read_text(encoding="utf-8")) for path in (results / "pilot").glob("*.json")]),
-        "missing": _missing(missing, len(cells)),
-    }
+    tables = {"baselines": _baselines(records, scores), "missing": _missing(missing, len(cells))}
+    if "headline" in of_group:
+        tables |= {"headline": _headline(of_group["headline"], scores), "summary": _summary(of_group["headline"])}
+        tables["fidelity"] = _fidelity(records)
+    if "sparsity" in of_group:
+        tables["sparsity"] = _sparsity(study, of_group["sparsity"])
+        tables["stage1"] = _stage1(study, [*of_group["sparsity"], *of_group.get("early-surgery", [])])
+    if "early-surgery" in of_group:
+        tables["early-surgery"] = _by_seed(study, of_group["early-surgery"])
+    tables |= {name: _variants(study, of_group[name]) for name in ("ablations", "objectives") if name in of_group}
+    if study.calibration:
+        tables |= {"calibration": _calibration(calibration), "clusters": _clusters(calibration)}
+    if pilots := [json.loads(path.read_text(encoding="utf-8")) for path in (results / "pilot").glob("*.json")]:
+        tables["pilot"] = _pilot(pilots)
+    if "headline" in of_group:
+        kept = ("id", "kind", "teacher", "method", "sparsity", "seed", "params", "score", "metrics")
+        write_json(results / "headline.json", [{name: one[name] for name in kept} for one in of_group["headline"]])
     heading = [f"{study.note.capitalize()}.", ""] if study.note else []
     for name, lines in tables.items():
         with atomic_write(results / f"{name}.md") as temporary:
@@ -124,7 +116,12 @@ def _of_group(group: dict[str, Any], study: Study, records: Sequence[Record], sc
         (cell.kind, cell.teacher, cell.variant, cell.sparsity) for cell in study.cells() if group["name"] in cell.groups
     }
     return [
-        record | {"score": scores.of(record, tasks), "tasks": tasks}
+        record
+        | {
+            "score": scores.of(record, tasks),
+            "score_in_noise": scores.of(record | {"metrics": record.get("metrics_in_noise", {})}, tasks),
+            "tasks": tasks,
+        }
         for record in records
         if (record["kind"], record["teacher"], record["method"], record["sparsity"]) in kinds
     ]
@@ -225,39 +222,43 @@ def _sparsity(study: Study, records: Sequence[Record]) -> list[str]:
     return [*lines, "", f"{_tasks(records)} In brackets: seeds."]
 
 
-def _ablations(study: Study, records: Sequence[Record]) -> list[str]:
-    """One row per variant; less than two standard errors from SKILL is a tie.
+def _variants(study: Study, records: Sequence[Record]) -> list[str]:
+    """One row per variant and share removed; less than two standard errors from SKILL is a tie.
 
     Variants differ in how much their seeds do: the spread is that of the two that are compared, where both have several
     seeds, and that of all variants together where not.
     """
     students = [record for record in records if record["kind"] == "student"]
+    if not students:
+        return ["Not run."]
     columns = [column for column in _columns(students) if column.task in students[0]["tasks"]]
-    titles = ["teacher", "variant", "seeds", "params", "MACs/s", *(column.title for column in columns)]
-    lines = [_row([*titles, "score ↑", "to SKILL", "known of the teacher, % ↑", "to SKILL", GATES])]
-    lines.append(_row(["---"] * 2 + ["---:"] * (len(titles) + 3)))
-    by_variant: dict[tuple[str, str], list[Record]] = {}
+    measured = [one for one in MEASURED if any(one.values_of([student]) for student in students)]
+    titles = ["teacher", "removed", "variant", "seeds", "params", "MACs/s", *(column.title for column in columns)]
+    titles += [title for one in measured for title in (one.title, "to SKILL")]
+    lines = [_row([*titles, GATES]), _row(["---"] * 3 + ["---:"] * (len(titles) - 2))]
+    by_variant: dict[tuple[str, float | None, str], list[Record]] = {}
     for one in students:
-        by_variant.setdefault((one["teacher"], one["method"]), []).append(one)
+        by_variant.setdefault((one["teacher"], one["sparsity"], one["method"]), []).append(one)
     order = list(study.variants)
-    for teacher, method in sorted(by_variant, key=lambda key: (key[0], order.index(key[1]))):
-        mine = by_variant[teacher, method]
-        cells = [teacher, NAMES.get(method, method), str(len(mine))]
+    for teacher, share, method in sorted(
+        by_variant, key=lambda key: (key[0], key[1] is None, key[1] or 0.0, order.index(key[2]))
+    ):
+        mine, skill = by_variant[teacher, share, method], by_variant.get((teacher, share, "skill"), [])
+        cells = [teacher, "" if share is None else f"{share:.0%}", NAMES.get(method, method), str(len(mine))]
         cells += [human(mean(one[name] for one in mine)) for name in ("params", "macs")] + _cells(mine, columns)
-        for values_of, digits in ((_scores_of, 0), (_known_of, 1)):
-            values, base = values_of(mine), values_of(by_variant.get((teacher, "skill"), []))
-            everybody = [values_of(same) for (whose, _), same in by_variant.items() if whose == teacher]
+        for measure in measured:
+            values, base = measure.values_of(mine), measure.values_of(skill)
+            everybody = [measure.values_of(same) for (*of, _), same in by_variant.items() if of == [teacher, share]]
             pair = [values, base]
             spread = _pooled([[*one.values()] for one in (pair if min(map(len, pair)) > 1 else everybody)])
-            own_size = any(one["sparsity"] is None for one in mine)  # not to be compared with students of another
-            said = "" if method == "skill" or own_size else _to_base(values, base, spread, digits)
-            cells += [_spread([*values.values()], digits), said]
+            said = "" if method == "skill" else _to_base(values, base, spread, measure.digits)
+            cells += [_spread([*values.values()], measure.digits), said]
         lines.append(_row([*cells, _spread([*_gates_of(mine).values()], 1)]))
     return [
         *lines,
         "",
-        f"{_tasks(records)} To SKILL: against its students with the same seeds. (tie): less than two standard errors, "
-        "by the spread of the seeds of the two, of all variants where one of the two has a single seed.",
+        f"{_tasks(records)} To SKILL: against its students of the same size with the same seeds. (tie): less than two "
+        "standard errors, by the spread of the seeds of the two, or of all variants if one of them has a single seed.",
     ]
 
 
@@ -335,14 +336,31 @@ def _scored(record: Record) -> bool:
     return record["score"] is not None
 
 
-def _scores_of(records: Sequence[Record]) -> dict[int, float]:
+def _scores_of(records: Sequence[Record], name: str = "score") -> dict[int, float]:
     """Scores by seed."""
-    return {one["seed"]: one["score"] for one in records if _scored(one)}
+    return {one["seed"]: one[name] for one in records if one.get(name) is not None}
 
 
-def _known_of(records: Sequence[Record]) -> dict[int, float]:
+def _known_of(records: Sequence[Record], name: str = "explained") -> dict[int, float]:
     """Per cent of the variance of the teacher's layers that students explain, mean over the layers, by seed."""
-    return {one["seed"]: 100 * mean(one["fidelity"]["explained"]) for one in records if "fidelity" in one}
+    known = {one["seed"]: one.get("fidelity", {}).get(name) for one in records}
+    return {seed: 100 * mean(layers) for seed, layers in known.items() if layers}
+
+
+class Measure(NamedTuple):
+    """What variants are compared by: its title, its values by seed, and its digits after the point."""
+
+    title: str
+    values_of: Callable[[Sequence[Record]], dict[int, float]]
+    digits: int
+
+
+MEASURED = (
+    Measure("score ↑", _scores_of, 0),
+    Measure("known of the teacher, % ↑", _known_of, 1),
+    Measure("score in noise ↑", partial(_scores_of, name="score_in_noise"), 0),
+    Measure("known in noise, % ↑", partial(_known_of, name="explained_in_noise"), 1),
+)
 
 
 def _gates_of(records: Sequence[Record]) -> dict[int, float]:
@@ -462,6 +480,9 @@ def _baselines(records: Sequence[Record], scores: Scores) -> list[str]:
         mine = [one for one in records if one["kind"] == kind and one["teacher"] == name]
         if mine:
             lines.append(_row([name or "filterbanks", str(len(mine)), *_cells(mine, columns)]))
+        noisy = [one | {"metrics": one["metrics_in_noise"]} for one in mine if "metrics_in_noise" in one]
+        if noisy:
+            lines.append(_row([f"{name}, in noise", str(len(noisy)), *_cells(noisy, columns)]))
     return lines
 
 
@@ -491,12 +512,6 @@ def _cells(records: Sequence[Record], columns: Sequence[Column]) -> list[str]:
 
 def _columns(records: Sequence[Record]) -> list[Column]:
     return [column for column in COLUMNS if any(column.name in record["metrics"] for record in records)]
-
-
-def _gain(column: Column, floor: dict[str, float], top: dict[str, float]) -> float:
-    """By what share of the filterbanks' measure, of its error where it is one, the teacher is better."""
-    sign = 1 if column.higher_is_better else -1
-    return sign * (top[column.name] - floor[column.name]) / max(abs(floor[column.name]), 1e-9)
 
 
 def _means(records: Sequence[Record]) -> dict[str, float]:

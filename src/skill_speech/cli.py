@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace, get_loader, set
 from rich.console import Console
 
 from .errors import InputError, printable
-from .help_pages import COMMANDS, nearest, overview, page, plain_parser, settings
+from .help_pages import COMMANDS, COMPLETION, SHELLS, nearest, overview, page, plain_parser, settings
 from .run.progress import log_to_terminal, print_error, terminal
 from .run.signals import Stopped
 from .yaml_values import refuse_repetition
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(str(error))
         return 2
     except KeyboardInterrupt:
-        terminal().print("\nstopped: rerun the same command to resume from the last checkpoint")
+        terminal().print("\nstopped: rerun the same command to resume")
         return 130
     except Stopped as stop:
         terminal().print(f"\nstopped by {stop}: rerun the same command to resume")
@@ -56,7 +57,7 @@ def _asked(words: Sequence[str]) -> str:
     """
     name = next((word for word in words if not word.startswith("-")), "")
     if name and name not in (*COMMANDS, "completion"):
-        known = ", ".join(COMMANDS)
+        known = ", ".join((*COMMANDS, "completion"))
         raise InputError(f"unknown command {name}{nearest(name, COMMANDS)}; choose from {known}")
     return name
 
@@ -64,7 +65,8 @@ def _asked(words: Sequence[str]) -> str:
 def _show_help(command: str) -> int:
     width = min(100, shutil.get_terminal_size().columns)
     try:
-        print(page(command, width) if command in COMMANDS else overview(width), flush=True)
+        own = COMPLETION if command == "completion" else overview(width)
+        print(page(command, width) if command in COMMANDS else own, flush=True)
     except BrokenPipeError:  # `… --help | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -72,15 +74,14 @@ def _show_help(command: str) -> int:
 
 def _show_completion(words: Sequence[str]) -> int:
     """A script that completes commands and settings, for a shell to read."""
-    shells = ("bash", "zsh", "tcsh")
-    shell = next((word for word in words if word in shells), None)
+    shell = next((word for word in words if word in SHELLS), None)
     if shell is None:
-        raise InputError(f"name a shell: skill-speech completion {'|'.join(shells)}")
+        raise InputError(f"name a shell: skill-speech completion {'|'.join(SHELLS)}")
     try:
         import shtab
     except ImportError:
         raise InputError("completion needs shtab: pip install shtab") from None
-    print(shtab.complete(plain_parser(), shell))
+    print(shtab.complete(plain_parser(shtab.FILE), shell))
     return 0
 
 
@@ -152,20 +153,24 @@ class _Parser(ArgumentParser):
         """Raise InputError."""
         said, command = _in_one_line(message), self._command().strip()
         if command:
-            positional = [one["name"] for one in settings()[command] if one.get("positional")]
-            said = (
-                re.sub(rf"--({'|'.join(positional)})\b", lambda found: found[1].upper(), said) if positional else said
-            )
-            unknown = re.match(r"unrecognized arguments: --([\w.]+)", said)
-            if unknown:
-                said = f"unknown setting --{unknown[1]}" + nearest(
-                    f"--{unknown[1]}", [f"--{one['name']}" for one in settings()[command]]
-                )
+            said = _named_as_written(said, command)
         raise InputError(f"{said}; see skill-speech {self._command()}--help")
 
     def _command(self) -> str:
         name = self.prog.rpartition("] ")[2] if "] " in self.prog else self.asked
         return f"{name} " if name in COMMANDS else ""
+
+
+def _named_as_written(message: str, command: str) -> str:
+    """A message with a command's arguments as its help names them, and with the setting that was probably meant."""
+    positional = [one["name"] for one in settings()[command] if one.get("positional")]
+    options = [f"--{one['name']}" for one in settings()[command] if not one.get("positional")]
+    unknown = re.match(r"unrecognized arguments: --([\w.]+)", message)
+    if unknown and unknown[1] in positional:
+        return f"--{unknown[1]} is not a setting: give {unknown[1].upper()} without it"
+    if unknown:
+        return f"unknown setting --{unknown[1]}{nearest(f'--{unknown[1]}', options)}"
+    return re.sub(rf"--({'|'.join(positional)})\b", lambda found: found[1].upper(), message) if positional else message
 
 
 def _in_one_line(message: str) -> str:
@@ -177,8 +182,10 @@ def _in_one_line(message: str) -> str:
     if wanted and given:
         names = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
         kinds = [names.get(kind, kind) if kind else literal.replace("'", "") for kind, literal in wanted]
-        key = message.partition(":")[0]
-        return f"{key} is {given[1].strip()}; it must be {' or '.join(kind for kind in kinds if kind != 'NoneType')}"
+        key, value = message.partition(":")[0], given[1].strip()
+        said = f"{key} is {value}; it must be {' or '.join(kind for kind in kinds if kind != 'NoneType')}"
+        percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value)
+        return f"{said} ({value} is {float(percent[1]) / 100:g})" if percent else said
     return " ".join(message.split())
 
 
@@ -196,7 +203,7 @@ def command_parser(name: str) -> Any:
             "--own_head",
             action=ActionYesNo(no_prefix="no_"),
             default=False,
-            help="Score the model's own head on any manifest with text or labels, instead of training new ones.",
+            help="Score the model's own head on any data with text or labels, instead of training new ones.",
         )
         help_of_cache = _help_of(function, "cache")
         parser.add_argument("--cache", action=ActionYesNo(no_prefix="no_"), default=True, help=help_of_cache)
@@ -212,7 +219,13 @@ def command_parser(name: str) -> Any:
         parser.add_argument("--shards", action=ActionYesNo(no_prefix="no_"), default=False, help=help_of_shards)
         parser.add_function_arguments(function, as_group=False, skip={"source", "shards"})
         return parser
-    positional = {"import": "source", "profile": "model", "export": "model"}.get(name)
+    if name == "profile":
+        parser.add_argument("model", type=str, help=_help_of(function, "model"))
+        help_of_runtimes = _help_of(function, "runtimes")
+        parser.add_argument("--runtimes", action=ActionYesNo(no_prefix="no_"), default=False, help=help_of_runtimes)
+        parser.add_function_arguments(function, as_group=False, skip={"model", "runtimes"})
+        return parser
+    positional = {"import": "source", "export": "model"}.get(name)
     if positional:
         parser.add_argument(positional, type=str, help=_help_of(function, positional))
     # on_step is for programs.
@@ -270,7 +283,7 @@ def _show_import(result: Any) -> int:
     from .tables import import_table
 
     Console().print(import_table(result))
-    _print(f"encoder: {result.folder}")
+    _print(f"{'encoder' if result.head is None else 'model'}: {result.folder}")
     return 0
 
 
@@ -281,9 +294,12 @@ def _show_clusters(clusters: Any) -> int:
 
 
 def _show_profiles(profiles: Sequence[Any]) -> int:
-    from .tables import profile_table
+    from .tables import profile_table, runtime_table
 
     Console().print(profile_table(profiles))
+    for one in profiles:
+        if one.runtimes:
+            Console().print(runtime_table(one))
     return 0
 
 
@@ -304,6 +320,9 @@ def _show_evaluation(evaluation: Any) -> int:
     Console().print(evaluation_table(evaluation.table))
     for path in evaluation.files:
         _print(f"{path}")
+    for run in dict.fromkeys(path.parent.parent for path in evaluation.files if path.parent.name == "evaluation"):
+        if (run / "report.html").exists():
+            _print(f"skill-speech report {shlex.quote(str(run))} adds these scores to the report of the run")
     return 0
 
 
@@ -315,12 +334,10 @@ def _show_report(path: Any) -> int:
 def _show_result(result: Any) -> int:
     from .tables import result_table
 
-    if result.already_done:
-        _print(f"{result.folder} is already finished; nothing to do")
     Console().print(result_table(result))
     _print(f"student: {result.folder / 'model'}")
     if (result.folder / "report.html").exists():
-        _print(f"report: {result.folder / 'report.html'}")
+        _print(f"report: {result.folder / 'report.html'} (what was kept, and what to do next)")
     return 0
 
 

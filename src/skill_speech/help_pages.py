@@ -12,6 +12,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -27,6 +28,21 @@ COMMANDS = {
     "profile": "measure parameters, MACs, speed and memory of a model",
 }
 """Command → what it does, in the order in which they are listed."""
+
+
+SHELLS = ("bash", "zsh", "tcsh")
+COMPLETION = """\
+Print a script for tab completion of commands, settings and their choices.
+
+usage: skill-speech completion bash|zsh|tcsh
+
+examples:
+  eval "$(skill-speech completion bash)"                    # in ~/.bashrc
+  skill-speech completion zsh > ~/.zfunc/_skill-speech      # with ~/.zfunc in fpath
+  skill-speech completion tcsh > ~/.skill-speech.tcsh       # and `source` it in ~/.tcshrc
+
+It needs shtab: pip install shtab"""
+"""What `skill-speech completion --help` prints."""
 
 
 class Page(NamedTuple):
@@ -95,6 +111,7 @@ PAGES = {
         ),
         "export.md",
         ("model", "format", "output"),
+        {"Model card": ("scores", "language", "datasets", "license", "base_model")},
     ),
     "evaluate": Page(
         (
@@ -138,7 +155,8 @@ def overview(width: int = 80) -> str:
     """What `skill-speech --help` prints."""
     lines = ["Compress self-supervised speech encoders.", "", "usage: skill-speech COMMAND …", "", "commands:"]
     for name, words in COMMANDS.items():
-        lines += _entry(name, words, width, indent=12)
+        lines += _entry(name, words, width, indent=14)
+    lines += _entry("completion", "print a script for tab completion in bash, zsh or tcsh", width, indent=14)
     lines += ["", "  -h, --help    show this help, or that of a command", "  --version     show the version", ""]
     lines += ["Start with:", "  skill-speech compress --teacher MODEL --data AUDIO --output RUN"]
     return "\n".join(lines)
@@ -167,7 +185,17 @@ def page(command: str, width: int = 80) -> str:
     if "config" in known:
         words = "Settings may be spelled with - or _. --config FILE reads any of them from YAML."
         lines += ["", *textwrap.wrap(words, width)]
-    return "\n".join([*lines, "", f"Read more: docs/{about.document}"])
+    return "\n".join([*lines, "", f"Read more: {_address(about.document)}"])
+
+
+def _address(document: str) -> str:
+    """Where a page of docs/ is: on the web, by the metadata of the installed package, or in the checkout."""
+    try:
+        urls = metadata("skill-speech").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        urls = []
+    pages = next((url.partition(", ")[2] for url in urls if url.startswith("Documentation, ")), "docs")
+    return f"{pages}/{document}"
 
 
 def _unlike(members: list[dict[str, Any]], known: dict[str, dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -219,8 +247,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def plain_parser() -> argparse.ArgumentParser:
-    """All commands and their settings, by name and choices: nothing else is needed to complete a command line."""
+def plain_parser(paths: Any) -> argparse.ArgumentParser:
+    """All commands and their settings, by name and choices: nothing else is needed to complete a command line.
+
+    Args:
+        paths: what the generator of completions marks arguments with that may be files or folders.
+    """
     parser = argparse.ArgumentParser(prog="skill-speech")
     commands = parser.add_subparsers()
     for command, words in COMMANDS.items():
@@ -228,5 +260,8 @@ def plain_parser() -> argparse.ArgumentParser:
         for one in settings()[command]:
             choices = one["value"].split("|") if "|" in one["value"] and one["value"].islower() else None
             name = one["name"] if one.get("positional") else f"--{one['name']}"
-            own.add_argument(name, help=one["help"].replace("%", "%%"), choices=choices)
+            action: Any = own.add_argument(name, help=one["help"].replace("%", "%%"), choices=choices)
+            if any(kind in one["value"] for kind in ("TEXT", "PATH", "FILE")):
+                action.complete = paths
+    commands.add_parser("completion", help="print a script for tab completion").add_argument("shell", choices=SHELLS)
     return parser

@@ -161,7 +161,7 @@ LIMITS: dict[str, dict[str, Number]] = {
         "seconds": Number(0, MOST_SECONDS, above=True),
     },
     "HeadTraining": {
-        "outputs": WEIGHT,
+        "outputs": dataclasses.replace(WEIGHT, words=(None,)),
         "temperature": Number(0.01, 1_000),
         "labels": WEIGHT,
         "learning_rate": dataclasses.replace(RATE, words=(None,)),

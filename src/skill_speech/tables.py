@@ -10,7 +10,7 @@ from rich.table import Table
 
 from .errors import printable
 from .profiling import Profile, Timing, short_name
-from .pruning import human
+from .quantities import human
 
 if TYPE_CHECKING:
     from .checkpoints import ImportResult
@@ -30,7 +30,7 @@ def _words(name: str) -> str:
 
 def profile_table(profiles: Sequence[Profile]) -> Table:
     """Costs of one or two models by component; with two, the first as a share of the second."""
-    table = Table(title=f"one utterance of {profiles[0].seconds:g} s, float32, {profiles[0].threads} threads")
+    table = Table(title=f"one utterance of {profiles[0].seconds:g} s, float32, threads: {profiles[0].threads}")
     table.add_column("")
     for profile in profiles:
         table.add_column(_words(short_name(profile.model)), justify="right", overflow="fold")
@@ -70,6 +70,25 @@ def profile_table(profiles: Sequence[Profile]) -> Table:
     return table
 
 
+def runtime_table(profile: Profile) -> Table:
+    """Runtimes under each other, with their speed relative to the first."""
+    threads = f"{profile.threads} thread{'s' * (profile.threads != 1)}"
+    table = Table(title=f"{_words(short_name(profile.model))}: one utterance of {profile.seconds:g} s, {threads}")
+    for name in ("", "version", "real-time factor", "speed", "peak memory", "error"):
+        table.add_column(name, justify="right" if name else "left")
+    for cost in profile.runtimes:
+        table.add_row(
+            cost.name,
+            cost.version,
+            f"{cost.real_time_factor:.4f}",
+            f"{profile.runtimes[0].real_time_factor / cost.real_time_factor:.1f}x",
+            f"{cost.memory / 2**20:.0f} MiB",
+            f"{cost.difference:.1e}",
+        )
+    table.caption = "error: of the last hidden state, relative, on noise"
+    return table
+
+
 def _time(profile: Profile, timing: Timing, component: str | None) -> str:
     seconds = timing.total_seconds if component is None else timing.seconds[component]
     share = profile.share_of_peak(timing, component)
@@ -92,6 +111,8 @@ def import_table(result: ImportResult) -> Table:
         same = len(set(widths)) == 1
         table.add_row(name, f"{widths[0]} everywhere" if same else " ".join(str(width) for width in widths))
     table.add_row("layer norms", f"{'before' if config.pre_norm else 'after'} each sublayer")
+    if result.head is not None:
+        table.add_row("head", f"{result.head.kind}, {result.head.outputs} outputs")
     treated = "normalized first" if config.input_normalization else "as they are"
     table.add_row("waveforms", f"{config.sampling_rate:,} Hz, {treated}")
     for number, sentence in enumerate(result.assumed):
@@ -102,7 +123,7 @@ def import_table(result: ImportResult) -> Table:
 def result_table(result: CompressionResult) -> Table:
     """Teacher and student side by side."""
     teacher, student = result.teacher, result.student
-    table = Table(title=f"one utterance of {student.seconds:g} s, float32, {student.threads} threads")
+    table = Table(title=f"one utterance of {student.seconds:g} s, float32, threads: {student.threads}")
     table.add_column("")
     for name in ("teacher", "student", "share"):
         table.add_column(name, justify="right")
@@ -117,6 +138,8 @@ def result_table(result: CompressionResult) -> Table:
     if result.loss is not None:
         table.add_row("distillation loss after surgery", "", f"{result.loss_after_surgery:.4f}", "")
         table.add_row("distillation loss at the end", "", f"{result.loss:.4f}", "")
+    else:
+        table.caption = "distillation loss: not measured, no speech was held out"
     return table
 
 

@@ -55,7 +55,7 @@ def load_encoder(
 
     Args:
         source: a folder of skill-speech, Transformers (any head: its encoder is read) or SpeechBrain, a file of weights
-            in such a folder, a hub id, or a file of DPHuBERT, DiariZen, TorchAudio, fairseq, fairseq2, WavLM or s3prl.
+            in such a folder, a hub ID, or a file of DPHuBERT, DiariZen, TorchAudio, fairseq, fairseq2, WavLM or s3prl.
             Hub ids work offline once they are in the cache.
         revision: branch, tag or commit on the hub.
         length_aware: keep padding out of the group norm's statistics and of data2vec's stacked positional convolution,

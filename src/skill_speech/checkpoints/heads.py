@@ -16,7 +16,7 @@ from ..encoder import EncoderConfig
 from ..errors import InputError
 from ..files import read_json
 from ..heads import AdapterConfig, Head, HeadConfig, TDNNConfig, make_head
-from .weights import check, read_weights
+from .weights import check, read_weights, without_memory
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def read_head(
         return None
     try:
         config = _config(kind, values, names)
-        with torch.device("meta"):
+        with without_memory():
             empty = make_head(config, encoder)
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -105,7 +105,7 @@ def read_own_head(folder: Path, encoder: EncoderConfig) -> Head | None:
         return None
     try:
         config = HeadConfig.from_dict(read_json(path, MAX_FILE))
-        with torch.device("meta"):
+        with without_memory():
             make_head(config, encoder)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{path}: {(str(error).splitlines() or [''])[0]}") from None
@@ -203,7 +203,7 @@ def check_vocabulary(head: Head | None, files: Mapping[str, bytes], source: str)
 
 
 def _fill(config: HeadConfig, encoder: EncoderConfig, weights: dict[str, Tensor], source: str) -> Head:
-    with torch.device("meta"):
+    with without_memory():
         empty = make_head(config, encoder)
     check(empty, weights, source)
     for name, tensor in weights.items():

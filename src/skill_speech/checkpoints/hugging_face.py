@@ -81,10 +81,10 @@ EXTRACTORS = (("processor_config.json", "feature_extractor"), ("preprocessor_con
 
 
 def load_hugging_face(files: ModelFiles, dtype: torch.dtype = torch.float32, language: str | None = None) -> Checkpoint:
-    """An encoder from a hub id or a folder, with the head that was trained on it; a skill-speech one too, in `dtype`.
+    """An encoder from a hub ID or a folder, with the head that was trained on it; a skill-speech one too, in `dtype`.
 
     Args:
-        files: of the hub id or the folder.
+        files: of the hub ID or the folder.
         dtype: of the weights of our own format.
         language: of a model that has adapters for many; None for the one that its weights have.
 

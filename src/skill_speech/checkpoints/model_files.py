@@ -20,7 +20,7 @@ class ModelFiles:
     """The files of a folder or of a model on the hub, by name. What is on the hub is downloaded when it is asked for.
 
     Args:
-        source: a folder or a hub id.
+        source: a folder or a hub ID.
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -31,6 +31,8 @@ class ModelFiles:
         self.source, self.revision = source, revision
         self.folder = Path(source) if os.path.isdir(source) else None
         if self.folder is None and not _is_hub_id(source):
+            if (Path(source).parent / "status.json").is_file():
+                raise InputError(f"{Path(source).parent}: not finished: rerun the same compress command to resume")
             raise InputError(f"{source}: no such file or folder; check the path")
 
     def find(self, name: str) -> Path | None:
@@ -108,6 +110,8 @@ class ModelFiles:
         return path
 
     def _nothing_there(self) -> str:
+        if self.folder is not None and (self.folder / "model" / "config.json").is_file():
+            return f"{self.folder}: no config.json there; the model of a run is in {self.folder / 'model'}"
         if self.folder is not None:
             return f"{self.folder}: no config.json there; give a folder that Transformers or skill-speech wrote"
         if self.not_asked is None:

@@ -85,7 +85,7 @@ def load_speechbrain(
 
 
 def wrapped_model(files: ModelFiles) -> str:
-    """The hub id or folder that hyperparams.yaml gives its wrapper of Transformers; nothing of the file is constructed.
+    """The hub ID or folder that hyperparams.yaml gives its wrapper of Transformers; nothing of the file is constructed.
 
     Raises:
         InputError: the file cannot be read, or has no such wrapper.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..encoder import Encoder, EncoderConfig
 from ..encoder.layers import TransformerLayer
@@ -170,24 +172,43 @@ def build(
         raise InputError(f"{source}: its configuration has {config.num_layers} layers for {len(weights)} weights")
     # Without memory first: a configuration may claim any size.
     try:
-        with torch.device("meta"):
-            empty = Encoder(config)
+        with without_memory():
+            encoder = Encoder(config)
     except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
         raise InputError(
             f"{source}: its configuration does not describe a valid encoder ({str(error).splitlines()[0]})"
         ) from None
-    check(empty, weights, source)
+    check(encoder, weights, source)
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{source}: the weight {name} has numbers that are not finite; the file is unusable")
     # Assigned, not copied: there is never more of them in memory than needed.
-    encoder = empty.to_empty(device="cpu")
     own = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in encoder.state_dict().items()}
     encoder.load_state_dict({name: tensor.to(own[name]) for name, tensor in _apart(weights)}, assign=True)
     for layer in encoder.layers:
         if isinstance(layer, TransformerLayer):
-            layer.attention.number_heads()
+            attention = layer.attention
+            if attention.kept_heads is not None:  # the only thing that is not in a file
+                attention.kept_heads = torch.empty(attention.num_heads, dtype=torch.long)
+            attention.number_heads()
+    assert not any(tensor.is_meta for tensor in (*encoder.parameters(), *encoder.buffers()))
     return encoder
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build modules whose weights have shapes and no numbers."""
+    with torch.device("meta"), _NoNumbers():
+        yield
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Initializing does nothing. On the meta device it would be nothing, too, but torch imports its compiler for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _apart(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -53,6 +53,7 @@ from ..limits import refuse_other_rates
 from ..pruning import REFERENCE_SECONDS, Budget, ControlName, Times, Widths, attach_gates, check_rounding
 from ..run import ranks
 from ..run.folder import RunFolder
+from ..run.patience import BUSY, seconds_waited
 from ..similarity import load_analysis, load_scales
 from ..timing import measure_times, read_times
 from .config import AnalysisConfig, CompressionConfig, PrunedUnits, plain
@@ -61,8 +62,14 @@ logger = logging.getLogger(__name__)
 
 STAGE1, STAGE2 = Stage1Config(), Stage2Config()
 # Updates of stage 1 from which learned gates are the default. A gate takes some hundred to change sides: at 60 they end
-# in the loss of a one-shot cut (docs/results.md); longer stages are not compared yet (`python -m lab.control`).
+# in the loss of a one-shot cut (docs/results-choices.md); longer stages are not compared yet (`python -m lab.control`).
 LEARNED_FROM = 1_000
+FOLLOW_FROM_MINUTES = (
+    "control",
+    *(f"stage1.{one.name}" for one in fields(Stage1Config)),
+    *(f"stage2.{one.name}" for one in fields(Stage2Config)),
+)
+"""Settings that are known only when updates have been timed, where the length of a run is given in minutes."""
 TIMES = "times.json"
 PROJECTIONS = "projections.safetensors"
 """What stages learn besides the student: projections, and its head."""
@@ -82,7 +89,7 @@ class AnalysisPlan:
         settings: what comes of it depends on them, besides the data, of which any sample does.
         clusters, config, seed: of those settings.
         workers: processes that read audio.
-        max_bad: the share of cuts whose audio may be unusable.
+        audio: what was wrong with the audio's files.
     """
 
     encoder: Encoder
@@ -92,7 +99,7 @@ class AnalysisPlan:
     config: AnalysisConfig
     seed: int
     workers: int
-    max_bad: float | str
+    audio: AudioTally
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,12 @@ class Plan:
         head = checkpoint.head if config.head.keep else None
         if head is not None:
             logger.info("the student keeps the teacher's head: %s, %d outputs", head.config.kind, head.config.outputs)
+            if head.config.kind == "ctc" and "vocab.json" not in checkpoint.files:
+                logger.warning(
+                    "warning: %s: no vocab.json there, so the student will write no text: stop, save the processor or "
+                    "tokenizer into that folder, and begin again; or copy its files to the student's folder later",
+                    config.teacher,
+                )
         elif checkpoint.head is not None:
             logger.info("the teacher's head (%s) is left out: head.keep is false", checkpoint.head.config.kind)
         budget = make_budget(config, teacher.config, times, head)
@@ -203,7 +216,7 @@ class Plan:
                 config.target_lang,
             )
             analysis = AnalysisPlan(
-                teacher, cuts, settings, config.clusters, config.analysis, config.seed, config.workers, config.max_bad
+                teacher, cuts, settings, config.clusters, config.analysis, config.seed, config.workers, audio
             )
             # What a run has begun with is its own, also where it was copied from one with other settings.
             if run.has("analysis/clusters.json") and not run.has("config.yaml"):
@@ -266,8 +279,8 @@ class Plan:
         needed = 4.0 * (whole + 3 * left)
         for parameters, steps in ((whole, config.stage1.steps), (left, config.stage2.steps)):
             milestones = steps // config.milestone_every if config.milestone_every else 0
-            # One is being written while the others are there.
-            needed += 12 * parameters * (config.keep_checkpoints + 1 + milestones)
+            # One is being written while the others are there; no stage has more of them than updates.
+            needed += 12 * parameters * min(steps, config.keep_checkpoints + 1 + milestones)
 
         def look() -> None:
             there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
@@ -307,6 +320,9 @@ def settle(config: CompressionConfig, run: RunFolder) -> tuple[CompressionConfig
     config = replace(config, revision=commit_of(config.teacher, config.revision, run))
     config, times = replace(config, stage1=config.stage1.in_updates(), stage2=config.stage2.in_updates()), None
     if config.minutes is not None:
+        # Before anything is timed; what follows from the minutes is not known yet.
+        run.refuse_others(config.settings, [*config.may_change(), *FOLLOW_FROM_MINUTES])
+        _refuse_missing(config)
         config, times = _within_minutes(config, run)
     if config.control == "auto":
         config = replace(config, control=best_control(config.method, config.stage1))
@@ -429,10 +445,19 @@ def table_of_times(config: CompressionConfig, teacher: Encoder, run: RunFolder) 
             if path.exists() or str(path) == config.times:
                 return read_times(path, teacher.config)
         logger.info("measuring the speed of the teacher's components on this machine, at several widths")
+        before, started = seconds_waited(), time.monotonic()
         table = measure_times(teacher)
+        waited = None if before is None else max(0.0, (seconds_waited() or 0.0) - before)
+        if waited is not None and waited > BUSY * (time.monotonic() - started):
+            logger.warning(
+                "other processes took the cores while the components were timed (%.0f s of waiting): the student is "
+                "made for a slower machine than this one; stop the run and begin it again on a quiet machine, or give "
+                "times, a table from one (skill-speech profile --times)",
+                waited,
+            )
         milliseconds = table.count(teacher.config, Widths.of(teacher.config))
         threads = table.machine["threads"]
-        logger.info("the teacher takes %.1f ms for a second of audio: %s threads", milliseconds, threads)
+        logger.info("the teacher takes %.1f ms for a second of audio (threads: %s)", milliseconds, threads)
         return table
 
     return run.on_first(look)
@@ -545,6 +570,15 @@ def check_clusters(clusters: int | Literal["auto"], teacher: EncoderConfig, conf
 
 def _count(config: CompressionConfig) -> int | None:
     return config.clusters if isinstance(config.clusters, int) else None
+
+
+def _refuse_missing(config: CompressionConfig) -> None:
+    """See that data given by plain paths is there, before anything that takes time."""
+    given = [config.data] if isinstance(config.data, str) else config.data
+    paths = [part if isinstance(part, str) else part.path for part in given]
+    for path in paths:
+        if not set(":*?[") & set(path) and not Path(path).exists():
+            open_cuts(path)  # which says so
 
 
 def _open_data(config: CompressionConfig, found: AudioTally) -> tuple[CutSet, CutSet | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from ..data import Part, open_cuts
+from ..data import AudioTally, Part, open_cuts
 from ..distillation import (
     Distance,
     HeadTraining,
@@ -138,8 +138,9 @@ def analyze(
     encoder = read_teacher(teacher, commit, target_lang).encoder
     set_normalization(encoder, input_normalization)
     check_clusters(clusters, encoder.config, analysis)
+    audio = AudioTally(max_bad)
     cuts = open_cuts(data, absolute_paths=absolute_paths, max_bad=max_bad)
-    plan = AnalysisPlan(encoder, cuts, settings, clusters, analysis, seed, workers, max_bad)
+    plan = AnalysisPlan(encoder, cuts, settings, clusters, analysis, seed, workers, audio)
     with held(run.path):
         if not run.has("analysis/clusters.json"):
             return analyze_layers(plan, run)
@@ -236,7 +237,7 @@ def compress(
         stage1: Settings of stage 1, joint pruning and distillation.
         stage2: Settings of stage 2, distillation of the pruned student.
         minutes: Target duration of the whole run on this machine, in minutes. A few updates are timed, and the lengths
-            of both stages are scaled in proportion.
+            of both stages are scaled in proportion: of `stage1.steps` and `stage2.steps` only the ratio counts.
         loss: Weights of the distance between student and teacher layers.
         augmentation: Masking of the student's input and noise added to it.
         noise: Noise recordings, in any form that `data` accepts; by default, synthetic noise.
@@ -287,6 +288,7 @@ def compress(
     Raises:
         InputError: bad teacher, data, budget or settings, an output folder of another run or in which one is running.
         Stopped: by SIGTERM or SIGUSR1; the same call resumes.
+        KeyboardInterrupt: by SIGINT (Ctrl-C), after a checkpoint; the same call resumes.
     """
     arguments = dict(locals())
     check_options(compress, arguments)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..checkpoints import load_encoder, read_checkpoint, read_direction_norm, save_direction_norm
 from ..checkpoints.weights import fill, read_weights
-from ..data import AudioTally, Position, TrainingBatches, audio_loader, evaluation_batches, tallied
+from ..data import Position, TrainingBatches, audio_loader, evaluation_batches, tallied
 from ..distillation import Distillation, DistillationLoss, Stage1Config, needs_clusters
 from ..distillation.memory import available_to_each, fit_batch
 from ..distillation.module import Config
@@ -49,12 +49,12 @@ from ..pruning import (
     find_gates,
     fix_gates,
     gap_to,
-    human,
     magnitude,
     prune,
     sensitivity,
     shrink_like,
 )
+from ..quantities import human
 from ..reporting.model_card import write_model_card
 from ..run import ranks
 from ..run.folder import RunFolder
@@ -147,7 +147,7 @@ class Analysis(Step):
 
 def analyze_layers(plan: AnalysisPlan, run: RunFolder) -> LayerClusters:
     """Compare a teacher's layers and group them: writes RUN/analysis; every rank takes its share of the audio."""
-    config, tally, scales = plan.config, AudioTally(plan.max_bad), LayerScales()
+    config, tally, scales = plan.config, plan.audio.beside(), LayerScales()
     run.write_settings(plan.settings, "analysis")
     batches = evaluation_batches(
         plan.cuts, batch_seconds=config.batch_seconds, limit_seconds=config.calibration_seconds, seed=plan.seed
@@ -374,7 +374,7 @@ def train(
         milestone_every=config.milestone_every,
         validate_every=config.validate_every,
         round_to=config.round_to,
-        max_bad=config.max_bad,
+        audio=plan.audio,
         stop=step.stop,
         on_step=report,
     ).run()
@@ -435,6 +435,8 @@ class Finish(Step):
     def _write(self) -> None:
         # The report knows of evaluation, which takes long to import and which nothing else here needs.
         from ..reporting import report
+        from ..reporting.evidence import read_evidence
+        from ..reporting.verdict import warnings
 
         run, teacher, budget = self.run, self.plan.teacher, self.plan.budget
         settings = self.plan.config.settings
@@ -478,8 +480,11 @@ class Finish(Step):
                 "machine": budget.times.machine,
             }
         run.save("result.json", outcome)
-        write_model_card(run / "model" / "README.md", settings, outcome, final.config)
+        found = warnings(read_evidence(run.path))
+        write_model_card(run / "model" / "README.md", settings, outcome, final.config, found)
         report([str(run.path)])
+        for sentence in found:
+            logger.warning("warning: %s", sentence)
         run.report("finished", finished=True)
 
     def _similarity(self, student: Encoder) -> list[float] | None:
@@ -511,9 +516,20 @@ class Finish(Step):
 def _say_bad_audio(path: Path, audio: dict[str, dict[str, Any]]) -> None:
     """One line for each part of the run in which something was wrong with its audio."""
     for part, found in audio.items():
-        if found["kinds"]:
-            kinds = ", ".join(f"{kind['cuts']} {name}" for name, kind in found["kinds"].items())
-            logger.warning("%s: %d of %d cuts left out (%s): %s", part, found["left_out"], found["read"], kinds, path)
+        left, kept = (
+            {name: kind["cuts"] for name, kind in found["kinds"].items() if bool(kind["left_out"]) == unusable}
+            for unusable in (True, False)
+        )
+        said = [
+            f"{words} ({', '.join(f'{count} {name}' for name, count in kinds.items())})"
+            for words, kinds in (
+                (f"{found['left_out']} of {found['read']} cuts left out", left),
+                (f"{sum(kept.values())} of {found['read']} cuts kept with a warning", kept),
+            )
+            if kinds
+        ]
+        if said:
+            logger.warning("%s: %s: %s", part, "; ".join(said), path)
 
 
 def _widths(config: EncoderConfig) -> dict[str, Any]:

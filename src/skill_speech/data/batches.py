@@ -258,7 +258,12 @@ def _long_enough(cuts: Iterable[Cut], min_seconds: float) -> list[Cut]:
         detail = f"all {dropped} cuts are shorter (the longest: {longest:.2f} s)" if dropped else "there are no cuts"
         raise InputError(f"no audio of at least {min_seconds:g} s: {detail}: give more data or lower min_seconds")
     if dropped:
-        logger.info("%d of %d cuts are shorter than %g s: left out", dropped, dropped + len(kept), min_seconds)
+        logger.info(
+            "%d of %d utterances or pieces of them are shorter than %g s: left out",
+            dropped,
+            dropped + len(kept),
+            min_seconds,
+        )
     return kept
 
 

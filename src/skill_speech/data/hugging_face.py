@@ -63,7 +63,7 @@ def _parquet_files(path: Path) -> list[Path]:
 
 def _need(package: str) -> None:
     if find_spec(package) is None:
-        raise InputError(f"Hugging Face datasets are read by {package}: pip install 'skill-speech[datasets]'")
+        raise InputError(f"Hugging Face datasets are read by {package}: pip install datasets pyarrow")
 
 
 def _check_regular(paths: Iterable[Path]) -> None:

@@ -18,6 +18,7 @@ from rich.progress import track
 from ..errors import InputError
 from ..files import atomic_write, write_json
 from ..limits import check_options
+from ..quantities import duration
 from ..run.progress import terminal
 from .audio import SAMPLE_RATE, BadAudio, at_16khz, audio_path, ends_early, is_resampled, local_files, shown
 from .corpus import Corpus
@@ -160,14 +161,14 @@ def _prepare(
     if output is None:
         kept = list(cuts)
         tally.report()
-        logger.info("%s: %d cuts, %.2f h", name, tally.usable, tally.seconds / 3600)
+        logger.info("%s: %d cuts, %s", name, tally.usable, duration(tally.seconds))
         return CutSet(kept), tally.audio
     output = Path(output).expanduser()
     if shards:
         _write_shards(cuts, output, tally, jobs)
         return open_shards(output), tally.audio
     _write_whole(cuts, output, tally)
-    logger.info("%s: %d cuts, %.2f h", output, tally.usable, tally.seconds / 3600)
+    logger.info("%s: %d cuts, %s", output, tally.usable, duration(tally.seconds))
     outside = Corpus(output.parent, anywhere=False)
     if any(not outside.holds(name) for cut in islice(ManifestReader(output, True), 1) for name in local_files(cut)):
         logger.info("%s: its audio is outside its folder: set absolute_paths to true to open it", output)
@@ -311,11 +312,10 @@ class _Tally:
         total, bad = self.audio.read, self.audio.left_out
         if not total:
             raise InputError(f"{self.source}: contains no audio files")
-        if bad and (not self.usable or bad > self.audio.max_bad * total):
-            raise InputError(
-                f"{self.source}: {bad} of {total} files cannot be used, more than the {self.audio.max_bad:.3g} share "
-                f"allowed (max_bad): {self.audio.named()}. Repair or remove them, or raise max_bad"
-            )
+        if bad and not self.usable:
+            raise InputError(f"{self.source}: {bad} of {total} files cannot be used: {self.audio.named()}")
+        if self.audio.is_too_much(bad, total):
+            raise InputError(f"{self.source}: {bad} of {total} files cannot be used, {self.audio.more_than_allowed()}")
         if bad:
             logger.warning("%d of %d files cannot be used and were left out", bad, total)
         self.audio.converted = {"resampled": self.converted, "mixed down": self.mixed_down}

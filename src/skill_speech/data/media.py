@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-HINT = "pip install 'skill-speech[av]', or convert it to FLAC or WAV"
+HINT = "pip install av, or convert it to FLAC or WAV"
 
 MEDIA_SUFFIXES = frozenset(
     f".{name}" for name in "3gp aac ac3 amr avi eac3 flv m4a m4b m4r m4v mka mkv mov mp4 mts ts webm wma wmv".split()

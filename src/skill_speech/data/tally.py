@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("skill_speech.data")
 
+ONE_MAY_FAIL = 20
+"""Files of a listing from which on a single bad one is no reason to stop."""
+
 JUDGED_FROM = 1000
 """The share of bad audio is taken of at least so many cuts, so that one bad file among the first does not end a run."""
 
@@ -65,17 +68,26 @@ class AudioTally:
     """Counts cuts that were read, and says of those with something wrong what it is.
 
     Args:
-        max_bad: the share of cuts that may be left out, of all that were read or of the first 1000 if fewer.
+        max_bad: the share of cuts that may be left out, of all that were read or of the first 1000 if fewer. Of a
+            listing it is of its files, and of 20 or more one may always be left out unless the share is 0.
     """
 
     def __init__(self, max_bad: float | str = "1%") -> None:
         self.max_bad = parse_share(max_bad)
+        self.said: set[str] = set()
+        """Kinds of which a file that is used has been named."""
         self.read = 0
         self.left_out = 0
         self.empty_in_a_row = 0
         self.kinds: dict[str, dict[str, Any]] = {}
         self.converted: dict[str, int] = {}
         """Files that are resampled or mixed down when they are read; `prepare` counts them."""
+
+    def beside(self) -> AudioTally:
+        """An empty one of another part of the same run, which does not name again what this one has named."""
+        other = AudioTally(self.max_bad)
+        other.said = self.said
+        return other
 
     def add(self, batch: AudioBatch) -> None:
         """Count a batch that is used now."""
@@ -117,15 +129,23 @@ class AudioTally:
 
     def _check(self) -> None:
         if self.left_out > self.max_bad * max(self.read, JUDGED_FROM):
-            raise BadAudio(
-                f"{self.left_out} of {self.read} cuts cannot be used, more than the {self.max_bad:.3g} share allowed "
-                f"(max_bad): {self.named()}. Repair or remove them, or raise max_bad"
-            )
+            raise BadAudio(f"{self.left_out} of {self.read} cuts cannot be used, {self.more_than_allowed()}")
         if self.empty_in_a_row >= MOST_EMPTY_BATCHES:
             raise BadAudio(
                 f"none of the audio of {self.empty_in_a_row} batches in a row is usable: {self.named()}. Check that "
                 "the data still exists"
             )
+
+    def is_too_much(self, left_out: int, read: int) -> bool:
+        """Whether so many of a listing's files are more than may be left out."""
+        return left_out > max(self.max_bad * read, int(self.max_bad > 0 and read >= ONE_MAY_FAIL))
+
+    def more_than_allowed(self) -> str:
+        """What an error says of files that were left out, and what to do about them."""
+        return (
+            f"more than the {100 * self.max_bad:.3g}% that max_bad allows: {self.named()}. Repair or remove them, or "
+            "raise max_bad"
+        )
 
     def note(self, note: Note) -> None:
         """Count one thing. The log names all files that are left out, and of those that are used one of a kind."""
@@ -135,10 +155,9 @@ class AudioTally:
         if note.file not in kind["files"] and len(kind["files"]) < MOST_NAMES:
             if note.left_out:
                 logger.warning("skipped %s", note.message)
-            elif not kind["files"]:
-                logger.info(
-                    "warning: kept %s; other files of this kind are counted and listed in the report", note.message
-                )
+            elif note.kind not in self.said:
+                logger.info("warning: kept %s; more files of this kind are only counted", note.message)
+                self.said.add(note.kind)
             kind["files"][note.file] = note.message
 
     def named(self) -> str:
@@ -148,7 +167,7 @@ class AudioTally:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain values; "kinds" is kind → {"left_out", "cuts", "files": path → message}."""
-        return {name: value for name, value in vars(self).items() if name != "max_bad"}
+        return {name: value for name, value in vars(self).items() if name not in ("max_bad", "said")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from there."""

@@ -6,6 +6,8 @@ import copy
 import ctypes
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +19,11 @@ from ..kernels import OptimizedEncoder, optimize
 
 logger = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # names and numbers of glibc's malloc.h
+KEPT = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
+"""No block is mapped by itself, and none is returned."""
+USUAL = {M_MMAP_MAX: 65_536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
+"""What glibc's own thresholds grow to with use; set by hand, they grow no more."""
 
 
 class Compiled:
@@ -94,17 +100,40 @@ def teacher_for_computing(teacher: Encoder, dtype: torch.dtype, compiles: bool =
     return computing.eval()
 
 
-def reuse_memory() -> None:
-    """Have glibc keep the memory that a step frees for the next step, until the process ends.
+@contextmanager
+def memory_reused() -> Iterator[None]:
+    """In this block, have glibc keep the memory that a step frees for the next step; then return what is free.
 
-    By default it returns blocks beyond 32 MB to the system at once, which has to clear them again at every step.
-    Elsewhere than on glibc this does nothing.
+    By default it returns blocks beyond 32 MB to the system at once, which has to clear them again at every step. The
+    setting is one of the process, which may do other things after the block: its memory is theirs then.
     """
-    if not sys.platform.startswith("linux"):
-        return
+    reuse_memory()
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        yield
+    finally:
+        return_memory()
+
+
+def reuse_memory() -> None:
+    """Have glibc keep freed memory until the process ends; elsewhere than on glibc this does nothing."""
+    _set_malloc(KEPT)
+
+
+def return_memory() -> None:
+    """Have glibc return what is free, now and from now on."""
+    _set_malloc(USUAL)
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _set_malloc(values: dict[int, int]) -> None:
+    if libc := _glibc():
+        for name, value in values.items():
+            libc.mallopt(name, value)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

@@ -85,26 +85,58 @@ def saved_bytes(module: Distillation, batch_seconds: float, precision: Precision
     return found
 
 
-def available_bytes() -> int | None:
-    """Memory that can be had: of the accelerator, or of the machine and of the control group; None where unknown."""
+def available_bytes(system: Path = Path("/")) -> int | None:
+    """Memory that can be had: of the accelerator, or of the machine and the control groups around; None where unknown.
+
+    Args:
+        system: where the folders `proc` and `sys` are.
+    """
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    found = []
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+        lines = (system / "proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            found.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    found += _left_in_groups(system)
     return min(found) if found else None
+
+
+def _left_in_groups(system: Path) -> list[int]:
+    """What every control group around this process has left, in bytes; of versions 1 and 2, and of those that limit."""
+    try:
+        lines = (system / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if not controllers:
+            root, limit, usage, prefix = "sys/fs/cgroup", "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            root, limit, usage = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            prefix = "total_"
+        else:
+            continue
+        own = Path(name.lstrip("/"))  # in a container it may be the host's name, and the root is the group itself
+        for group in (own, *own.parents):
+            folder = system / root / group
+            try:
+                left = int((folder / limit).read_text()) - int((folder / usage).read_text())
+            except (OSError, ValueError):  # no such group, or "max"
+                continue
+            found.append(left + _cached(folder / "memory.stat", prefix))
+    return found
+
+
+def _cached(path: Path, prefix: str) -> int:
+    """Bytes of files in memory, which count as used and are given back when memory is short."""
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    names = (f"{prefix}inactive_file", f"{prefix}active_file")
+    return sum(int(count) for name, count in map(str.split, lines) if name in names)
 
 
 def available_to_each() -> int | None:

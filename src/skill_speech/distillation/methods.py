@@ -1,6 +1,6 @@
 """The methods by name: what is compared, how, and what the student hears; any other point can be asked for.
 
-A method is a row here; docs/method.md tells where it comes from and what it costs.
+A method is a row here; docs/methods.md tells where it comes from and what it costs.
 """
 
 from __future__ import annotations

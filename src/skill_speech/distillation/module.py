@@ -22,7 +22,9 @@ Parts = tuple[Encoder, DistillationLoss, Control | None]
 
 @dataclass(frozen=True)
 class Stage2Config:
-    """How long and how fast a stage learns; the defaults are the published ones of stage 2.
+    """How long and how fast a stage learns.
+
+    The defaults are those published for stage 2, but for `accumulate` (published: 4) and `activation_dropout` (0).
 
     Attributes:
         steps: Number of updates.
@@ -79,14 +81,16 @@ class Stage2Config:
 
 @dataclass(frozen=True)
 class Stage1Config(Stage2Config):
-    """Stage 1 learns what to remove as well; the defaults are the published ones.
+    """Stage 1 learns what to remove as well.
+
+    The defaults are those published for stage 1, but for `accumulate` (published: 4) and `activation_dropout` (0).
 
     Attributes:
         gate_learning_rate: Peak learning rate of gates and multipliers.
         sparsity_steps: Updates over which the lagrangian control raises the target sparsity from zero, or a share of
             `steps` if below 1.
-        shrink_every: Once the target sparsity is reached, check every N updates for closed units and remove them
-            permanently; 0 leaves all removal to surgery.
+        shrink_every: After `sparsity_steps` updates, check every N updates for closed units and remove them
+            permanently; 0 leaves them to surgery.
         shrink_below: Close a gate permanently when its probability of being open falls below X.
     """
 

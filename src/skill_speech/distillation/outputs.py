@@ -21,6 +21,8 @@ Labels = Sequence[tuple[Any, ...] | None]
 """Of each utterance of a batch its labels, or its transcript; None where nothing is said of them."""
 Encode = Callable[[tuple[Any, ...]], list[int] | None]
 """From an utterance's transcript or labels to the outputs that stand for them; None if none does."""
+OF_UTTERANCES = 0.1
+"""Default weight of the outputs of a sequence classifier. At 1 the layers are learned worse, and with them the task."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class HeadTraining:
             is dropped.
         outputs: Weight of the distance between student and teacher outputs: the KL divergence KL(teacher || student) of
             the probabilities of each frame or utterance, the squared error of regression outputs, and 1 - cos of
-            speaker embeddings.
+            speaker embeddings. By default, 0.1 for sequence classification heads and 1 for others.
         temperature: Distillation temperature: logits are divided by it, and the divergence is multiplied by its square
             (Hinton et al. 2015).
         labels: Weight of the supervised loss (CTC or cross-entropy) on data with transcripts or labels; 0 uses none. If
@@ -41,7 +43,7 @@ class HeadTraining:
     """
 
     keep: bool = True
-    outputs: float = 1.0
+    outputs: float | None = None
     temperature: float = 1.0
     labels: float = 0.0
     learning_rate: float | None = None
@@ -61,6 +63,8 @@ class OutputLoss(nn.Module):
         # Not a submodule: the teacher does not belong into the checkpoints.
         self._teacher = [copy.deepcopy(teacher).eval().requires_grad_(False)]
         self.head, self.config, self.encode = copy.deepcopy(teacher).requires_grad_(True), config, encode
+        usual = OF_UTTERANCES if teacher.config.kind == "sequence" else 1.0
+        self.weight = usual if config.outputs is None else config.outputs
 
     def forward(
         self, student: EncoderOutput, teacher: EncoderOutput, labels: Labels = (), padded: bool = True
@@ -91,7 +95,7 @@ class OutputLoss(nn.Module):
 
     def weighed(self, terms: dict[str, Tensor]) -> Tensor | float:
         """What the terms add to what is minimized (0-d)."""
-        weights = {"outputs": self.config.outputs, "labels": self.config.labels}
+        weights = {"outputs": self.weight, "labels": self.config.labels}
         return sum((weights[name] * terms[name] for name in weights if name in terms), 0.0)
 
     def _in_float32(self, output: EncoderOutput) -> EncoderOutput:

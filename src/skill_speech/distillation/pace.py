@@ -139,7 +139,8 @@ def fit(
         least = (other + LEAST_UPDATES * each) / (60 * MARGIN)
         raise InputError(
             f"minutes is {minutes:g}: on this machine an update takes {each:.2g} s, and the rest of the run "
-            f"{other / 60:.1f} minutes; give at least {math.ceil(10 * least) / 10:g}, or smaller batches"
+            f"{other / 60:.1f} minutes; give at least {math.ceil(10 * least) / 10:g}, or smaller batches "
+            "(--stage1.batch_seconds, --stage2.batch_seconds)"
         )
     first = max(1, round(share * updates))
     lengths = (first if with_stage1 else stages[0].steps), max(1, updates - first if with_stage1 else updates)

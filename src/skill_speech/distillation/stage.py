@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader
 from ..data import AudioBatch, AudioTally, Position, TrainingBatches
 from ..errors import InputError
 from ..files import write_json
-from ..pruning import Widths, count_macs, human, replace_parameters, shrink, shrink_like
+from ..pruning import Control, Widths, count_macs, replace_parameters, shrink, shrink_like
 from ..pruning.size import as_float
+from ..quantities import human
 from ..run import ranks
 from ..run.progress import Meter
 from ..run.records import read_record
 from ..run.signals import StopSignals
-from .acceleration import reuse_memory
+from .acceleration import memory_reused
 from .checkpoints import CheckpointFolder, StageState, loaded, saved
 from .logs import StageLog, full_disk_is_said_once, quiet_libraries
 from .module import Distillation, Stage1Config, Stage2Config
@@ -68,7 +69,7 @@ class Stage:
         milestone_every: checkpoints at multiples of this are kept permanently; 0 for none.
         validate_every: updates between validations; 0 for none between the stage's start and its end.
         round_to: what surgery will make the student's widths multiples of.
-        max_bad: the share of cuts whose audio may be unusable.
+        audio: of the run so far, with the share of cuts whose audio may be unusable.
         stop: who is told to stop; then a checkpoint is written after the update at hand.
         on_step: called with this stage after every update, before anything of it is logged or saved; the gradients are
             those of the update, clipped.
@@ -98,7 +99,7 @@ class Stage:
         milestone_every: int = 0,
         validate_every: int = 1_000,
         round_to: int = 1,
-        max_bad: float | str = "1%",
+        audio: AudioTally | None = None,
         stop: StopSignals | None = None,
         on_step: Callable[[Stage], None] | None = None,
     ) -> None:
@@ -119,7 +120,8 @@ class Stage:
         self.log_every = max(1, min(50, self.config.steps // 20))
         self.state = StageState()
         # Held-out audio is read again and again: it is counted by itself, and named.
-        self.tally, self.held_out = AudioTally(max_bad), AudioTally(max_bad)
+        audio = audio or AudioTally()
+        self.tally, self.held_out = audio.beside(), audio.beside()
 
     def run(self) -> dict[str, Any]:
         """Train to the end.
@@ -140,7 +142,7 @@ class Stage:
         """
         started, heard = time.perf_counter(), 0.0
         config, module = self.config, self.module
-        with full_disk_is_said_once(), quiet_libraries(), ExitStack() as self._at_end:
+        with full_disk_is_said_once(), quiet_libraries(), memory_reused(), ExitStack() as self._at_end:
             losses_at_start = self._begin()
             state, batches = self.state, self._batches()
             with self.stop.deferred(), Meter(self.name, config.steps, state.step) as meter:
@@ -191,7 +193,7 @@ class Stage:
 
                     # Log.
                     values |= {"gradient_norm": norm, "skipped": torch.tensor(float(state.skipped))}
-                    meter.advance(state.step - meter.done, _note(values))
+                    meter.advance(state.step - meter.done, _note(values, self.module.control))
                     if state.step % self.log_every == 0:
                         self._log(values, heard)
                     # Validate.
@@ -245,11 +247,10 @@ class Stage:
             if not known:  # they were set up, which cannot be done twice
                 self.module.parts = copy.deepcopy(self._at_first)
             self.state = self._set_up(step)
-            nothing = AudioTally(self.tally.max_bad).state_dict()
+            nothing = self.tally.beside().state_dict()
             # The first rank continues with what all have counted, whoever they were.
             self.tally.load_state_dict(self.state.audio if ranks.is_first() else nothing)
             logger.info("%s: resuming at step %d of %d", self.name, step, self.config.steps)
-        reuse_memory()
         self.checkpoints.saved_now()
         return self._begin_log()
 
@@ -442,12 +443,13 @@ def batches_per_rank(config: Stage2Config, processes: int, name: str) -> int:
     return config.accumulate // processes
 
 
-def _note(values: dict[str, Tensor]) -> str:
-    """What the progress bar says of an update."""
+def _note(values: dict[str, Tensor], control: Control | None) -> str:
+    """What the progress bar says of an update: the loss, and how much is removed of what the budget limits."""
     note = f"loss {float(values['distillation']):.3f}" if "distillation" in values else ""
     if "sparsity_expected" in values:
         wanted, now = float(values["sparsity_target"]), float(values["sparsity_expected"])
-        note += f"  sparsity {now:.1%} (target {wanted:.1%})"
+        limits = [] if control is None else control.budget.limits
+        note += f"  {limits[0].removed if len(limits) == 1 else 'cut'} {now:.1%}/{wanted:.1%}"
     return note
 
 

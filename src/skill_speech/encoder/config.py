@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What has to be known to rebuild an encoder, pruned or not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The encoder: one implementation of the wav2vec 2.0 family, pruned or not.
 
 Shapes: B utterances, T samples or frames, C channels, D hidden size, H heads, L layers.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an encoder is given: made tensors of, or refused in a sentence.
 
 Shapes: B utterances, T samples.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of an encoder in plain torch: scales, norms, front end, position, attention, feed-forward.
 
 Operations that take most of the time are carried out in named places, where what computes the same faster can be put

@@ -1,4 +1,4 @@
-"""SUPERB's protocol in numbers: s3prl's configuration of every task. docs/superb.md shows them with their sources."""
+"""SUPERB's protocol in numbers: s3prl's configuration of every task; docs/superb-protocol.md has the sources."""
 
 from __future__ import annotations
 

@@ -72,6 +72,18 @@ def published_rows() -> list[dict[str, Any]]:
     return [rows[name] | {"source": sources[rows[name]["source"]]} for name in SHOWN]
 
 
+def filterbanks() -> dict[str, Any]:
+    """A row with the published "scores" of log-mel filterbanks, 0 in SUPERB's score, and their "source"."""
+    row = next(row for row in published()["rows"] if row["model"] == "FBANK")
+    source = published()["sources"][row["source"]]
+    return {"model": "FBANK", "source": source, "scores": {column.name: row[column.name] for column in COLUMNS}}
+
+
+def reference() -> dict[str, Any]:
+    """A row with the "scores" that are 1000: the best of wav2vec 2.0 and HuBERT in every measure."""
+    return {"model": "best of wav2vec 2.0 and HuBERT", "scores": dict(published()["superb_s"]["reference"])}
+
+
 def superb_s(scores: Mapping[str, float]) -> float | None:
     """SUPERB's score of a model: 0 for filterbanks, 1000 for the best of wav2vec 2.0 and HuBERT in every task.
 
@@ -86,11 +98,10 @@ def superb_s(scores: Mapping[str, float]) -> float | None:
     """
     if any(column.name not in scores for column in COLUMNS):
         return None
-    baseline = next(row for row in published()["rows"] if row["model"] == "FBANK")
-    reference = published()["superb_s"]["reference"]
+    baseline, best = filterbanks()["scores"], reference()["scores"]
     by_task: dict[str, list[float]] = {}
     for column in COLUMNS:
         name = column.name
-        share = (scores[name] - baseline[name]) / (reference[name] - baseline[name])
+        share = (scores[name] - baseline[name]) / (best[name] - baseline[name])
         by_task.setdefault(column.task, []).append(share)
     return 1000 * sum(sum(shares) / len(shares) for shares in by_task.values()) / len(by_task)

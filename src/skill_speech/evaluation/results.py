@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,11 @@ from ..encoder import Encoder
 from ..errors import InputError
 from ..files import atomic_write, read_json, write_json
 from ..markdown import escaped
-from ..pruning import human
+from ..quantities import human
 from ..run.folder import is_fresh
 from ..run.records import read_record
 from .corpora import TASKS
+from .metrics.bootstrap import wilson
 from .published import COLUMNS, Column, published_rows, superb_s
 from .upstream import fingerprint
 
@@ -32,6 +33,8 @@ class Row:
         scores: measures by the names of COLUMNS.
         superb_s: its score, where all tasks ran on the real corpora.
         source: of a published row; "" for our own.
+        items: how many test items a measure is over, by the same names, where that is known.
+        intervals: "low" and "high" of 95 %, where they are known.
     """
 
     model: str
@@ -39,6 +42,8 @@ class Row:
     scores: dict[str, float]
     superb_s: float | None
     source: str = ""
+    items: dict[str, int] = field(default_factory=dict)
+    intervals: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,8 @@ def write_table(folder: Path, table: Table) -> None:
 def markdown(table: Table | HeadTable) -> str:
     """Rows, notes and sources of a table, without its title."""
     heading, lines = table.cells(escaped)
-    text = [_line(heading), _line(["---", *["---:"] * (len(heading) - 1)])]
-    text += [_line(cells) for cells in lines]
+    text = [markdown_line(heading), markdown_line(["---", *["---:"] * (len(heading) - 1)])]
+    text += [markdown_line(cells) for cells in lines]
     text += ["", *(f"{escaped(note)}  " for note in table.notes)]
     text += [f"[{number}] {source}  " for number, source in enumerate(table.sources(), start=1)]
     return "\n".join(text)
@@ -177,7 +182,39 @@ def free_for_results(folder: Path) -> bool:
 def _row(model: str, tasks: Mapping[str, dict[str, Any]], synthetic: bool) -> Row:
     scores = {column.name: tasks[column.task]["metrics"][column.measure] for column in COLUMNS if column.task in tasks}
     parameters = next(iter(tasks.values()))["parameters"]
-    return Row(model, parameters, scores, None if synthetic else superb_s(scores))
+    items, intervals = reach(tasks)
+    return Row(model, parameters, scores, None if synthetic else superb_s(scores), items=items, intervals=intervals)
+
+
+def reach(tasks: Mapping[str, dict[str, Any]]) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
+    """How far scores reach: by names of COLUMNS, the number of test items and the 95 % interval, where they are known.
+
+    Results of earlier versions have the number of utterances alone, from which a share of them has an interval.
+
+    Args:
+        tasks: task → contents of its JSON.
+    """
+    items, intervals = {}, {}
+    for column in COLUMNS:
+        values = tasks.get(column.task, {})
+        count = _items(values)
+        if count:
+            items[column.name] = count
+        ends = values.get("intervals", {}).get(column.measure)
+        if ends is None and count and column.measure == "accuracy":
+            found = wilson(values["metrics"]["accuracy"], count)
+            ends = {"low": found.low, "high": found.high}
+        if ends is not None:
+            intervals[column.name] = ends
+    return items, intervals
+
+
+def _items(values: Mapping[str, Any]) -> int | None:
+    """Test items of a result; None where they were not counted, as in the folds of an earlier version."""
+    if values.get("items"):
+        return int(next(iter(values["items"].values())))
+    count = None if "folds" in values else values.get("utterances", {}).get("test")
+    return None if count is None else int(count)
 
 
 def _published_row(values: Mapping[str, Any]) -> Row:
@@ -206,5 +243,6 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """A row of a table."""
     return "| " + " | ".join(cells) + " |"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from ..run.records import read_record
 from ..run.signals import StopSignals
 from .cache import StateCache
 from .corpora import TaskData
+from .metrics.bootstrap import RESAMPLES, Estimate, Scored, estimate, mean_of, point, resampled
 from .protocol import QueryConfig, TaskConfig, TrainingConfig
 from .states import HiddenStates
 from .tasks import TRAINED_TASKS, Task, make_task, search
@@ -55,7 +57,8 @@ def run_task(
         stop: who is told to stop; then a head in training is written down first.
 
     Returns:
-        "metrics" on the test split, "dev", "layer_weights", "seconds" and what else is worth keeping, ready for JSON.
+        "metrics" on the test split with "items" and "intervals", "dev", "layer_weights", "seconds" and what else is
+        worth keeping, ready for JSON.
     """
     started = time.perf_counter()
     outcomes = {}
@@ -122,6 +125,7 @@ def _search(
     weights = [float(number == found["layer"]) for number in range(upstream.num_states)]
     return {
         "metrics": {"mtwv": found["mtwv"]},
+        "items": {part: len(data.splits[split]) for part, split in (("queries", "queries_test"), ("documents",) * 2)},
         "dev": {"mtwv": found["dev"][found["layer"]][found["distance"]]},
         "layer": found["layer"],
         "distance": found["distance"],
@@ -152,8 +156,11 @@ def _train(
     best = choose(task, trials)
     with Meter(f"{name} test", len(task.cuts["test"])) as meter:
         (predictions,) = predict(task, [best.model], states["test"], "test", meter.advance)
+    metrics = task.score("test", predictions)
     return {
-        "metrics": task.score("test", predictions),
+        "metrics": metrics,
+        "items": task.items(),
+        **_intervals(task.scored(predictions, metrics), task.units, seed),
         "dev" if task.chosen_on[0] == "dev" else "chosen_on_test": best.scores[best.best_step],
         "learning_rate": best.learning_rate,
         "best_step": best.best_step,
@@ -184,6 +191,10 @@ def measures_of(task: str) -> tuple[str, ...]:
     return ("mtwv",) if task == "qbe" else TRAINED_TASKS[task].headline
 
 
+def _ends(found: Estimate) -> dict[str, float]:
+    return {"low": found.low, "high": found.high}
+
+
 def _summary(task: Task, trial: Trial) -> dict[str, Any]:
     _, measure = task.chosen_on
     return {
@@ -202,11 +213,30 @@ def _curve(losses: Sequence[float]) -> list[tuple[int, float]]:
 
 def _average(outcomes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     several = list(outcomes.values())
-    averaged = {
+    averaged: dict[str, Any] = {
         side: {name: float(np.mean([one[side][name] for one in several])) for name in several[0][side]}
         for side in ("metrics", "dev")
     }
-    return averaged | {"layer_weights": np.mean([one["layer_weights"] for one in several], axis=0).tolist()}
+    averaged["layer_weights"] = np.mean([one["layer_weights"] for one in several], axis=0).tolist()
+    if not all("items" in one for one in several):  # a fold that an earlier version finished
+        return averaged
+    averaged["items"] = {name: sum(one["items"][name] for one in several) for name in several[0]["items"]}
+    averaged["intervals"] = {}
+    for name in several[0]["intervals"]:
+        if all(name in one["intervals"] for one in several):
+            parts = [Estimate(one["metrics"][name], **one["intervals"][name]) for one in several]
+            averaged["intervals"][name] = _ends(mean_of(parts))
+    return averaged | {"bootstrap": several[0]["bootstrap"]}
+
+
+def _intervals(scored: Scored, units: str, seed: int) -> dict[str, Any]:
+    """95 % intervals of the measures, and what they are of."""
+    (samples,) = resampled([scored], seed)
+    found = {name: estimate(value, samples[name]) for name, value in point(scored).items()}
+    return {
+        "intervals": {name: _ends(one) for name, one in found.items() if math.isfinite(one.low)},
+        "bootstrap": {"resamples": RESAMPLES, "of": units, "seed": seed},
+    }
 
 
 def _plain(value: Any) -> Any:

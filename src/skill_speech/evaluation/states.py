@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..data import SAMPLE_RATE, load_waveform
 from ..data.audio import audio_path, num_samples
+from ..quantities import duration
 from ..run import ranks
 from ..run.progress import Meter
 from .cache import StateCache
@@ -121,11 +122,11 @@ class HiddenStates:
         keep = {key for states in (self, *beside) for key in states._keys}
         room = ranks.on_first(lambda: cache.room_for(sum(sizes), keep))
         chosen = _as_fit(missing, sizes, room)
-        hours = sum(self.cuts[index].duration for index in missing) / 3600
+        seconds = sum(self.cuts[index].duration for index in missing)
         logger.info(
-            "%s: %.2f h of speech, %s of hidden states to keep (the limit is %s)",
+            "%s: %s of speech, %s of hidden states to keep (the limit is %s)",
             what,
-            hours,
+            duration(seconds),
             readable_bytes(sum(sizes)),
             readable_bytes(self.cache.limit_bytes),
         )

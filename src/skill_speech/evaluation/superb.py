@@ -90,7 +90,7 @@ def evaluate(
 ) -> Evaluation | HeadEvaluation:
     """Train and score heads on the frozen hidden states of some encoders; finished tasks are skipped.
 
-    With `own_head`, score the head that a fine-tuned model has instead, on any manifest with text or labels, beside its
+    With `own_head`, score the head that a fine-tuned model has instead, on any data with text or labels, beside its
     teacher's (`evaluate_own_head`).
 
     Started by torchrun or srun in several processes, these share the encoding of what goes to the cache, and the
@@ -99,8 +99,8 @@ def evaluate(
     Args:
         models: One or more [NAME=]SOURCE, where SOURCE is anything that `load_encoder` accepts, or "fbank" for log-mel
             filterbanks; with own_head exactly one, which `load_model` accepts.
-        data: Folder with the corpora; each task finds its corpus by its layout. With own_head, a manifest with text or
-            labels, or a folder in LibriSpeech layout.
+        data: Folder with the corpora; each task finds its corpus by its layout. With own_head, data with text or labels
+            in any form that `prepare` accepts (docs/data.md).
         output: Folder for the results; with own_head, RUN/evaluation by default for the model RUN/model.
         own_head: Score the model's own head instead of training new ones.
         teacher: With own_head: teacher to compare with, a SOURCE, "auto" for the one named in RUN/config.yaml of the

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
-from ..checkpoints import IN_FOLDER, load_model
+from ..checkpoints import load_model
 from ..errors import InputError
 from ..files import atomic_folder, refuse_existing, refuse_full_disk
 from ..heads import SpeechModel, save_head_config
 from ..kernels.rounding import Rounding
 from ..limits import check_options, refuse_other_rates
-from ..reporting.model_card import LOADING, pipeline_tag, plain_card, read_card, set_section, write_card
-from ..run.folder import evaluation_of
-from .loading import LIBRARIES, how_to_load
+from ..reporting.card_facts import put_facts, said_words
+from ..reporting.model_card import LICENSE, set_section, write_card
+from .cards import adapt_card, card_of
 from .measuring import Measurement
 from .processors import processor_files
 from .program import HiddenStates
-
-if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
+from .travel.remote_code import CODE_LICENSE
 
 logger = logging.getLogger(__name__)
 
 Format = Literal["transformers", "onnx", "torch-export", "torchaudio", "s3prl"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 TRACED = ("onnx", "torch-export")
+OF_THE_CODE = f"""The code in this folder is skill-speech's, under Apache-2.0: [{CODE_LICENSE}]({CODE_LICENSE}). That is
+not the license of the weights."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,10 @@ def export(
     length_aware: bool = False,
     target_lang: str | None = None,
     scores: str | None = None,
+    language: str | None = None,
+    datasets: str | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
     push_to_hub: str | None = None,
 ) -> Export:
     """Write a model as another runtime wants it: encoder, head, processor and model card.
@@ -80,6 +83,12 @@ def export(
             weights.
         scores: Folder of an `evaluate` run with results of this encoder to put into the model card; for RUN/model,
             RUN/evaluation by default.
+        language: Languages to state in the model card, as codes separated by commas, such as en,de; by default, those
+            in the card of the teacher.
+        datasets: Hub IDs of the training data to state in the model card, separated by commas.
+        license: License of the weights to state in the model card, by its identifier on the hub; by default, the
+            teacher's.
+        base_model: Hub ID of the teacher to state in the model card, for a teacher from a folder.
         push_to_hub: Hub repository to upload the finished folder to.
 
     Raises:
@@ -89,6 +98,8 @@ def export(
     """
     check_options(export, dict(locals()))
     _check(format, quantize, hidden_states, length_aware)
+    given = {"language": language, "datasets": datasets, "license": license, "base_model": base_model}
+    facts = {name: said_words(name, text) for name, text in given.items()}
     refuse_existing(output)
     loaded = load_model(model, length_aware=length_aware, target_lang=target_lang)
     refuse_other_rates(loaded.encoder.config.sampling_rate, model)
@@ -99,11 +110,19 @@ def export(
         loaded.head = None
     if hidden_states is None and loaded.head is None:
         hidden_states = "all"
-    card = _card(loaded, model, scores)
+    card = card_of(loaded, model, scores)
+    put_facts(card.data, facts)
+    if license is not None:
+        set_section(card, LICENSE, f"The weights: `{license}`.")
     folder = Path(output)
+    if format in TRACED:
+        more = ", then compared with torch and timed" if format == "onnx" else ""
+        logger.info("the model is traced and written%s: this takes a while", more)
     with refuse_full_disk(folder), atomic_folder(folder) as temporary:
         measurements = _save(loaded, temporary, model, format, quantize, hidden_states)
-        _adapt_card(card, loaded, format, quantize, hidden_states, push_to_hub, measurements)
+        adapt_card(card, loaded, format, quantize, hidden_states, push_to_hub, measurements)
+        if (temporary / CODE_LICENSE).exists():
+            set_section(card, "License of the code", OF_THE_CODE, after=LICENSE)
         write_card(card, temporary / "README.md")
     return Export(
         folder=folder,
@@ -127,54 +146,6 @@ def _check(format: str, quantize: str | None, hidden_states: str | None, length_
         from .onnx_model import need_onnx
 
         need_onnx()
-
-
-def _card(loaded: SpeechModel, model: str, scores: str | None) -> ModelCard:
-    """The model's own card, or a plain one, with the scores that there are."""
-    path = Path(model)
-    path = (path.parent if path.name in IN_FOLDER else path) / "README.md"
-    card = read_card(path) if path.is_file() else plain_card(loaded, model)
-    folder = Path(scores) if scores is not None else evaluation_of(model) or evaluation_of(model, "own_head.json")
-    if folder is None:
-        return card
-    from ..reporting.scores import put_scores
-
-    found = put_scores(card, loaded, folder)
-    if found:
-        logger.info("model card: scores of %s from %s", ", ".join(found), folder)
-    elif scores is not None:
-        raise InputError(
-            f"{folder}: no result of {model}; skill-speech evaluate {model} --data CORPORA --output {folder} makes one"
-        )
-    return card
-
-
-def _adapt_card(
-    card: ModelCard,
-    loaded: SpeechModel,
-    format: Format,
-    quantize: Rounding | None,
-    hidden_states: str | None,
-    repository: str | None,
-    measurements: Sequence[Measurement],
-) -> None:
-    """Let a card speak of the folder that it will be in."""
-    head = None if loaded.head is None else loaded.head.config
-    text = how_to_load(
-        format,
-        width=loaded.encoder.config.hidden_size,
-        head=head,
-        hidden_states=hidden_states,
-        quantize=quantize,
-        measurements=measurements,
-        repository=repository,
-    )
-    set_section(card, LOADING, text)
-    card.data["library_name"] = LIBRARIES.get(format)
-    if head is not None or card.data.get("pipeline_tag") is not None:
-        card.data["pipeline_tag"] = pipeline_tag(None if head is None else head.kind)
-    if quantize:  # scores are those of the float32 encoder
-        card.data["model_name"] = card.data["eval_results"] = None
 
 
 def _save(

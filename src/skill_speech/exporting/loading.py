@@ -59,7 +59,7 @@ $inputs
 On the command line, `python encode.py speech.wav` writes `speech.npz`$prints"""
 
 BROWSER = """. In a browser: `npm install` in this folder, then
-`python3 -m http.server`, then http://localhost:8000."""
+`python3 serve.py`, then http://localhost:8000."""
 PRINTS = {"ctc": " and prints the text", "sequence": " and prints the label"}
 
 TORCH_EXPORT = """With torch alone:

@@ -5,7 +5,7 @@ Legend of the tensor suffixes: B utterances, T steps, N blocks, C channels.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
 import shutil
 import tempfile
@@ -26,9 +26,10 @@ from ..kernels.rounding import Rounding
 from .measuring import Measurement, measure
 from .program import HiddenStates, Program
 from .quantized import quantize as quantize_maps
+from .travel.remote_code import write_license
 
 FILE = "model.onnx"
-EXAMPLES = ("encode.py", "index.html", "package.json")
+EXAMPLES = ("encode.py", "index.html", "package.json", "serve.py")
 LARGEST = 1_800_000_000
 """Bytes of weights from which on they get a file of their own: an ONNX file ends at 2 GB."""
 
@@ -64,10 +65,8 @@ def _mean(x_BTC: Tensor) -> Tensor:
 def need_onnx() -> None:
     """Raise InputError unless ONNX files can be written and run here."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise InputError(f"{name} is not installed: pip install onnx onnxscript onnxruntime") from None
+        if importlib.util.find_spec(name) is None:  # importing them takes seconds
+            raise InputError(f"{name} is not installed: pip install onnx onnxscript onnxruntime")
 
 
 def save_onnx(
@@ -89,19 +88,24 @@ def save_onnx(
     """
     for name in EXAMPLES if model.head is None else EXAMPLES[:1]:  # the page draws hidden states
         shutil.copyfile(Path(__file__).parent / "travel" / name, folder / name)
+    write_license(folder)
     if quantize is None:
-        _save(Program(model, hidden_states), folder / FILE)
+        write_onnx(model, folder / FILE, hidden_states)
         return measure(model, hidden_states, {"onnxruntime float32": folder / FILE})
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         models = {"onnxruntime float32": Path(scratch) / FILE, f"onnxruntime {quantize}": folder / FILE}
-        float32, rounded = Program(model, hidden_states), Program(model, hidden_states)
-        quantize_maps(rounded.encoder, quantize)
-        for program, path in zip((float32, rounded), models.values(), strict=True):
-            _save(program, path)
+        for rounding, path in zip((None, quantize), models.values(), strict=True):
+            write_onnx(model, path, hidden_states, rounding)
         return measure(model, hidden_states, models)
 
 
-def _save(program: Program, path: Path) -> None:
+def write_onnx(
+    model: SpeechModel, path: Path, hidden_states: HiddenStates | None, quantize: Rounding | None = None
+) -> None:
+    """Write an ONNX model alone; arguments as of `save_onnx`."""
+    program = Program(model, hidden_states)
+    if quantize is not None:
+        quantize_maps(program.encoder, quantize)
     for module in list(program.modules()):
         for name, part in module.named_children():
             if isinstance(part, TimeNorm):

@@ -5,6 +5,8 @@ Shapes: … any leading axes, I inputs, O outputs, G groups of 32 inputs.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,8 @@ from ..kernels.rounding import (
     rounded_maps,
     weight_scales,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class Int8Map(nn.Module):
@@ -86,5 +90,8 @@ class Int4Map(nn.Module):
 
 def quantize(encoder: Encoder, rounding: Rounding) -> None:
     """Put maps of 8 or 4 bits where the transformer's linear maps are, in place; it can only be exported then."""
-    for parent, name, linear, zero in list(rounded_maps(encoder)):
+    maps = list(rounded_maps(encoder))
+    if not maps:
+        logger.warning("warning: no linear map is left in the transformer, so nothing is rounded to %s", rounding)
+    for parent, name, linear, zero in maps:
         setattr(parent, name, Int8Map(linear, zero) if rounding == "int8" else Int4Map(linear))

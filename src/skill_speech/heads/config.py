@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What has to be known to rebuild the head of a fine-tuned model."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The heads that people fine-tune on an encoder; weights have Transformers' names.
 
 Shapes: B utterances, T frames, D width, L layers, V outputs.

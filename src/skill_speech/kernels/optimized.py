@@ -14,7 +14,7 @@ from ..encoder.layers import TransformerLayer
 from ..errors import InputError
 from ..hardware import multiplies_bfloat16
 from .frontend import FastFrontEnd
-from .layer import FastAttention, FastFeedForward, OffsetBias
+from .layer import FastAttention, FastFeedForward, FastLayer, OffsetBias
 from .linear import Int8Linear, PackedLinear
 from .position import SMALLEST_KERNEL, GroupedProduct, SpectralConv, convolve_or_run
 from .rounding import ZERO_AFTER_ACTIVATION
@@ -52,6 +52,9 @@ class OptimizedEncoder(nn.Module):
             encoder.register_module("position_bias", OffsetBias(encoder.position_bias))
         if not precision.startswith("int8"):
             _replace_layers(encoder, PackedLinear, PackedLinear)
+        for number, layer in enumerate(encoder.layers):
+            assert isinstance(layer, TransformerLayer)
+            encoder.layers[number] = FastLayer(layer)
         self.encoder = encoder
 
     @property
@@ -80,7 +83,8 @@ def _replace_layers(
     for layer in encoder.layers:
         assert isinstance(layer, TransformerLayer)
         if layer.attention.num_heads:
-            layer.register_module("attention", FastAttention(layer.attention, linear))
+            # A gate is a few numbers, and rounding them to 8 bits would change more than it saves.
+            layer.register_module("attention", FastAttention(layer.attention, linear, linear is PackedLinear))
         if layer.feed_forward.input.out_features:
             layer.register_module("feed_forward", FastFeedForward(layer.feed_forward, linear, after_activation))
 

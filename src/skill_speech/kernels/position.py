@@ -54,10 +54,13 @@ class SpectralConv(nn.Module):
             by_group_PFGIO[:, :, group] = spectrum_OIPF.permute(2, 3, 1, 0)
         assert conv.bias is not None
         self.bias_D = nn.Parameter(conv.bias.detach(), requires_grad=False)
+        self.whole: Tensor | None = None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) → (B, T, D), the type of `x`."""
         T, S, left = x_BTD.shape[1], self.block, self.kernel // 2
+        if T <= S and left == S:
+            return self._convolve_short(x_BTD)
         blocks = -(-T // S)
         padded_BDT = F.pad(x_BTD.transpose(1, 2).float(), (left, (blocks + 2) * S - T - left))
         y_BTD = torch.empty_like(x_BTD)
@@ -82,6 +85,24 @@ class SpectralConv(nn.Module):
         y_BDT = torch.fft.irfft(product_BGOJF, 2 * S)[..., :S].flatten(3).flatten(1, 2)
         return (y_BDT + self.bias_D[:, None]).transpose(1, 2)
 
+    def _convolve_short(self, x_BTD: Tensor) -> Tensor:
+        """At most S frames: one block, of which both halves of the kernel read the same frames.
+
+        S frames earlier or later, a spectrum of 2 S points is the same with every other sign changed: the sum of both
+        halves with those signs is one kernel, half as much to read. Made for the first short utterance.
+        """
+        B, T, D = x_BTD.shape
+        S, G = self.block, self.groups
+        if self.whole is None:
+            sign_F1 = 1 - 2 * (torch.arange(S + 1, device=x_BTD.device) % 2)
+            sign_N11 = sign_F1[:, None].expand(S + 1, G).reshape(-1, 1, 1)
+            self.whole = torch.addcmul(self.spectrum[1], self.spectrum[0], sign_N11.to(self.spectrum.dtype))
+        spectra_BFD = torch.fft.rfft(x_BTD.float(), 2 * S, dim=1)
+        spectra_NBI = spectra_BFD.reshape(B, (S + 1) * G, D // G).transpose(0, 1)
+        product_BFD = torch.bmm(spectra_NBI, self.whole).transpose(0, 1).reshape(B, S + 1, D)
+        y_BTD = torch.fft.irfft(product_BFD, 2 * S, dim=1)[:, :T]
+        return (y_BTD + self.bias_D).to(x_BTD.dtype)
+
 
 class GroupedProduct(nn.Module):
     """A grouped convolution with a stride of 1 as one matrix product for every utterance and group.
@@ -103,10 +124,14 @@ class GroupedProduct(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) → (B, T, D)."""
-        left = self.kernel // 2
-        padded_BTGI = F.pad(x_BTD, (0, 0, left, self.kernel - 1 - left)).unflatten(2, (self.groups, -1))
+        T, inputs = x_BTD.shape[1], x_BTD.shape[2] // self.groups
+        # Taps that reach beyond both ends of a short utterance from everywhere read nothing but zeros.
+        first = max(0, self.kernel // 2 - (T - 1))
+        last = min(self.kernel, self.kernel // 2 + T)
+        left, right = self.kernel // 2 - first, last - 1 - self.kernel // 2
+        padded_BTGI = F.pad(x_BTD, (0, 0, left, right)).unflatten(2, (self.groups, -1))
         x_NTI = padded_BTGI.transpose(1, 2).contiguous().flatten(0, 1)
-        y_NTO = multiply_windows(x_NTI, self.weight_GXO, self.bias_GO, 1)
+        y_NTO = multiply_windows(x_NTI, self.weight_GXO[:, first * inputs : last * inputs], self.bias_GO, 1)
         return y_NTO.unflatten(0, (-1, self.groups)).transpose(1, 2).flatten(2)
 
 

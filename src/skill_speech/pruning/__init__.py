@@ -1,6 +1,6 @@
 """Gates, budgets, the controls that meet them, shrinking and surgery."""
 
-from .budget import Budget, Limit, human, quantity
+from .budget import Budget, Limit, quantity
 from .control import CONTROLS, Control, ControlName, Exact, Lagrangian, OneShot
 from .gates import KINDS, Gate, HardConcrete, attach_gates, find_gates
 from .importance import Importance, ImportanceName, magnitude, sensitivity
@@ -47,7 +47,6 @@ __all__ = [
     "find_gates",
     "fix_gates",
     "gap_to",
-    "human",
     "macs_by_component",
     "magnitude",
     "parameters_by_component",

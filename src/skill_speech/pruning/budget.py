@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..encoder import Encoder, EncoderConfig
 from ..errors import InputError
+from ..quantities import human
 from .size import Number, Widths, as_float, config_after_surgery, count_macs, count_parameters
 from .times import Times
 
@@ -21,13 +22,15 @@ class Limit:
     """One quantity that a budget limits.
 
     Attributes:
-        what: its name in messages.
+        what: its name in messages, with its unit.
+        removed: what the share of it that is removed is called, in no more than eight letters.
         target: how much of it the student may have.
         whole: how much of it the teacher has.
         count: how much of it an encoder of some widths has.
     """
 
     what: str
+    removed: str
     target: float
     whole: float
     count: Callable[[EncoderConfig, Widths], Number]
@@ -126,15 +129,16 @@ class Budget:
     @property
     def limits(self) -> list[Limit]:
         """The quantities that are limited, one or more."""
-        every = (
-            ("parameters", self.parameters, self.teacher_parameters, _with(count_parameters, self.head_parameters)),
-            ("MACs per second", self.macs, self.teacher_macs, _with(count_macs, self.head_macs)),
-        )
-        limits = [Limit(what, target, whole, count) for what, target, whole, count in every if target is not None]
+        limits = []
+        if self.parameters is not None:
+            count = _with(count_parameters, self.head_parameters)
+            limits.append(Limit("parameters", "sparsity", self.parameters, self.teacher_parameters, count))
+        if self.macs is not None:
+            count = _with(count_macs, self.head_macs)
+            limits.append(Limit("MACs per second", "MACs cut", self.macs, self.teacher_macs, count))
         if self.milliseconds is not None and self.times is not None:
-            limits.append(
-                Limit("ms per second of audio", self.milliseconds, self.teacher_milliseconds, self.times.count)
-            )
+            wanted, whole = self.milliseconds, self.teacher_milliseconds
+            limits.append(Limit("ms per second of audio", "time cut", wanted, whole, self.times.count))
         return limits
 
     def _shares(self, encoder: Encoder, widths: Widths) -> list[tuple[Tensor, float]]:
@@ -167,14 +171,6 @@ class Budget:
 def _with(count: Callable[[EncoderConfig, Widths], Number], head: float) -> Callable[[EncoderConfig, Widths], Number]:
     """An encoder's count and that of its head."""
     return count if not head else lambda config, widths: count(config, widths) + head
-
-
-def human(value: float) -> str:
-    """A number as people write it: 23.6M, 1.2G."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}" if abs(value) < 100 * size else f"{value / size:.0f}{unit}"
-    return f"{value:.3g}"
 
 
 def quantity(name: str, value: str | float | None, whole: float) -> float | None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from ..encoder import Encoder
@@ -305,7 +304,7 @@ def _root(excess: Callable[[float], float]) -> float:
         low, high = high, 4 * high
         if high > FARTHEST_SHIFT:
             return high
-    return float(brentq(excess, low, high, xtol=1e-9))
+    return _root_between(excess, low, high)
 
 
 def _positive_root(excess: Callable[[float], float], guess: float) -> float:
@@ -321,4 +320,10 @@ def _positive_root(excess: Callable[[float], float], guess: float) -> float:
             return 1 / HIGHEST_PRICE
     if low == high:
         return low
-    return math.exp(brentq(lambda x: excess(math.exp(x)), math.log(low), math.log(high), xtol=1e-9))
+    return math.exp(_root_between(lambda x: excess(math.exp(x)), math.log(low), math.log(high)))
+
+
+def _root_between(excess: Callable[[float], float], low: float, high: float) -> float:
+    from scipy.optimize import brentq  # slow to import, and loading a model needs none of it
+
+    return float(brentq(excess, low, high, xtol=1e-9))

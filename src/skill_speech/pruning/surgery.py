@@ -12,7 +12,8 @@ from torch import Tensor
 from ..encoder import Encoder, EncoderConfig
 from ..errors import InputError
 from ..kernels import attach_kernels, has_kernels
-from .budget import Budget, human
+from ..quantities import human
+from .budget import Budget
 from .cutting import Survivors, cut, cut_config, selections
 from .gates import Gate, HardConcrete, find_gates
 from .size import Widths, as_float, config_after_surgery

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..errors import InputError
+from ..evaluation.kept import Kept, kept, row_of
 from ..evaluation.own_head import read_own_head_result
-from ..evaluation.results import read_results
+from ..evaluation.published import filterbanks
+from ..evaluation.results import reach, read_results
 from ..limits import check_settings
 from ..profiling import Profile, short_name
 from ..run.records import read_record
@@ -49,12 +52,16 @@ class Scores:
         notes: what a reader has to know.
         rows: of table.json, models as they were evaluated, followed by published ones.
         layer_weights: model → task → weight of every hidden state.
+        incomparable: why published results may not stand beside these; "" where they may.
+        data: task → fingerprint of what it was scored on.
     """
 
     title: str
     notes: list[str]
     rows: list[dict[str, Any]]
     layer_weights: dict[str, dict[str, list[float]]]
+    incomparable: str
+    data: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Evidence:
 
     @property
     def teacher_name(self) -> str:
-        """A hub id, or the name of a folder."""
+        """A hub ID, or the name of a folder."""
         source = str(self.settings["teacher"])
         return Path(source).name if Path(source).is_absolute() else short_name(source)
 
@@ -103,6 +110,35 @@ class Evidence:
     def speedup(self) -> float:
         """How many times faster the student is."""
         return self.teacher.real_time_factor / self.student.real_time_factor
+
+    def role(self, row: Mapping[str, Any]) -> str:
+        """What a model of the table of scores is to the run, which its number of parameters gives away."""
+        roles = {self.teacher.total_parameters: "teacher", self.student.total_parameters: "student", 0: "filterbanks"}
+        return "" if row.get("source") else roles.get(row["parameters"], "")
+
+    @property
+    def student_row(self) -> dict[str, Any] | None:
+        """The student's scores."""
+        return self._row(self.student.total_parameters)
+
+    @property
+    def teacher_row(self) -> dict[str, Any] | None:
+        """The teacher's scores."""
+        return self._row(self.teacher.total_parameters)
+
+    @property
+    def kept(self) -> Kept | None:
+        """What the student keeps of the teacher; None where one of the three was not measured.
+
+        Filterbanks are those of the same evaluation, or the published ones where these may stand beside it.
+        """
+        student, teacher, floor = self.student_row, self.teacher_row, self._row(0)
+        if floor is None and self.scores is not None and not self.scores.incomparable:
+            floor = filterbanks()
+        return None if student is None or teacher is None or floor is None else kept(student, teacher, floor)
+
+    def _row(self, parameters: int) -> dict[str, Any] | None:
+        return row_of(self.scores.rows, parameters) if self.scores is not None else None
 
 
 def read_evidence(folder: Path) -> Evidence:
@@ -195,14 +231,29 @@ def _widths(values: dict[str, Any] | None) -> tuple[Widths, Widths] | None:
 def _read_scores(folder: Path) -> Scores | None:
     if not (folder / "table.json").is_file():
         return None
-    table = read_record(folder / "table.json", "table")
-    return Scores(table["title"], table["notes"], table["rows"], _layer_weights(folder))
+    table, results = read_record(folder / "table.json", "table"), read_results(folder)
+    # A table that an earlier version wrote does not have the numbers of test items; its results do.
+    measured = {name: dict(zip(("items", "intervals"), reach(tasks), strict=True)) for name, tasks in results.items()}
+    rows = [row if row.get("source") else measured.get(row["model"], {}) | row for row in table["rows"]]
+    several = [values for tasks in results.values() for values in tasks.values()]
+    data = {values["task"]: str(values.get("settings", {}).get("data", "")) for values in several}
+    return Scores(table["title"], table["notes"], rows, _layer_weights(results), _incomparable(several), data)
 
 
-def _layer_weights(folder: Path) -> dict[str, dict[str, list[float]]]:
+def _incomparable(results: Sequence[Mapping[str, Any]]) -> str:
+    """Why published results may not stand beside these."""
+    if not results:
+        return "how these scores were measured is not recorded"
+    if any(values["synthetic"] for values in results):
+        return "these scores are of synthetic speech"
+    changed = sorted({values["task"] for values in results if values["not_the_protocol"]})
+    return f"the settings are not the protocol's in {', '.join(changed)}" if changed else ""
+
+
+def _layer_weights(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """Of the models that have more than one hidden state to choose from."""
     weights: dict[str, dict[str, list[float]]] = {}
-    for model, tasks in read_results(folder).items():
+    for model, tasks in results.items():
         for task, values in tasks.items():
             states = [float(weight) for weight in values["layer_weights"]]
             if len(states) > 1 and all(map(math.isfinite, states)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from .pictures import mark
+
 
 class Markup(str):
     """HTML that was made here; any other string is words."""
@@ -66,6 +68,19 @@ def figure(title: str, picture: str, caption: str, numbers: str, before: str = "
     """A picture with its title, a caption in words and its numbers as a table."""
     head = f'<p class="title">{escape(title)}</p>' if title else ""
     return f"<figure>{head}{before}{picture}<figcaption>{markup(caption)}</figcaption>{numbers}</figure>"
+
+
+def legend(entries: Sequence[tuple[str, str]]) -> str:
+    """Names beside a sample of their line, bar or mark, each with its class of page.css."""
+    parts = []
+    for name, kind in entries:
+        sample = f'<rect x="0" y="1" width="16" height="6" rx="1" class="{kind}"/>'
+        if kind in ("main", "second", "aim"):
+            sample = f'<line x1="0" x2="16" y1="4" y2="4" class="line {kind}"/>'
+        elif kind.startswith("mark "):
+            sample = mark(kind.removeprefix("mark "), 8, 4, 3.5)
+        parts.append(f'<li><svg viewBox="0 0 16 8" aria-hidden="true">{sample}</svg>{escape(name)}</li>')
+    return f'<ul class="legend">{"".join(parts)}</ul>'
 
 
 def section(name: str, title: str, inside: str) -> str:

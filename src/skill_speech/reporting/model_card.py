@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..checkpoints.model_files import ModelFiles
 from ..encoder import EncoderConfig
 from ..errors import InputError
 from ..files import atomic_write
 from ..heads import SpeechModel
 from ..profiling import Profile
-from ..pruning import human
+from ..quantities import duration, human
+from .card_facts import Stated, hub_id, stated_by
 from .stages import asked_for, heard, told_times
 
 if TYPE_CHECKING:
@@ -33,16 +34,16 @@ CITATION = """@inproceedings{zampierin2024skill,
   booktitle = {Interspeech},
   year = {2023}
 }"""
-MAX_CARD = 2**20
-"""Bytes of a teacher's README that is read."""
-SCORES, LOADING = "Scores", "How to load it"
+SCORES, LOADING, LICENSE = "Scores", "How to load it", "License"
 """Sections that are written again when there is more to say."""
 
 NO_SCORES = """Not measured when this card was written. `skill-speech evaluate` measures SUPERB's tasks; `skill-speech
 report` and `skill-speech export` then put them here."""
 
 
-def write_model_card(path: Path, settings: dict[str, Any], outcome: dict[str, Any], student: EncoderConfig) -> None:
+def write_model_card(
+    path: Path, settings: dict[str, Any], outcome: dict[str, Any], student: EncoderConfig, warnings: Sequence[str] = ()
+) -> None:
     """Write a Markdown card with the metadata block that the hub reads.
 
     Args:
@@ -50,26 +51,30 @@ def write_model_card(path: Path, settings: dict[str, Any], outcome: dict[str, An
         settings: the run's config.yaml.
         outcome: the run's result.json.
         student: what was left.
+        warnings: what went wrong in the run or should not be relied on.
     """
-    teacher = _name(str(settings["teacher"]))
-    license = teacher_license(str(settings["teacher"]), settings["revision"])
+    source = str(settings["teacher"])
+    teacher, stated = _name(source), stated_by(source, settings["revision"])
     size = human(Profile(**outcome["student"]).total_parameters)
     head = outcome.get("head")
+    kind = None if head is None else head["kind"]
     what = "speech encoder" if head is None else f"speech model (head: {head['kind']}, {head['outputs']} outputs)"
     card = _card(
         harmless(path.parent.parent.name),
         f"A {what} of {size} parameters, compressed from `{teacher}` by skill-speech.",
-        license=license,
-        teacher=teacher,
+        source=source,
+        stated=stated,
+        relation="finetune",  # of what the hub knows, the one for trained weights
         tags=["knowledge-distillation", "pruning"],
-        kind=None if head is None else head["kind"],
+        kind=kind,
     )
+    set_section(card, "Intended uses", intended_uses(kind))
+    set_section(card, "Limits", _limits(student, stated, warnings))
     set_section(card, "Size and speed", _costs(outcome))
     set_section(card, "How it was made", f"{_making(settings, outcome)}\n\n{_architecture(student)}")
     set_section(card, SCORES, NO_SCORES)
-    set_section(card, LOADING, _loading(None if head is None else head["kind"]))
-    set_section(card, "Limits", _limits(student))
-    set_section(card, "License", f"The teacher {_license(teacher, license)} Its terms apply to this student, too.")
+    set_section(card, LOADING, _loading(kind))
+    set_section(card, LICENSE, f"{_license(teacher, stated)} Its terms apply to this student, too.")
     set_section(card, "Citation", f"```bibtex\n{CITATION}\n```")
     write_card(card, path)
 
@@ -85,32 +90,38 @@ def plain_card(model: SpeechModel, source: str) -> ModelCard:
     """The card of a model that came without one: what can be said of it by itself."""
     name = harmless(Path(source).resolve().name if Path(source).exists() else source)
     encoder, size = model.encoder, human(model.num_parameters())
-    license = teacher_license(source, None)
-    what = "The speech encoder of " if model.head is None else f"The speech model (head: {model.head.config.kind}) "
+    kind, stated = None if model.head is None else model.head.config.kind, stated_by(source, None)
+    what = "The speech encoder of " if model.head is None else f"The speech model (head: {kind}) "
     card = _card(
         name.rpartition("/")[2],
         f"{what}`{name}` (family {encoder.config.family}, {size} parameters), written by skill-speech.",
-        license=license,
-        teacher=name,
+        source=source,
+        stated=stated,
+        relation=None,  # the hub has no word for the same weights in another form
         tags=[],
-        kind=None if model.head is None else model.head.config.kind,
+        kind=kind,
     )
+    card.data["datasets"] = list(stated.datasets) or None
+    set_section(card, "Intended uses", intended_uses(kind))
     set_section(card, "Size", _architecture(encoder.config))
     set_section(card, SCORES, NO_SCORES)
-    set_section(card, LOADING, _loading(None if model.head is None else model.head.config.kind))
-    set_section(card, "License", f"{_license(name, license)} Its terms apply here, too.")
+    set_section(card, LOADING, _loading(kind))
+    set_section(card, LICENSE, f"{_license(name, stated)} Its terms apply here, too.")
     return card
 
 
 def _card(
-    title: str, summary: str, *, license: str | None, teacher: str, tags: list[str], kind: str | None
+    title: str, summary: str, *, source: str, stated: Stated, relation: str | None, tags: list[str], kind: str | None
 ) -> ModelCard:
     """Metadata, a title and a sentence."""
     from huggingface_hub import ModelCard, ModelCardData
 
+    base = hub_id(source)
     data = ModelCardData(
-        license=license,
-        base_model=teacher if "/" in teacher else None,
+        **stated.license_metadata(source),
+        language=list(stated.language) or None,
+        base_model=base,
+        base_model_relation=relation if base else None,
         library_name="skill-speech",
         pipeline_tag=pipeline_tag(kind),
         tags=["speech", "audio", *tags, "skill-speech"],
@@ -176,23 +187,6 @@ def _sections(text: str) -> list[tuple[str | None, str]]:
     return [(title, "\n".join(lines)) for title, lines in parts]
 
 
-def teacher_license(source: str, revision: str | None) -> str | None:
-    """The license that the teacher's own card states in its metadata; None where there is no card or it states none."""
-    from huggingface_hub import ModelCard
-
-    if Path(source).is_file():  # which the hub would be asked for
-        return None
-    try:
-        card = ModelFiles(source, revision).find("README.md")
-        if card is None or card.stat().st_size > MAX_CARD:
-            return None
-        license = ModelCard.load(card, ignore_metadata_errors=True).data.license
-    # A card is a courtesy: whatever is wrong with a teacher's, its student is not the worse for it.
-    except (InputError, OSError, ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError):
-        return None
-    return license if isinstance(license, str) else None
-
-
 def _costs(outcome: dict[str, Any]) -> str:
     teacher, student = Profile(**outcome["teacher"]), Profile(**outcome["student"])
     rows = [
@@ -201,13 +195,33 @@ def _costs(outcome: dict[str, Any]) -> str:
         ("real-time factor", f"{teacher.real_time_factor:.4f}", f"{student.real_time_factor:.4f}"),
     ]
     table = "\n".join(f"| {what} | {one} | {other} |" for what, one, other in rows)
-    loss = "not measured" if outcome["loss"] is None else f"{outcome['loss']:.4f}"
     return f"""| | teacher | student |
 |---|---|---|
 {table}
 
-Speed: one utterance of {student.seconds:g} s, float32, {student.threads} CPU threads. Distillation loss on held-out
-speech: {loss}; it measures how close the layers are, not how well a task is solved."""
+Speed: one utterance of {student.seconds:g} s, float32, CPU threads: {student.threads}. {_loss(outcome)}"""
+
+
+def _loss(outcome: dict[str, Any]) -> str:
+    """What stage 2 did to the loss, whose own value depends on the targets."""
+    after, before = outcome["loss"], outcome.get("loss_after_surgery")
+    if after is None:
+        return "The distillation loss was not measured: no speech was held out."
+    told = f"{after:.4f}" if before is None else f"{after - before:+.4f} since surgery, to {after:.4f}"
+    return (
+        f"Distillation loss on held-out speech: {told}; it measures how close the layers are, not how well a task is "
+        "solved."
+    )
+
+
+def _training_costs(outcome: dict[str, Any]) -> str:
+    """Time and machine, as far as they were recorded."""
+    seconds = sum(result.get("seconds", 0.0) for result in outcome["stages"].values())
+    made_on = outcome.get("environment")
+    if not seconds or not made_on:
+        return ""
+    machine = made_on["accelerator"] or made_on.get("processor") or made_on["platform"]
+    return f"\n- training took {duration(seconds)} on {harmless(str(machine))}"
 
 
 def _rounding(quantization: str) -> str:
@@ -231,7 +245,7 @@ def _making(settings: dict[str, Any], outcome: dict[str, Any]) -> str:
     names = _shown(settings)
     told = yaml.safe_dump({name: value for name, value in names.items() if name != "output"}, sort_keys=False)
     return f"""- method `{settings["method"]}`, budget: {asked_for(settings)}, seed {settings["seed"]}{timed}{clusters}
-- {stages}; precision {settings["precision"]}{rounded}
+- {stages}; precision {settings["precision"]}{rounded}{_training_costs(outcome)}
 - data: {_data(settings["data"])}
 
 <details><summary>All settings</summary>
@@ -287,7 +301,8 @@ model(waveforms_BT, lengths_B).logits  # 16 kHz mono, lengths optional
 model.encoder, model.head, model.files  # the encoder as of load_encoder, the head, the tokenizer's files"""
         theirs = f"""from transformers import pipeline
 
-model = pipeline("{pipeline_tag(kind)}", model="exported", trust_remote_code=True)"""
+model = pipeline("{pipeline_tag(kind)}", model="exported", trust_remote_code=True)
+model(samples)  # an array at 16 kHz; the name of a file works where ffmpeg is installed"""
         if kind in ("frame", "x-vector"):
             name = {"frame": "AutoModelForAudioFrameClassification", "x-vector": "AutoModelForAudioXVector"}[kind]
             theirs = f"""from transformers import {name}
@@ -306,20 +321,47 @@ With Transformers alone, after `skill-speech export path/to/this/folder --format
 With ONNX Runtime, without torch: `skill-speech export path/to/this/folder --format onnx --output exported`."""
 
 
-def _limits(student: EncoderConfig) -> str:
+USES = {
+    None: """Features for other models: heads trained on its hidden states, frozen or together with it, for recognition,
+speaker, emotion or intent tasks; in place of its teacher where memory, time or energy is short. By itself it makes no
+text and no labels.""",
+    "ctc": """Speech recognition in the teacher's languages, where memory, time or energy is short, and further
+fine-tuning.""",
+    "x-vector": """Comparing voices (verification), where memory, time or energy is short, and further fine-tuning. The
+threshold is the user's to choose, on data of their own.""",
+}
+LABELS = """The labels that its teacher was fine-tuned for, where memory, time or energy is short, and further
+fine-tuning."""
+NOT_FOR = """Not for decisions about people that nobody checks (who somebody is, feels or may do): nothing here was
+measured for that."""
+
+
+def intended_uses(kind: str | None) -> str:
+    """What a model with a head of this kind, or without one, is for."""
+    return f"{USES.get(kind, LABELS)} {NOT_FOR}"
+
+
+def _limits(student: EncoderConfig, stated: Stated, warnings: Sequence[str]) -> str:
     normalized = ", normalized per utterance by the encoder itself" if student.input_normalization else ""
-    return f"""- It has the teacher's languages, domain and biases, and lower accuracy; measure it on your task
-  before you rely on it (`skill-speech evaluate`).
+    languages = f" ({', '.join(stated.language)} by the teacher's card)" if stated.language else ""
+    first = "".join(f"- **{sentence}**\n" for sentence in warnings)
+    return f"""{first}- It has the teacher's languages{languages}, domain and biases, and lower accuracy; measure it
+  on your task before you rely on it (`skill-speech evaluate`).
 - {student.sampling_rate} Hz mono input{normalized}."""
 
 
-def _license(teacher: str, license: str | None) -> str:
-    stated = f"states the license `{harmless(license)}`" if license else "states no license in its card's metadata"
-    return f"`{teacher}` {stated}."
+def _license(teacher: str, stated: Stated) -> str:
+    if stated.license is None:
+        return (
+            f"The card of `{teacher}` states no license in its metadata, so that this one says `other`: find it out "
+            "before you publish."
+        )
+    named = f" ({harmless(stated.license_name)})" if stated.license_name else ""
+    return f"The card of `{teacher}` states the license `{harmless(stated.license)}`{named}."
 
 
 def _name(source: str) -> str:
-    """A hub id or another word, or a folder's name without the path of somebody's machine."""
+    """A hub ID or another word, or a folder's name without the path of somebody's machine."""
     return harmless(Path(source).name if os.path.isabs(source) else source)
 
 

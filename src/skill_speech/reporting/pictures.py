@@ -7,9 +7,11 @@ thirds of one on a phone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from ..evaluation.metrics.bootstrap import Estimate
 from .svg import element, hover, picture, round_steps, text
 
 WIDTH = 480.0
@@ -37,6 +39,22 @@ class Bar(NamedTuple):
     name: str
     before: float
     after: float
+
+
+class Spot(NamedTuple):
+    """A model in a chart of size and quality.
+
+    Attributes:
+        name: of it.
+        kind: "student", "teacher", "other" or "published": each has a shape of its own.
+        parameters: more than 0.
+        value: with its interval, whose ends are NaN where they are unknown.
+    """
+
+    name: str
+    kind: str
+    parameters: float
+    value: Estimate
 
 
 def heads_picture(before: Sequence[Sequence[int]], after: Sequence[Sequence[int]]) -> str:
@@ -157,6 +175,120 @@ def budget_picture(what: str, bars: Sequence[Bar], human: Mapping[float, str]) -
         f"{bar.name}: teacher {human[bar.before]}, student {human[bar.after]}" for bar in bars
     )
     return picture(WIDTH, high * len(bars), f"{label}.", parts)
+
+
+def spots_picture(
+    label: str, spots: Sequence[Spot], over: str, *, floor: tuple[str, float] | None = None, digits: int = 0
+) -> str:
+    """Models by their parameters, on a logarithmic axis, and a value.
+
+    Args:
+        label: text alternative.
+        spots: one at least.
+        over: what the value is.
+        floor: name and value of a line; the axis reaches it. Without one it begins at the lowest value.
+        digits: of values.
+    """
+    values = [end for spot in spots for end in spot.value if math.isfinite(end)]
+    values += [floor[1]] if floor is not None else []
+    margin = (abs(values[0]) / 10 or 1.0) if min(values) == max(values) else 0.0
+    steps = round_steps(min(values) - margin, max(values) + margin)
+    sizes = [math.log10(spot.parameters) for spot in spots]
+    low, high = min(sizes) - 0.12, max(sizes) + 0.12
+    left, right, top, bottom = 52.0, 14.0, 30.0, 250.0
+
+    def across(parameters: float) -> float:
+        return left + (math.log10(parameters) - low) / (high - low) * (WIDTH - left - right)
+
+    def up(value: float) -> float:
+        return bottom - (value - steps[0]) / (steps[-1] - steps[0]) * (bottom - top)
+
+    parts = _grid(steps, up, left, WIDTH - right)
+    parts.append(text(0, 8, over, class_="quiet"))
+    for size, words in _sizes(low, high):
+        parts.append(text(across(size), bottom + 20, words, text_anchor="middle", class_="quiet"))
+    parts.append(text(WIDTH - right, bottom + 39, "parameters", text_anchor="end", class_="quiet"))
+    taken: list[tuple[float, float, float, float]] = []
+    if floor is not None:
+        y = up(floor[1])
+        parts.append(element("line", x1=left, x2=WIDTH - right, y1=y, y2=y, class_="line aim"))
+        parts.append(text(WIDTH - right, y - 9, floor[0], text_anchor="end", class_="quiet"))
+        taken.append((WIDTH - right - 7.2 * len(floor[0]), y - 18, WIDTH - right, y))
+    places = [(across(spot.parameters), up(spot.value[0])) for spot in spots]
+    taken += [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    # Those that the page is about get their names first.
+    order = sorted(range(len(spots)), key=lambda number: KINDS.index(spots[number].kind))
+    for number in reversed(order):
+        parts.append(_spot(spots[number], *places[number], up, digits))
+    for number in order:
+        parts += _name_of(spots[number].name, *places[number], taken)
+    return picture(WIDTH, bottom + 46, label, parts)
+
+
+KINDS = ("student", "teacher", "other", "published")
+
+
+def mark(kind: str, x: float, y: float, size: float = 5.5) -> str:
+    """What stands for a kind of model: a disk, a square, a triangle, a ring."""
+    corners = {"teacher": ((-1, -1), (1, -1), (1, 1), (-1, 1)), "other": ((0, -1.1), (1.1, 0.9), (-1.1, 0.9))}
+    if kind in corners:
+        said = " ".join(f"{x + size * one:.1f},{y + size * other:.1f}" for one, other in corners[kind])
+        return element("polygon", points=said, class_=f"mark {kind}")
+    return element("circle", cx=x, cy=y, r=size if kind == "student" else size - 1, class_=f"mark {kind}")
+
+
+def _spot(spot: Spot, x: float, y: float, up: Callable[[float], float], digits: int) -> str:
+    value, low, high = spot.value
+    parts = []
+    interval = ""
+    if math.isfinite(low) and math.isfinite(high):
+        interval = f" [{low:.{digits}f}, {high:.{digits}f}]"
+        parts.append(element("line", x1=x, x2=x, y1=up(low), y2=up(high), class_=f"bar {spot.kind}"))
+        parts += [
+            element("line", x1=x - 4, x2=x + 4, y1=up(y), y2=up(y), class_=f"bar {spot.kind}") for y in spot.value[1:]
+        ]
+    words = f"{spot.name}, {spot.kind}: {spot.parameters / 1e6:.3g} M parameters, {value:.{digits}f}{interval}"
+    return element("g", hover(words), *parts, mark(spot.kind, x, y))
+
+
+def _name_of(name: str, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> list[str]:
+    """A name beside its spot where there is room; none where there is not, since the table has it."""
+    shown = name if len(name) <= 32 else f"{name[:31]}…"
+    width, high = 7.2 * len(shown), 15.0
+    for anchor, left, top in (
+        ("start", x + 10, y - high / 2),
+        ("end", x - 10 - width, y - high / 2),
+        ("middle", x - width / 2, y - 9 - high),
+        ("middle", x - width / 2, y + 9),
+        ("end", x - 4 - width, y - 8 - high),
+        ("end", x - 4 - width, y + 8),
+    ):
+        box = (left, top, left + width, top + high)
+        free = not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
+        if free and left >= 52 and left + width <= WIDTH and top >= 12:
+            taken.append(box)
+            at = {"start": left, "end": left + width, "middle": left + width / 2}[anchor]
+            return [text(at, top + high / 2, shown, text_anchor=anchor, dominant_baseline="central")]
+    return []
+
+
+def _sizes(low: float, high: float) -> list[tuple[float, str]]:
+    """Round numbers of parameters between two powers of ten, few enough to read."""
+    for factors in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
+        powers = range(math.floor(low), math.ceil(high) + 1)
+        found = [factor * 10.0**power for power in powers for factor in factors]
+        found = [size for size in found if low <= math.log10(size) <= high]
+        if len(found) <= 6:
+            break
+    found = found or [10.0 ** ((low + high) / 2)]
+    return [(size, _short(size)) for size in found]
+
+
+def _short(size: float) -> str:
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if size >= unit:
+            return f"{size / unit:.3g}{name}"
+    return f"{size:.3g}"
 
 
 def _grid(

@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation.own_head import by_label_table, head_table
 from ..evaluation.published import COLUMNS
 from ..figures.output import inline_svg
 from ..figures.plots import dendrogram, layer_weight_map, similarity_map
 from ..figures.shapes import cluster_color, readable_on
 from ..profiling import Profile
-from ..pruning import human
+from ..quantities import duration, human
 from ..similarity import LayerClusters, View
 from .evidence import STAGES, Evidence, Scores
-from .markup import Markup, details, figure, panels, paragraph, section, table
+from .markup import Markup, details, figure, legend, panels, paragraph, section, table
 from .pictures import Bar, Series, budget_picture, heads_picture, lines_picture, survivors_picture
+from .quality import size_and_quality
+from .runtimes import HEADING, read_runtimes, runtime_caption, runtime_rows
+from .score_tables import own_head_of, scores_compared, scores_of
 from .stages import heard, told_times
 from .verdict import made_by, next_steps, verdict, warnings
 
@@ -50,23 +52,37 @@ def _per_run(runs: Sequence[Evidence], write: Callable[[Evidence], str], *, besi
 
 
 def _outcome(runs: Sequence[Evidence]) -> str:
-    costs = _stats(runs[0]) if len(runs) == 1 else _comparison(runs) + _scores_compared(runs)
-    return _per_run(runs, _verdict, beside=False) + costs + _per_run(runs, _scores_of, beside=False)
+    costs = _stats(runs[0]) if len(runs) == 1 else _comparison(runs) + scores_compared(runs)
+    return _per_run(runs, _verdict, beside=False) + costs + _runtimes(runs) + _per_run(runs, scores_of, beside=False)
+
+
+def _runtimes(runs: Sequence[Evidence]) -> str:
+    """Tables of those runs that were measured in several runtimes."""
+    parts = []
+    for run in runs:
+        values = read_runtimes(run.folder)
+        if values is not None:
+            name = f"{run.name}: " if len(runs) > 1 else ""
+            parts.append(table(HEADING, runtime_rows(values), caption=name + runtime_caption(values)))
+    return "".join(parts)
 
 
 def _verdict(run: Evidence) -> str:
     """The outcome in words, and what to mind."""
     said = paragraph(verdict(run), "verdict")
-    wrong = "".join(f"<li>{escape(one)}</li>" for one in warnings(run))
+    # In words too, for those who do not see the color.
+    wrong = "".join(f"<li><strong>Warning:</strong> {escape(one)}</li>" for one in warnings(run))
     return said + (f'<ul class="warnings" aria-label="Warnings">{wrong}</ul>' if wrong else "")
 
 
 def _next_steps(runs: Sequence[Evidence]) -> str:
     def write(run: Evidence) -> str:
-        made = f" on {run.finished[:10]}" if run.finished else ""
-        again = f"<p>Made{escape(made)}. Repeat it with <code>{escape(made_by(run))}</code></p>"
-        listed = "".join(f"<li><code>{escape(step)}</code></li>" for step in next_steps(run))
-        return f'<ul class="steps">{listed}</ul>{again}'
+        made = f"Finished on {run.finished[:10]}" if run.finished else "When it finished was not recorded"
+        again = f"<p>{escape(made)}. To make the same run again:</p><p><code>{escape(made_by(run))}</code></p>"
+        listed = "".join(
+            f"<li>{escape(why)}:<br><code>{escape(command)}</code></li>" for why, command in next_steps(run)
+        )
+        return f'{again}<p>Next:</p><ul class="steps">{listed}</ul>'
 
     return _per_run(runs, write, beside=False)
 
@@ -108,20 +124,33 @@ def _stats(run: Evidence) -> str:
 
 def _loss_card(run: Evidence) -> tuple[str, str, str]:
     """How far stage 2 has come: the loss itself says little to anybody, since its scale is that of the targets."""
-    before, after = run.outcome["loss_after_surgery"], run.outcome["loss"]
+    after = run.outcome["loss"]
     if after is None:
-        return "Distillation loss", _loss(after), "no speech was held out to measure it"
+        return "Distillation loss", "–", "no speech was held out to measure it"
     weights = run.settings.get("loss", {})
     bounded = weights.get("cosine_form") == "raw" and run.settings.get("distance", "l1-cosine") != "temporal"
     least = f"; it cannot be lower than {0 - float(weights['cosine']):g}" if bounded else ""
-    if before is None or not math.isfinite(before) or not math.isfinite(after):
+    change = _loss_change(run)
+    if change is None:
         return "Distillation loss", _loss(after), f"on held-out speech{least}"
-    change = f"{after - before:+.4f}".replace("-", "−")
-    return "Loss since surgery", change, f"from {_loss(before)} to {_loss(after)} on held-out speech{least}"
+    return "Loss since surgery", change[0], f"{change[1]} on held-out speech{least}"
+
+
+def _loss_change(run: Evidence) -> tuple[str, str] | None:
+    """By what stage 2 changed the loss, and from where to where; None where that was not measured."""
+    before, after = run.outcome["loss_after_surgery"], run.outcome["loss"]
+    if before is None or after is None or not math.isfinite(before) or not math.isfinite(after):
+        return None
+    return f"{after - before:+.4f}".replace("-", "−"), f"from {_loss(before)} to {_loss(after)}"
+
+
+def _changed(run: Evidence) -> str:
+    change = _loss_change(run)
+    return _loss(run.outcome["loss"]) if change is None else f"{change[0]} ({change[1]})"
 
 
 def _comparison(runs: Sequence[Evidence]) -> str:
-    heading = ["run", "method", "parameters", "share", "MACs / s", "share", "speed", "loss", "after surgery"]
+    heading = ["run", "method", "parameters", "share", "MACs / s", "share", "speed", "loss since surgery"]
     rows = [
         [
             run.name,
@@ -131,8 +160,7 @@ def _comparison(runs: Sequence[Evidence]) -> str:
             human(run.student.total_macs),
             _share(run.student.total_macs, run.teacher.total_macs),
             f"{run.speedup:.1f}×",
-            _loss(run.outcome["loss"]),
-            _loss(run.outcome["loss_after_surgery"]),
+            _changed(run),
         ]
         for run in runs
     ]
@@ -155,82 +183,8 @@ def _comparison(runs: Sequence[Evidence]) -> str:
     return "".join(parts)
 
 
-def _scores_compared(runs: Sequence[Evidence]) -> str:
-    """The students' scores in one table, where those of two runs at least were measured on the same data."""
-    found = [(run, row) for run in runs if run.scores for row in run.scores.rows if _role(row, run) == "student"]
-    titles = dict.fromkeys(run.scores.title for run, _ in found if run.scores)
-    parts = []
-    for title in titles:
-        rows = [(run, row["scores"]) for run, row in found if run.scores and run.scores.title == title]
-        columns = [column for column in COLUMNS if any(column.name in scores for _, scores in rows)]
-        if len(rows) > 1:
-            cells = [[run.name, *(_number(scores.get(column.name)) for column in columns)] for run, scores in rows]
-            heading = ["student of", *(column.title for column in columns)]
-            parts.append(f'<p class="title">{escape(title)}</p>{table(heading, cells, name="scores of the students")}')
-    return f'<div class="scores">{"".join(parts)}</div>' if parts else ""
-
-
-def _scores_of(run: Evidence) -> str:
-    if run.scores is None:
-        return paragraph("Not evaluated: there is no RUN/evaluation/table.json.", "absent")
-    scores = run.scores
-    columns = [column for column in COLUMNS if any(column.name in row["scores"] for row in scores.rows)]
-    rows = [["parameters", *(human(row["parameters"]) if row["parameters"] else "none" for row in scores.rows)]]
-    rows += [[column.title, *(_number(row["scores"].get(column.name)) for row in scores.rows)] for column in columns]
-    if any(row.get("superb_s") is not None for row in scores.rows):
-        rows.append(["superb_s ↑", *(_number(row.get("superb_s"), 0) for row in scores.rows)])
-    sources = list(dict.fromkeys(row["source"] for row in scores.rows if row.get("source")))
-    heading = ["", *(_model_heading(row, run, sources) for row in scores.rows)]
-    roles = [_role(row, run) for row in scores.rows]
-    if "student" in roles and "teacher" in roles:
-        student, teacher = (scores.rows[roles.index(role)]["scores"] for role in ("student", "teacher"))
-        heading.append("student − teacher")
-        change = {
-            column.title: f"{student[column.name] - teacher[column.name]:+.2f}"
-            for column in columns
-            if column.name in student and column.name in teacher
-        }
-        rows = [[*cells, change.get(cells[0], "")] for cells in rows]
-    notes = [*scores.notes, *(f"[{number}] {source}" for number, source in enumerate(sources, 1))]
-    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    title = f'<p class="title">{escape(scores.title)}</p>'
-    return f'<div class="scores">{title}{table(heading, rows, name="scores")}<ul class="notes">{said}</ul></div>'
-
-
 def _own_head(runs: Sequence[Evidence]) -> str:
-    def write(run: Evidence) -> str:
-        if run.own_head is None and not run.outcome.get("head"):
-            return paragraph("This student is an encoder without a head.", "absent")
-        if run.own_head is None:
-            return paragraph(
-                "Not measured: there is no RUN/evaluation/own_head.json, which skill-speech evaluate RUN/model "
-                "--own_head --data DATA writes for a model with a head.",
-                "absent",
-            )
-        shown = head_table(run.own_head)
-        heading, lines = shown.cells()
-        rows = [list(cells) for cells in zip(heading, *lines, strict=True)]
-        listed = table(["", *rows[0][1:]], rows[1:], name="scores of the model's own head")
-        labels = by_label_table(run.own_head)
-        each = details("Every label", table(labels[0], labels[1:], name="scores of every label")) if labels else ""
-        said = "".join(f"<li>{escape(note)}</li>" for note in shown.notes)
-        title = f'<p class="title">{escape(shown.title)}</p>'
-        return f'<div class="scores">{title}{listed}{each}<ul class="notes">{said}</ul></div>'
-
-    return _per_run(runs, write, beside=False)
-
-
-def _role(row: dict[str, Any], run: Evidence) -> str:
-    """What a model is to the run, which its number of parameters gives away."""
-    roles = {run.teacher.total_parameters: "teacher", run.student.total_parameters: "student"}
-    return "" if row.get("source") else roles.get(row["parameters"], "")
-
-
-def _model_heading(row: dict[str, Any], run: Evidence, sources: Sequence[str]) -> str:
-    if row.get("source"):
-        return f"{row['model']} [{sources.index(row['source']) + 1}]"
-    role = _role(row, run)
-    return f"{row['model']} ({role})" if role and role != row["model"] else str(row["model"])
+    return _per_run(runs, own_head_of, beside=False)
 
 
 def _similarity(runs: Sequence[Evidence]) -> str:
@@ -401,9 +355,9 @@ def _sparsity_figure(run: Evidence) -> str:
     names = [name for name in ("sparsity_expected", "sparsity_target", "lambda1", "lambda2", "price") if name in last]
     cells = [[f"{row['step']:g}", *(f"{row[name]:.4f}" for name in names)] for row in rows]
     numbers = details("Sparsity and multipliers as a table", table(["step", *names], cells))
-    legend = _legend([("expected", "main"), ("target", "aim")])
+    marks = legend([("expected", "main"), ("target", "aim")])
     picture = lines_picture(label, lines, bounds=(min(0.0, *heights), max(heights)), percent=True)
-    return figure("Sparsity, expected against target", picture, caption, numbers, legend)
+    return figure("Sparsity, expected against target", picture, caption, numbers, marks)
 
 
 def _loss_points(run: Evidence, stage: str) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
@@ -422,13 +376,13 @@ def _loss_figure(run: Evidence, stage: str, bounds: tuple[float, float]) -> str:
         return paragraph(f"This run started after {stage}.", "absent")
     series = [Series("training", "second" if held_out else "main", training)]
     label = f"{title}, distillation loss on training batches from {training[0][1]:.4f} to {training[-1][1]:.4f}"
-    legend = [("training batches", series[0].kind)]
+    entries = [("training batches", series[0].kind)]
     if held_out:
         series.append(Series("held-out", "main", held_out, marked=True))
-        legend.append(("held-out speech", "main"))
+        entries.append(("held-out speech", "main"))
         label += f"; on held-out speech from {held_out[0][1]:.4f} to {held_out[-1][1]:.4f}"
     result = run.outcome["stages"].get(stage, {})
-    caption = f"{heard(result)}, {_duration(result['seconds'])}." if result else ""
+    caption = f"{heard(result)}, {duration(result['seconds'])}." if result else ""
     names = list(dict.fromkeys(name for row in run.metrics[stage] for name in row if name != "step"))
     # What is validated are the terms of the loss, whichever there are.
     terms = {name.partition("/")[2] for name in names if name.startswith("validation/")}
@@ -439,7 +393,7 @@ def _loss_figure(run: Evidence, stage: str, bounds: tuple[float, float]) -> str:
         for row in run.metrics[stage]
     ]
     numbers = details(f"{title} as a table", table(["step", *shown], rows))
-    return figure(title, lines_picture(f"{label}.", series, bounds=bounds), caption, numbers, _legend(legend))
+    return figure(title, lines_picture(f"{label}.", series, bounds=bounds), caption, numbers, legend(entries))
 
 
 def _budget(runs: Sequence[Evidence]) -> str:
@@ -458,8 +412,8 @@ def _budget(runs: Sequence[Evidence]) -> str:
             rows.append(["all", f"{whole:,.0f}", f"{left:,.0f}", _share(left, whole)])
             numbers = details(f"{title} as a table", table([what, "teacher", "student", "left"], rows))
             caption = f"{human(left)} of {human(whole)} {what}."
-            legend = _legend([("teacher", "before"), ("student", "after")])
-            parts.append(figure(title, budget_picture(what, bars, words), caption, numbers, legend))
+            marks = legend([("teacher", "before"), ("student", "after")])
+            parts.append(figure(title, budget_picture(what, bars, words), caption, numbers, marks))
         return panels(parts)
 
     return _per_run(runs, write)
@@ -498,27 +452,49 @@ def _audio(runs: Sequence[Evidence]) -> str:
         audio = run.outcome.get("audio")
         if not audio:
             return paragraph("This run did not record problems with its audio.", "absent")
-        rows, named = [], []
-        for part, found in audio.items():
-            for kind, values in found["kinds"].items():
-                fate = "left out" if values["left_out"] else "used"
-                rows.append([part, kind, fate, f"{values['cuts']:,}", f"{len(values['files']):,}"])
-                named += [[part, kind, *file] for file in values["files"].items()]
-            rows += [[part, kind, "used", f"{count:,}", ""] for kind, count in found["converted"].items() if count]
-            rows.append([part, "all", "read", f"{found['read']:,}", ""])
-        listed = table(["part of the run", "problem", "", "cuts", "files"], rows, caption="problems with the audio")
-        skipped = [
-            f"{stage}: {values['skipped']} of {values['steps']} updates were left out because the loss or a gradient "
-            f"was not finite; {values.get('returns', 0)} returns to an earlier state."
+        read = "; ".join(f"{part}: {found['read']:,} cuts read" for part, found in audio.items())
+        parts = [paragraph(f"{read}.", "note")]
+        parts += [_problems(audio, left_out=True), _problems(audio, left_out=False), _converted(audio)]
+        parts += [
+            paragraph(
+                f"{stage}: {values['skipped']} of {values['steps']} updates were left out because the loss or a "
+                f"gradient was not finite; {values.get('returns', 0)} returns to an earlier state.",
+                "warning",
+            )
             for stage, values in run.outcome["stages"].items()
             if values.get("skipped")
         ]
-        files = [[part, kind, path, message.removeprefix(f"{path}: ")] for part, kind, path, message in named]
-        heading = ["part of the run", "problem", "file", "message"]
-        names = details("The files", table(heading, files[:MOST_FILES], name="files", numbers=False)) if files else ""
-        return listed + names + "".join(paragraph(words, "warning") for words in skipped)
+        return "".join(parts)
 
     return _per_run(runs, write, beside=False)
+
+
+def _problems(audio: dict[str, Any], *, left_out: bool) -> str:
+    """What was wrong with audio that was left out, or with audio that was used nevertheless."""
+    rows, files = [], []
+    for part, found in audio.items():
+        for kind, values in found["kinds"].items():
+            if values["left_out"] == left_out:
+                rows.append([part, kind, f"{values['cuts']:,}", f"{len(values['files']):,}"])
+                files += [[part, kind, path, said.removeprefix(f"{path}: ")] for path, said in values["files"].items()]
+    title = "Left out" if left_out else "Used, although odd"
+    if not rows:
+        return paragraph(f"{title}: none.", "note")
+    listed = table(["part of the run", "problem", "cuts", "files"], rows, caption=title)
+    heading = ["part of the run", "problem", "file", "message"]
+    shown = table(heading, files[:MOST_FILES], name=f"files, {title.lower()}", numbers=False)
+    return listed + (details(f"The files: {title.lower()}", shown) if files else "")
+
+
+def _converted(audio: dict[str, Any]) -> str:
+    """What was brought into the form that encoders take, which is nothing odd."""
+    rows = [
+        [part, kind, f"{count:,}"]
+        for part, found in audio.items()
+        for kind, count in found["converted"].items()
+        if count
+    ]
+    return table(["part of the run", "", "cuts"], rows, caption="Converted") if rows else ""
 
 
 def _configuration(runs: Sequence[Evidence]) -> str:
@@ -564,22 +540,11 @@ def _environment_of(run: Evidence) -> dict[str, str]:
         values |= {"CPUs": str(recorded["cpus"]), "threads": str(recorded["threads"])}
         values["accelerator"] = str(recorded["accelerator"] or "none")
     for stage, result in run.outcome["stages"].items():
-        values[f"{stage}, time"] = _duration(result["seconds"])
+        values[f"{stage}, time"] = duration(result["seconds"])
         values[f"{stage}, peak memory"] = f"{result['peak_memory'] / 2**20:,.0f} MiB"
     values["speed measured on"] = _timed(run.student)
     values["finished"] = run.finished or "not recorded"
     return values
-
-
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
-    """Names beside a sample of their line or bar."""
-    parts = []
-    for name, kind in entries:
-        sample = f'<rect x="0" y="1" width="16" height="6" rx="1" class="{kind}"/>'
-        if kind in ("main", "second", "aim"):
-            sample = f'<line x1="0" x2="16" y1="4" y2="4" class="line {kind}"/>'
-        parts.append(f'<li><svg viewBox="0 0 16 8" aria-hidden="true">{sample}</svg>{escape(name)}</li>')
-    return f'<ul class="legend">{"".join(parts)}</ul>'
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -626,23 +591,18 @@ def _timed(profile: Profile) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 SECTIONS = (
     Section("outcome", "Outcome", _outcome),
     Section("own-head", "The model's own head", _own_head),
+    Section("quality", "Size and quality", size_and_quality),
     Section("similarity", "Layers and their clusters", _similarity),
     Section("kept", "Likeness to the teacher", _kept),
     Section("survivors", "Survivors per layer", _survivors),
     Section("training", "Sparsity and losses", _training),
     Section("budget", "Budget by component", _budget),
     Section("layer-weights", "Layers that tasks read", _layer_weights),
-    Section("audio", "Audio and numbers left out", _audio),
+    Section("audio", "Audio", _audio),
     Section("configuration", "Configuration", _configuration),
     Section("environment", "Environment", _environment),
-    Section("next", "What to do next", _next_steps),
+    Section("next", "Command, date, next steps", _next_steps),
 )

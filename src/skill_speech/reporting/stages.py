@@ -31,8 +31,8 @@ def told_times(outcome: dict[str, Any]) -> str:
         for name in ("budget", "student")
     )
     return (
-        f"time: the budget is {budget}; by the table of component times ({machine['processor']}, {machine['threads']} "
-        f"threads, {machine['precision']}, an utterance of {times['utterance']:g} s) the student takes {student}; "
-        f"measured at the end: {measured[0]:.3g} ms, the teacher {measured[1]:.3g} ms "
+        f"time: the budget is {budget}; by the table of component times ({machine['processor']}, threads: "
+        f"{machine['threads']}, {machine['precision']}, an utterance of {times['utterance']:g} s) "
+        f"the student takes {student}; measured at the end: {measured[0]:.3g} ms, the teacher {measured[1]:.3g} ms "
         f"({measured[1] / measured[0]:.2f}×)"
     )

@@ -7,7 +7,8 @@ import shlex
 from typing import TYPE_CHECKING
 
 from ..evaluation.own_head import MEASURES
-from ..pruning import human, quantity
+from ..pruning import quantity
+from ..quantities import human
 
 if TYPE_CHECKING:
     from .evidence import Evidence
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 SPARSITY_TOLERANCE = 0.02
 """Points of expected sparsity away from the target from which a reader should know."""
 
+SLOWER = 0.8
+"""Share of the speed that was asked for below which a report warns."""
 SIZE_TOLERANCE = 0.01
 """Of the teacher's parameters or MACs, between what was asked for and what was made."""
 
@@ -47,18 +50,19 @@ def warnings(run: Evidence) -> list[str]:
     return [*_size(run), *_training(run), *_data(run)]
 
 
-def next_steps(run: Evidence) -> list[str]:
-    """Commands that a reader is likely to want now."""
-    folder = shlex.quote(str(run.folder / "model"))
-    steps = [f"skill-speech export {folder} --format transformers --output EXPORTED"]
+def next_steps(run: Evidence) -> list[tuple[str, str]]:
+    """What a reader is likely to want now, each with its command."""
+    folder, here = shlex.quote(str(run.folder / "model")), shlex.quote(str(run.folder))
+    steps = [("Write it for another runtime", f"skill-speech export {folder} --format transformers --output EXPORTED")]
     if run.outcome.get("head") and run.own_head is None:
-        steps.insert(0, f"skill-speech evaluate {folder} --own_head --data LABELED_DATA")
-    elif run.scores is None and not run.outcome.get("head"):
-        steps.insert(
-            0,
-            f"skill-speech evaluate teacher={shlex.quote(str(run.settings['teacher']))} student={folder} "
-            f"--data CORPORA --output {shlex.quote(str(run.folder / 'evaluation'))}",
+        score = f"skill-speech evaluate {folder} --own_head --data LABELED_DATA && skill-speech report {here}"
+        steps.insert(0, ("Score its head beside the teacher's", score))
+    elif run.kept is None and not run.outcome.get("head"):
+        score = (
+            f"skill-speech evaluate teacher={shlex.quote(str(run.settings['teacher']))} student={folder} fbank "
+            f"--data CORPORA --output {shlex.quote(str(run.folder / 'evaluation'))} && skill-speech report {here}"
         )
+        steps.insert(0, ("Score it on tasks, beside its teacher and filterbanks", score))
     return steps
 
 
@@ -75,25 +79,48 @@ def _own_head(run: Evidence) -> str:
     measure = next((name for name in MEASURES if name in mine), None)
     if measure is None:
         return ""
-    title, value = MEASURES[measure].rpartition(" ")[0], mine[measure]["value"]
+    title, value = MEASURES[measure].rpartition(" ")[0], mine[measure]
     teacher = (run.own_head.get("teacher") or {}).get("metrics", {}).get(measure)
-    beside = f" (the teacher: {teacher['value']:.2f})" if teacher else ""
-    return f"{title} of its own head: {value:.2f}{beside}."
+    beside = f"; the teacher: {teacher['value']:.2f}" if teacher else ""
+    interval = f" [{value['low']:.1f}, {value['high']:.1f}]" if math.isfinite(value["low"]) else ""
+    return f"{title} of its own head: {value['value']:.2f}{interval} on {_scored_on(run)}{beside}."
+
+
+def _scored_on(run: Evidence) -> str:
+    """The items of the scores of the own head, and of synthetic data that it is."""
+    assert run.own_head is not None
+    what, count = next(iter(run.own_head["items"].items()), ("items", 0))
+    return f"{count:,} {'synthetic ' if run.own_head['synthetic'] else ''}{what}"
 
 
 def _tasks(run: Evidence) -> str:
     if run.scores is None:
         return ""
-    points = {
-        row["parameters"]: row["superb_s"]
-        for row in run.scores.rows
-        if row.get("superb_s") is not None and not row.get("source")
-    }
-    mine, teacher = (points.get(one.total_parameters) for one in (run.student, run.teacher))
-    if mine is None:
-        return f"Scored on {len(run.scores.rows[0]['scores'])} tasks: {run.scores.title}." if run.scores.rows else ""
-    beside = f" against {teacher:.0f} of the teacher" if teacher is not None else ""
-    return f"{mine:.0f} points{beside} over the tasks that were scored ({run.scores.title})."
+    found, title = run.kept, run.scores.title
+    if found is not None and found.overall is not None:
+        value, low, high = (100 * part for part in found.overall)
+        interval = f" [{low:.0f}, {high:.0f}]" if math.isfinite(low) else ""
+        return (
+            f"It keeps {value:.0f} %{interval} of what the teacher gains over filterbanks, as a mean of {found.tasks} "
+            f"task{'s' * (found.tasks != 1)} ({title})."
+        )
+    row = run.student_row
+    return "" if row is None else f"Scored on {len(row['scores'])} measures, below ({title})."
+
+
+def _time(run: Evidence) -> list[str]:
+    """Whether the student, as measured at the end, is far slower than a budget of time asked for."""
+    times = run.outcome.get("times")
+    if not times:
+        return []
+    asked = times["teacher"] / times["budget"]
+    measured = run.teacher.real_time_factor / run.student.real_time_factor
+    if measured >= SLOWER * asked:
+        return []
+    return [
+        f"The budget of time was missed: {asked:.1f}× was asked for, {measured:.1f}× was measured. If the machine was "
+        "busy when the run began, the times of the components are wrong: begin another run on a quiet one."
+    ]
 
 
 def _size(run: Evidence) -> list[str]:
@@ -115,6 +142,9 @@ def _size(run: Evidence) -> list[str]:
                 f"The budget was missed: {human(left)} {what} are left ({100 * left / whole:.1f} %), and "
                 f"{human(limit)} ({100 * limit / whole:.1f} %) were asked for."
             )
+    found += _time(run)
+    if run.widths is not None and any(run.widths[0].heads) and not any(run.widths[1].heads):
+        found.append("No attention head is left in any layer: a larger student or more updates would keep some.")
     if run.widths is not None:
         empty = [
             number
@@ -163,10 +193,13 @@ def _data(run: Evidence) -> list[str]:
     read, left = sum(part["read"] for part in audio), sum(part["left_out"] for part in audio)
     if read and left / read > LEFT_OUT:
         found.append(f"{100 * left / read:.0f} % of the audio was left out: see the section on audio.")
-    items = run.own_head["items"] if run.own_head is not None else {}
-    fewest = min(items.values(), default=FEW_ITEMS)
-    if fewest < FEW_ITEMS:
-        found.append(f"Its own head was scored on {fewest:g} items only: see the intervals.")
+    if run.own_head is not None and min(run.own_head["items"].values(), default=FEW_ITEMS) < FEW_ITEMS:
+        few = ", ".join(f"{count:,} {what}" for what, count in run.own_head["items"].items())
+        found.append(f"Few test items: its own head was scored on {few}. See the intervals.")
+    items = {} if run.student_row is None else run.student_row.get("items", {})
+    few = ", ".join(f"{name} {count:,}" for name, count in items.items() if count < FEW_ITEMS)
+    if few:
+        found.append(f"Few test items: {few}. See the intervals.")
     if run.analysis is not None and run.analysis.clusters.borders.firm is False:
         found.append(f"The clusters are uncertain: {run.analysis.clusters.borders}.")
     return found

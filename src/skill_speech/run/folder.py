@@ -94,11 +94,24 @@ class RunFolder:
         """
 
         def look() -> None:
-            if self.path.exists() and not self.path.is_dir():
-                raise InputError(f"{self.path}: a file; --output is a folder")
             if (self.path / "config.yaml").exists():
                 refuse_changes(self.path / "config.yaml", settings, free)
-            elif self.path.exists() and not is_fresh(self.path, MAY_BE_THERE):
+
+        self.refuse_foreign()
+        self.on_first(look)
+
+    def refuse_foreign(self) -> None:
+        """See that the folder is free, or that of any run.
+
+        Raises:
+            InputError: it holds something else.
+        """
+
+        def look() -> None:
+            if self.path.exists() and not self.path.is_dir():
+                raise InputError(f"{self.path}: a file; --output is a folder")
+            is_a_run = (self.path / "config.yaml").exists()
+            if self.path.exists() and not is_a_run and not is_fresh(self.path, MAY_BE_THERE):
                 raise InputError(f"{self.path}: not empty and not a skill-speech run: choose another --output")
 
         self.on_first(look)
@@ -157,6 +170,10 @@ def evaluation_of(model: str | Path, file: str = "table.json") -> Path | None:
     return found if folder.name == "model" and (found / file).is_file() else None
 
 
+RUNTIMES = "runtimes.json"
+"""What the student costs in the runtimes of a machine: `profile RUN/model --runtimes` writes it into RUN."""
+
+
 def run_of(model: str | Path) -> Path | None:
     """The run that a model is of, which is RUN/model; None for any other model."""
     folder = Path(model)
@@ -196,8 +213,12 @@ def refuse_changes(path: Path, settings: dict[str, Any], free: Collection[str] =
     except (OSError, ValueError, yaml.YAMLError):
         raise InputError(f"{path}: cannot be read; choose another --output") from None
     before = before if isinstance(before, dict) else {}
-    # What only the file has is of a version that had more settings.
-    changed = differences(before, settings, {*free, *(_flat(before).keys() - _flat(settings).keys())})
+    old, new = _flat(before), _flat(settings)
+    # What only the file has is of a version that had more settings; the lengths of stages follow from other minutes.
+    free = {*free, *(old.keys() - new.keys())}
+    if old.get("minutes") != new.get("minutes"):
+        free |= {key for key in new if key.startswith(("stage1.", "stage2."))}
+    changed = differences(before, settings, free)
     if changed:
         raise InputError(
             f"{path.parent}: made with different settings: {'; '.join(changed)}. Choose another --output, or restore "

@@ -10,12 +10,28 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from ..errors import printable
 from . import ranks
 
 SECONDS_BETWEEN_LINES = 15.0
+SECONDS_OF_ESTIMATE = 600.0
+"""The remaining time is estimated from so much of the past: several updates, even if each takes a minute."""
+
+WIDE = 100
+"""Columns of a terminal that has room for the elapsed time, too."""
 
 
 @cache
@@ -69,15 +85,8 @@ class Meter:
         self._note = ""
         self._bar: Progress | None = None
         if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description:<12}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=self.console,
-            )
+            columns = _columns(self.console.width)
+            self._bar = Progress(*columns, console=self.console, speed_estimate_period=SECONDS_OF_ESTIMATE)
             self._task = self._bar.add_task(what, total=total, completed=done, note="")
 
     def __enter__(self) -> Meter:
@@ -110,6 +119,34 @@ class Meter:
         if fresh and self.done < self.total:
             line += f", {_clock(passed / fresh * (self.total - self.done))} left"
         self.console.print(f"  {line}{'  ' + self._note if self._note else ''}", highlight=False)
+
+
+class _Note(ProgressColumn):
+    """What is said after the bar: cut off where the terminal ends."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """What the bar shows on a terminal so many columns wide: the bar itself gets what the numbers leave."""
+    numbers: list[ProgressColumn] = [MofNCompleteColumn(table_column=_whole())]
+    if width >= WIDE:
+        numbers.append(TimeElapsedColumn(table_column=_whole()))
+    room = width - (80 if width >= WIDE else 70)
+    return [
+        TextColumn("{task.description:<8}", markup=False, table_column=_whole()),
+        BarColumn(bar_width=max(6, min(30, room)), table_column=_whole()),
+        *numbers,
+        TimeRemainingColumn(table_column=_whole()),
+        TextColumn("left", table_column=_whole()),
+        _Note(table_column=Column(overflow="ellipsis")),
+    ]
+
+
+def _whole() -> Column:
+    """A column that keeps its width: where there is too little room, the note is shortened."""
+    return Column(no_wrap=True)
 
 
 def _clock(seconds: float) -> str:

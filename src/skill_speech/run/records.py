@@ -56,6 +56,7 @@ TALLY = {
     "kinds": Each({"left_out": bool, "cuts": COUNT, "files": Each(str)}),
     "converted": Each(COUNT),
 }
+RUNTIME = Only({"name": str, "version": str, "real_time_factor": POSITIVE, "memory": AMOUNT, "difference": AMOUNT})
 COSTS = Only(
     {
         "model": str,
@@ -66,6 +67,7 @@ COSTS = Only(
         "threads": COUNT,
         "memory": Perhaps(Either((COUNT, None))),
         "timings": Perhaps([{"precision": str, "seconds": Each(AMOUNT), "matrix_rate": POSITIVE}]),
+        "runtimes": Perhaps([RUNTIME]),
     }
 )
 CURVE = Only({"widths": [COUNT], "seconds": [AMOUNT]})
@@ -74,6 +76,7 @@ LOSSES = Each(LOSS)
 ESTIMATES = Each({"value": LOSS, "low": LOSS, "high": LOSS})
 HEAD = {"name": str, "parameters": COUNT, "metrics": ESTIMATES, "by_label": Each(LOSSES)}
 METRICS = Each(Either((LOSS, LOSSES)))  # diarization keeps the error of every threshold and median
+MEASURED = {"items": Perhaps(Each(COUNT)), "intervals": Perhaps(Each({"low": LOSS, "high": LOSS}))}
 WIDTHS = {"channels": [COUNT], "heads": [[COUNT]], "units": [COUNT]}
 STAGE = {
     "steps": COUNT,
@@ -111,6 +114,14 @@ RECORDS: dict[str, tuple[Any, str]] = {
             }
         ),
         "write one with skill-speech profile TEACHER --times FILE",
+    ),
+    "runtimes": (
+        {
+            "seconds": POSITIVE,
+            "machine": {"processor": str, "threads": COUNT},
+            "runtimes": [RUNTIME],
+        },
+        "delete it, or write it again with skill-speech profile RUN/model --runtimes",
     ),
     "validation": (LOSSES, "delete it and rerun the same command to measure it again"),
     "stage": (
@@ -184,6 +195,9 @@ RECORDS: dict[str, tuple[Any, str]] = {
             "settings": Perhaps(dict),
             "metrics": METRICS,
             "layer_weights": [LOSS],
+            # Results of earlier versions do not have these.
+            **MEASURED,
+            "utterances": Perhaps(Each(COUNT)),
         },
         "delete it and run evaluate again",
     ),
@@ -210,7 +224,10 @@ RECORDS: dict[str, tuple[Any, str]] = {
         {"done": COUNT, "said": [dict], "audio": TALLY | {"empty_in_a_row": COUNT}},
         "delete it and rerun the same command",
     ),
-    "fold": ({"metrics": METRICS, "dev": METRICS, "layer_weights": [LOSS]}, "delete it and run evaluate again"),
+    "fold": (
+        {"metrics": METRICS, "dev": METRICS, "layer_weights": [LOSS], **MEASURED},
+        "delete it and run evaluate again",
+    ),
     "table": (
         {
             "title": str,
@@ -222,6 +239,7 @@ RECORDS: dict[str, tuple[Any, str]] = {
                     "scores": LOSSES,
                     "superb_s": Perhaps(Either((LOSS, None))),
                     "source": Perhaps(str),
+                    **MEASURED,
                 }
             ],
         },

@@ -1,14 +1,15 @@
-"""Being told to stop: SIGTERM, and SIGUSR1, which SLURM can send some time before."""
+"""Being told to stop: SIGTERM, SIGUSR1, which SLURM can send some time before, and SIGINT, which is Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(SystemExit):
@@ -28,6 +29,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """While a run is carried out, a stop signal raises Stopped; where that is deferred, it is a request first.
 
+    SIGINT raises KeyboardInterrupt, as Python has it, and a second one, a moment later, does so at once.
+
     To be used in a `with` statement. In another thread than the main one, Python cannot handle signals: there it does
     nothing.
     """
@@ -35,7 +38,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.requested: int | None = None
         """The number of the signal that came, if any."""
-        self._deferred = False
+        self._deferred, self._asked = False, 0.0
         self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
     def install(self) -> None:
@@ -60,7 +63,7 @@ class StopSignals:
         """In this block a signal only sets `requested`, for which somebody in it looks at a good moment.
 
         Raises:
-            Stopped: after the block, if it was requested in it.
+            Stopped, KeyboardInterrupt: after the block, if it was requested in it.
         """
         self._deferred = True
         try:
@@ -70,11 +73,18 @@ class StopSignals:
         self.raise_if_requested()
 
     def raise_if_requested(self) -> None:
-        """Raise Stopped if a signal came."""
+        """Raise Stopped, or KeyboardInterrupt, if a signal came."""
         if self.requested is not None:
-            raise Stopped(self.requested)
+            raise stopped_by(self.requested)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = signum
-        if not self._deferred:
-            raise Stopped(signum)
+        # Ranks get the first one twice: from the terminal, and from who started them.
+        again = signum == self.requested == signal.SIGINT and time.monotonic() > self._asked + 1
+        self.requested, self._asked = signum, time.monotonic()
+        if again or not self._deferred:
+            raise stopped_by(signum)
+
+
+def stopped_by(signum: int) -> Stopped | KeyboardInterrupt:
+    """What is raised for a signal."""
+    return KeyboardInterrupt() if signum == signal.SIGINT else Stopped(signum)

@@ -174,7 +174,7 @@ def cluster_layers(
             {K: firmness(K) for K in range(2, L // 2 + 1)} if L > 3 else {min(L, 2): 1.0}, L
         )
     else:
-        K, reason = clusters, f"{_count(clusters)}, as asked for"
+        K, reason = clusters, f"{_count(clusters)}, as set" + (": one for each layer" if clusters == L else "")
     borders = Borders(
         firmness(K) if of_halves else None,
         None

@@ -1,6 +1,6 @@
 """The diarization error rate, and the accuracy of frames that a model is chosen by.
 
-Legend of the tensor suffixes: T frames, S speakers.
+Legend of the tensor suffixes: T frames, S speakers, N recordings.
 """
 
 from __future__ import annotations
@@ -24,16 +24,36 @@ def diarization_error(references: Mapping[str, Sequence[Turn]], hypotheses: Mapp
         references: recording → its turns.
         hypotheses: the same recordings → their turns, speakers under any names.
     """
-    from pyannote.core import Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate
 
     metric = DiarizationErrorRate(collar=0.0, skip_overlap=False)
     for recording, turns in references.items():
-        reference, hypothesis = _annotation(turns), _annotation(hypotheses[recording])
-        extents = [part.get_timeline().extent() for part in (reference, hypothesis)]
-        scored = Timeline([extent for extent in extents if extent]).extent()
-        metric(reference, hypothesis, uem=Timeline([scored]))
+        _score(metric, turns, hypotheses[recording])
     return 100 * float(abs(metric))
+
+
+def diarization_parts(
+    references: Mapping[str, Sequence[Turn]], hypotheses: Mapping[str, Sequence[Turn]]
+) -> NDArray[np.float64]:
+    """Of each recording the seconds of errors and of speech (N, 2), whose sums make the DER."""
+    from pyannote.metrics.diarization import DiarizationErrorRate
+
+    metric, parts = DiarizationErrorRate(collar=0.0, skip_overlap=False), []
+    for recording, turns in references.items():
+        found = _score(metric, turns, hypotheses[recording])
+        errors = sum(found[name] for name in ("missed detection", "false alarm", "confusion"))
+        parts.append((errors, found["total"]))
+    return np.array(parts, dtype=np.float64).reshape(-1, 2)
+
+
+def _score(metric: Any, turns: Sequence[Turn], found: Sequence[Turn]) -> dict[str, float]:
+    """Let the metric count one recording; what it counted."""
+    from pyannote.core import Timeline
+
+    reference, hypothesis = _annotation(turns), _annotation(found)
+    extents = [part.get_timeline().extent() for part in (reference, hypothesis)]
+    scored = Timeline([extent for extent in extents if extent]).extent()
+    return dict(metric(reference, hypothesis, uem=Timeline([scored]), detailed=True))
 
 
 def frame_accuracy(active_TS: NDArray[np.bool_], true_TS: NDArray[np.bool_]) -> float:

@@ -1,6 +1,8 @@
 """Slot filling (Lai et al. 2021, arXiv 2010.13105): which slots were heard, and what was in them.
 
 A sentence is a text in which the words of a slot stand between its marks: `PLAY B-artist MILES DAVIS E-artist NOW`.
+
+Legend of the suffixes: N sentences.
 """
 
 from __future__ import annotations
@@ -9,7 +11,10 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from .edits import character_error_rate
+import numpy as np
+from numpy.typing import NDArray
+
+from .edits import character_edits, character_error_rate
 
 _SLOT = re.compile(r"B-(\S+) (.+?) E-\1")
 _OPENING, _CLOSING = re.compile(r"B-\S+ "), re.compile(r" E-\S+")
@@ -19,11 +24,7 @@ _FARTHEST = 100.0
 
 def slot_type_f1(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """F1 of the set of slot types in each sentence, averaged over sentences; 100 where neither has a slot."""
-    scores = []
-    for reference, hypothesis in zip(references, hypotheses, strict=True):
-        wanted, heard = _slots(reference).keys(), _slots(hypothesis).keys()
-        # 2PR / (P + R) with P = common / heard and R = common / wanted.
-        scores.append(2 * len(wanted & heard) / (len(wanted) + len(heard)) if wanted or heard else 1.0)
+    scores = list(map(_type_f1, references, hypotheses))
     return 100 * sum(scores) / len(scores)
 
 
@@ -34,14 +35,38 @@ def slot_value_cer(references: Sequence[str], hypotheses: Sequence[str]) -> floa
     where it has none. A slot too many in a hypothesis costs nothing. Marks of other slots within a hypothesis' value
     are left out, those within a reference's value stay.
     """
-    wanted, heard = [], []
-    for reference, hypothesis in zip(references, hypotheses, strict=True):
+    _, wanted, heard = _values(references, hypotheses)
+    return character_error_rate(wanted, heard) if wanted else 0.0
+
+
+def slot_parts(references: Sequence[str], hypotheses: Sequence[str]) -> NDArray[np.float64]:
+    """Of each sentence what both measures are made of (N, 3): its F1, and errors and characters of its values."""
+    parts_N3 = np.zeros((len(references), 3))
+    parts_N3[:, 0] = list(map(_type_f1, references, hypotheses))
+    numbers, wanted, heard = _values(references, hypotheses)
+    if wanted:
+        np.add.at(parts_N3[:, 1:], numbers, character_edits(wanted, heard))
+    return parts_N3
+
+
+def _type_f1(reference: str, hypothesis: str) -> float:
+    """F1 of the set of slot types in a sentence."""
+    wanted, heard = _slots(reference).keys(), _slots(hypothesis).keys()
+    # 2PR / (P + R) with P = common / heard and R = common / wanted.
+    return 2 * len(wanted & heard) / (len(wanted) + len(heard)) if wanted or heard else 1.0
+
+
+def _values(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[list[int], list[str], list[str]]:
+    """Every value of a slot in the references: the number of its sentence, it, and what it is compared with."""
+    numbers, wanted, heard = [], [], []
+    for number, (reference, hypothesis) in enumerate(zip(references, hypotheses, strict=True)):
         candidates = _slots(hypothesis)
         for slot, values in _slots(reference).items():
             for value in values:
+                numbers.append(number)
                 wanted.append(value)
                 heard.append(_nearest(value, [_without_marks(other) for other in candidates.get(slot, [])]))
-    return character_error_rate(wanted, heard) if wanted else 0.0
+    return numbers, wanted, heard
 
 
 def _nearest(value: str, candidates: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The head that a fine-tuned model has, measured on any manifest with text or labels, beside its teacher's."""
+"""The head that a fine-tuned model has, measured on any data with text or labels, beside its teacher's."""
 
 from .evaluate import HeadEvaluation, evaluate_own_head
 from .table import FILE, MEASURES, HeadTable, by_label_table, head_table, read_own_head_result

@@ -27,7 +27,7 @@ from ...limits import refuse_other_rates
 from ...run import ranks
 from ...run.progress import Meter
 from ...run.records import read_record
-from ...run.signals import Stopped, StopSignals
+from ...run.signals import StopSignals, stopped_by
 from ..states import batch_seconds, similar_lengths
 from ..upstream import model_fingerprint
 from .scorers import Scorer, make_scorer
@@ -192,7 +192,7 @@ def run_models(
                     said.update(zip(batch.ids, _say(subject, batch, device), strict=True))
     stopped = ranks.largest(stop.requested or 0)
     if stopped:
-        raise Stopped(stopped)
+        raise stopped_by(stopped)
     progress.audio.check()
     tally = progress.audio.of_all_ranks()
     parts = ranks.gathered(progress.said)

@@ -20,68 +20,15 @@ from ...checkpoints.tokenizers import Tokenizer
 from ...data import SAMPLE_RATE
 from ...errors import InputError
 from ...heads import HeadOutput, SpeechModel
-from ..metrics import character_edits, equal_error_rates, word_edits
-from ..metrics.bootstrap import Scored, Values
+from ..metrics import character_edits, word_edits
+from ..metrics.bootstrap import Scored, Sums, Trials, Values
 from .references import NO_LABEL, Labels, numbers, speakers, texts
 
 MOST_TRIALS = 100_000
-TRIALS_AT_ONCE = 4_000_000
-"""Of all resamples that are held together."""
 
 Array = NDArray[np.float64]
 Said = tuple["Scorer", Mapping[str, Any]]
 """What a model said, and what that is compared with."""
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Measures that are functions of what is summed over utterances.
-
-    Args:
-        parts_ND: of every utterance what is summed; dense or sparse.
-        measures: of sums (R, D) and the number of utterances (R,).
-    """
-
-    parts_ND: Any
-    measures: Callable[[Array, Array], Values]
-
-    @property
-    def units(self) -> int:
-        """Utterances."""
-        return int(self.parts_ND.shape[0])
-
-    def values(self, weights_RU: Array) -> Values:
-        """Measure → its values (R,)."""
-        sums_RD = np.asarray((self.parts_ND.T @ weights_RU.T).T)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self.measures(sums_RD, weights_RU.sum(1))
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Pairs of utterances; speakers are resampled, and a pair of two counts as often as both are drawn together.
-
-    Args:
-        units: speakers.
-        speakers_P2: of both utterances.
-        scores_P: higher for the same speaker.
-    """
-
-    units: int
-    speakers_P2: NDArray[np.int64]
-    scores_P: Array
-
-    def values(self, weights_RU: Array) -> Values:
-        """The equal error rate (R,)."""
-        same_P = np.equal(*self.speakers_P2.T)
-        rows = max(1, TRIALS_AT_ONCE // len(self.scores_P))
-        found = []
-        for start in range(0, len(weights_RU), rows):
-            one_RP, other_RP = (weights_RU[start : start + rows, side] for side in self.speakers_P2.T)
-            # A speaker that is drawn twice is two speakers: neither of them is a target of the other.
-            weights_RP = np.where(same_P, one_RP, one_RP * other_RP)
-            found.append(equal_error_rates(same_P, self.scores_P, weights_RP))
-        return {"eer": np.concatenate(found)}
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...pruning import human
+from ...quantities import duration, human
 from ...run.records import read_record
 
 FILE = "own_head.json"
@@ -130,10 +130,9 @@ def _notes(result: Mapping[str, Any]) -> tuple[str, ...]:
     left = f"; {result['without_reference']:,} cuts without a reference" if result["without_reference"] else ""
     bad = f"; {result['audio']['left_out']:,} with unusable audio" if result["audio"]["left_out"] else ""
     unit = "" if set(result["model"]["metrics"]) <= set(FRACTIONS) else "In percent; in"
-    heard = f"{result['hours']:.2f} h" if result["hours"] >= 1 else f"{60 * result['hours']:.1f} min"
     paired = "; of the difference, paired" if result["difference"] is not None else ""
     return (
-        f"{items}; {heard}{left}{bad}.",
+        f"{items}; {duration(3600 * result['hours'])}{left}{bad}.",
         f"{unit or 'In'} brackets 95 % intervals of {drawn['resamples']:,} bootstrap resamples of {drawn['of']}, seed "
         f"{drawn['seed']}{paired}.",
         *result["notes"],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from lhotse.cut import Cut
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...data import SAMPLE_RATE
 from ..corpora import TaskData
+from ..metrics.bootstrap import Scored
 from ..protocol import TrainingConfig
 from ..states import Reduction
 
@@ -46,6 +47,7 @@ class Task(ABC):
         chosen_on: the split, and the measure on it, that the checkpoint and the learning rate are chosen by.
         higher_is_better: of that measure.
         headline: the measures on the test split that SUPERB reports.
+        units: what is drawn at random for an interval.
         cuts: the utterances of every split, in a fixed order.
     """
 
@@ -53,6 +55,7 @@ class Task(ABC):
     chosen_on: ClassVar[tuple[str, str]]
     higher_is_better: ClassVar[bool]
     headline: ClassVar[tuple[str, ...]]
+    units: ClassVar[str] = "utterances"
 
     def __init__(self, data: TaskData, config: TrainingConfig, hop: int) -> None:
         self.data, self.config, self.hop = data, config, hop
@@ -94,6 +97,19 @@ class Task(ABC):
     @abstractmethod
     def score(self, split: str, predictions: Sequence[Any]) -> dict[str, Any]:
         """The measures of a split, from the predictions of all its utterances in order."""
+
+    @abstractmethod
+    def scored(self, predictions: Sequence[Any], measures: Mapping[str, Any]) -> Scored:
+        """The headline measures of the test split as functions of how often each utterance counts, for intervals.
+
+        Args:
+            predictions: of all its utterances in order.
+            measures: what `score` made of them.
+        """
+
+    def items(self) -> dict[str, int]:
+        """How many things of which kinds are scored, the first ones those that a measure is a mean over."""
+        return {"utterances": len(self.cuts["test"])}
 
 
 def shuffled_batches(count: int, size: int, generator: random.Random, *, drop_last: bool = False) -> list[list[int]]:

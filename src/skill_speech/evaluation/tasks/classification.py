@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lhotse.cut import Cut
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..corpora import TaskData
 from ..heads import PooledHead
+from ..metrics.bootstrap import Scored, Sums
 from ..protocol import ClassificationConfig
 from ..states import Reduction, block_frames
 from .base import Batch, Task, shuffled_batches
@@ -91,6 +93,12 @@ class Classification(Task):
                 per_class.setdefault(label, []).append(hit)
             return {"accuracy": 100 * sum(sum(hits) / len(hits) for hits in per_class.values()) / len(per_class)}
         return {"accuracy": 100 * sum(right) / len(right)}
+
+    def scored(self, predictions: Sequence[Any], measures: Mapping[str, Any]) -> Scored:
+        """Accuracy."""
+        right = [list(found) == list(label) for found, label in zip(predictions, self.labels["test"], strict=True)]
+        parts_N1 = np.array(right, dtype=np.float64)[:, None]
+        return Sums(parts_N1, lambda sums_RD, count_R: {"accuracy": 100 * sums_RD[:, 0] / count_R})
 
     def _scores(self, head: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         """Scores (B, C) of every slot."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -23,7 +23,8 @@ from ...data import SAMPLE_RATE
 from ..corpora import TaskData
 from ..corpora.utterances import Turn
 from ..heads import DiarizationHead
-from ..metrics import diarization_error, frame_accuracy, turns_of
+from ..metrics import diarization_error, diarization_parts, frame_accuracy, turns_of
+from ..metrics.bootstrap import Scored, Sums
 from ..protocol import DiarizationConfig
 from .base import Batch, Task, shuffled_batches
 
@@ -93,22 +94,33 @@ class Diarization(Task):
         measures: dict[str, Any] = {"frame_accuracy": float(np.mean(accuracies))}
         return measures | self._error_rates(predictions) if split == "test" else measures
 
+    def scored(self, predictions: Sequence[Any], measures: Mapping[str, Any]) -> Scored:
+        """Diarization error rate with the threshold and the median filter that were chosen."""
+        found = self._found(predictions, measures["threshold"], measures["median"])
+        return Sums(
+            diarization_parts(self.turns, found),
+            lambda sums_RD, count_R: {"der": 100 * sums_RD[:, 0] / sums_RD[:, 1]},
+        )
+
     def _error_rates(self, predictions: Sequence[Tensor]) -> dict[str, Any]:
-        names = [cut.id for cut in self.cuts["test"]]
-        rates = {}
-        for threshold in self.config.thresholds:
-            for median in self.config.medians:
-                found = {
-                    name: turns_of(_active(scores_TS, threshold, median), self.hop / SAMPLE_RATE)
-                    for name, scores_TS in zip(names, predictions, strict=True)
-                }
-                rates[threshold, median] = diarization_error(self.turns, found)
+        rates = {
+            (threshold, median): diarization_error(self.turns, self._found(predictions, threshold, median))
+            for threshold in self.config.thresholds
+            for median in self.config.medians
+        }
         best = min(rates, key=lambda pair: rates[pair])
         return {
             "der": rates[best],
             "threshold": best[0],
             "median": best[1],
             "der_by_threshold_and_median": {f"{pair[0]:g}, {pair[1]}": rate for pair, rate in rates.items()},
+        }
+
+    def _found(self, predictions: Sequence[Tensor], threshold: float, median: int) -> dict[str, list[Turn]]:
+        """The turns of every test recording."""
+        return {
+            cut.id: turns_of(_active(scores_TS, threshold, median), self.hop / SAMPLE_RATE)
+            for cut, scores_TS in zip(self.cuts["test"], predictions, strict=True)
         }
 
     def _chunk(self, drawn: int) -> Tensor:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lhotse.cut import Cut
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..corpora import TaskData
 from ..corpora.snips import OUTSIDE, PUNCTUATION
 from ..heads import CTCHead
-from ..metrics import phoneme_error_rate, slot_type_f1, slot_value_cer, word_error_rate
+from ..metrics import phoneme_error_rate, slot_parts, slot_type_f1, slot_value_cer, word_edits, word_error_rate
+from ..metrics.bootstrap import Array, Scored, Sums, Values
 from ..protocol import RecognitionConfig
 from ..spec_augment import spec_augment
 from ..vocabulary import BLANK, CHARACTERS, Vocabulary
@@ -128,6 +131,11 @@ class PhonemeRecognition(Recognition):
         """Phoneme error rate."""
         return {"per": phoneme_error_rate(self.transcripts[split], predictions)}
 
+    def scored(self, predictions: Sequence[Any], measures: Mapping[str, Any]) -> Scored:
+        """Phoneme error rate."""
+        pair = ([" ".join(phones) for phones in side] for side in (self.transcripts["test"], predictions))
+        return _rate("per", word_edits(*pair))
+
 
 class SpeechRecognition(Recognition):
     """ASR: characters, word error rate without a language model."""
@@ -146,8 +154,16 @@ class SpeechRecognition(Recognition):
 
     def score(self, split: str, predictions: Sequence[Any]) -> dict[str, Any]:
         """Word error rate."""
-        texts = [["".join(symbols).strip() for symbols in side] for side in (self.transcripts[split], predictions)]
-        return {"wer": word_error_rate(*texts)}
+        return {"wer": word_error_rate(*self._texts(split, predictions))}
+
+    def scored(self, predictions: Sequence[Any], measures: Mapping[str, Any]) -> Scored:
+        """Word error rate."""
+        return _rate("wer", word_edits(*self._texts("test", predictions)))
+
+    def _texts(self, split: str, predictions: Sequence[Any]) -> tuple[list[str], list[str]]:
+        """References and what was heard."""
+        wanted, heard = (["".join(one).strip() for one in side] for side in (self.transcripts[split], predictions))
+        return wanted, heard
 
 
 class SlotFilling(Recognition):
@@ -189,5 +205,23 @@ class SlotFilling(Recognition):
 
     def score(self, split: str, predictions: Sequence[Any]) -> dict[str, Any]:
         """F1 of slot types and character error rate of slot values."""
-        texts = [["".join(symbols) for symbols in side] for side in (self.transcripts[split], predictions)]
+        texts = self._texts(split, predictions)
         return {"slot_f1": slot_type_f1(*texts), "slot_cer": slot_value_cer(*texts)}
+
+    def scored(self, predictions: Sequence[Any], measures: Mapping[str, Any]) -> Scored:
+        """F1 of slot types and character error rate of slot values."""
+
+        def measured(sums_RD: Array, count_R: Array) -> Values:
+            return {"slot_f1": 100 * sums_RD[:, 0] / count_R, "slot_cer": 100 * sums_RD[:, 1] / sums_RD[:, 2]}
+
+        return Sums(slot_parts(*self._texts("test", predictions)), measured)
+
+    def _texts(self, split: str, predictions: Sequence[Any]) -> tuple[list[str], list[str]]:
+        """References and what was heard, with the marks of slots."""
+        wanted, heard = (["".join(symbols) for symbols in side] for side in (self.transcripts[split], predictions))
+        return wanted, heard
+
+
+def _rate(measure: str, parts_N2: NDArray[np.int64]) -> Sums:
+    """An error rate, from errors and units of every reference."""
+    return Sums(parts_N2.astype(np.float64), lambda sums_RD, count_R: {measure: 100 * sums_RD[:, 0] / sums_RD[:, 1]})

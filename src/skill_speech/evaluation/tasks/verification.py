@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import InputError
 from ..corpora import TaskData
 from ..heads import AdditiveMarginSoftmax, XVector
 from ..metrics import equal_error_rate
+from ..metrics.bootstrap import Scored, Trials
 from ..protocol import VerificationConfig
 from .base import Batch, Task, shuffled_batches
 
@@ -34,6 +37,7 @@ class Verification(Task):
     chosen_on = ("test", "eer")
     higher_is_better = False
     headline = ("eer",)
+    units = "speakers"
 
     def __init__(self, data: TaskData, config: VerificationConfig, hop: int) -> None:
         super().__init__(data, config, hop)
@@ -73,11 +77,28 @@ class Verification(Task):
 
     def score(self, split: str, predictions: Sequence[Any]) -> dict[str, Any]:
         """Equal error rate of the trials."""
+        labels = [label for label, _, _ in self.data.extra["trials"]]
+        return {"eer": equal_error_rate(labels, self._scores(split, predictions))}
+
+    def scored(self, predictions: Sequence[Any], measures: Mapping[str, Any]) -> Scored:
+        """Equal error rate, by the speakers of the trials."""
+        speaker_of = {cut.id: cut.supervisions[0].speaker for cut in self.cuts["test"]}
+        numbers = {speaker: number for number, speaker in enumerate(sorted(set(speaker_of.values())))}
+        pairs = [[numbers[speaker_of[name]] for name in pair] for _, *pair in self.data.extra["trials"]]
+        return Trials(len(numbers), np.array(pairs), self._scores("test", predictions))
+
+    def items(self) -> dict[str, int]:
+        """Trials, and the speakers that they are of."""
+        speakers = {cut.supervisions[0].speaker for cut in self.cuts["test"]}
+        return {"trials": len(self.data.extra["trials"]), "speakers": len(speakers)}
+
+    def _scores(self, split: str, predictions: Sequence[Any]) -> NDArray[np.float64]:
+        """The cosine of both embeddings of every trial."""
         number_of = {cut.id: number for number, cut in enumerate(self.cuts[split])}
-        labels, one, other = zip(*self.data.extra["trials"], strict=True)
         embeddings_ND = torch.stack(list(predictions))
-        pairs = [embeddings_ND[[number_of[name] for name in names]] for names in (one, other)]
-        return {"eer": equal_error_rate(labels, (pairs[0] * pairs[1]).sum(1).numpy())}
+        _, *sides = zip(*self.data.extra["trials"], strict=True)
+        one, other = (embeddings_ND[[number_of[name] for name in names]] for names in sides)
+        return np.asarray((one * other).sum(1).numpy(), dtype=np.float64)
 
 
 def _long_enough(batch: Batch) -> tuple[Tensor, Tensor]:

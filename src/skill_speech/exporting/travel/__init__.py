@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What leaves with an exported model: its code, examples of its use.
 
 These files and those of encoder/ are written side by side into one flat folder, where they need torch and the runtime

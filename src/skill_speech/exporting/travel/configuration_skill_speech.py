@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration of an encoder and its heads, as Transformers wants it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The encoder as an upstream of s3prl."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The names under which s3prl finds the upstream."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The encoder as a Transformers model, alone and with the heads that people fine-tune.
 
 Shapes: B utterances, T samples or frames, D hidden size, V vocabulary or labels.
