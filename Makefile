@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 # As many processes as there are cores, four at most (each takes about 2 GB), with one thread each: small models do not gain
-# by a second one. The tests of a file stay together, for what they share is made once in a process.
+# by a second one. The tests of a file stay together, for what they share is made once in a process; in the order of their
+# names, since by number of tests the longest files of the slow ones, with few tests each, would come last.
 JOBS ?= logical
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-slow test-endurance lint format docs clean
 

@@ -50,24 +50,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.manual_seed(0)
         Encoder(hubert_config()).save_pretrained(folder / "teacher")
         teacher = open_upstream(str(folder / "teacher"), torch.device("cpu"))
-        seconds, batches = (1.0, 1) if options.quick else (8.0, 2)
-        compare(report, "pr", "phonemes by CTC", teacher, folder, seconds, batches)
-        compare(report, "ks", "keywords", teacher, folder, 1.0, batches)
+        seconds, batches, epochs = (1.0, 1, 2) if options.quick else (8.0, 2, EPOCHS)
+        compare(report, "pr", "phonemes by CTC", teacher, folder, seconds, batches, epochs)
+        compare(report, "ks", "keywords", teacher, folder, 1.0, batches, epochs)
     report.write(options.json)
     return 0
 
 
 def compare(
-    report: Report, task_name: str, what: str, teacher: Upstream, folder: Path, seconds: float, batches: int
+    report: Report,
+    task_name: str,
+    what: str,
+    teacher: Upstream,
+    folder: Path,
+    seconds: float,
+    batches: int,
+    epochs: int,
 ) -> None:
-    """One task trained in both ways on `batches` batches of utterances, EPOCHS times over."""
+    """One task trained in both ways on `batches` batches of utterances, `epochs` times over."""
     config = PROTOCOL[task_name]
     assert isinstance(config, TrainingConfig)
     count = config.batch_size * batches
-    steps = max(1, EPOCHS * batches // config.accumulate)
+    steps = max(1, epochs * batches // config.accumulate)
     if task_name == "pr":
         # A window starts at every utterance: an epoch is as many batches as utterances, so count the updates.
-        steps = max(1, EPOCHS * count // (config.batch_size * config.accumulate))
+        steps = max(1, epochs * count // (config.batch_size * config.accumulate))
     config = replace(config, steps=steps, eval_every=steps)
     task = make_task(noise(task_name, folder / task_name, count, seconds), config, teacher.hop)
     teacher.encode([torch.zeros(RATE)])  # lets torch set itself up

@@ -88,9 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.figures["parameters"] = {"teacher": teacher.num_parameters(), "student": student.num_parameters()}
         types = (torch.float32, torch.bfloat16)
         report.figures["matrix_rate_flops"] = {str(dtype): matrix_rate(dtype, options.threads) for dtype in types}
-        for form in ROUNDINGS:
+        for form in ROUNDINGS[: 1 if options.quick else None]:
             write_onnx(SpeechModel(student), folder / f"student-{form or 'float32'}.onnx", "all", form)
-        make_full_width(folder)
+        if not options.quick:
+            make_full_width(folder)
         for cores in options.cores or ([1] if options.quick else [1, 2]):
             with Ways(STUDENT, folder, cores, names_of(STUDENT)[: 7 if options.quick else None]) as ways:
                 for seconds in lengths:

@@ -35,7 +35,7 @@ from skill_speech.files import write_json
 from skill_speech.profiling import peak_memory
 
 KINDS = ("manifest", "shards", "csv", "json")
-SIZES = (10_000, 100_000, 1_000_000)
+SIZES, QUICK = (10_000, 100_000, 1_000_000), (1_000, 10_000)
 SHARD_CUTS = 1_000
 BATCH_SECONDS = 160.0
 STREAMED_CUTS = 50_000
@@ -168,8 +168,8 @@ def peak_mib() -> float:
     return peak_memory() / 2**20
 
 
-def measure(data: str) -> dict[str, float]:
-    """What a run does with its data before the first step, and then with the next 50,000 cuts."""
+def measure(data: str, streamed: int) -> dict[str, float]:
+    """What a run does with its data before the first step, and then with the next `streamed` cuts."""
     imported, clock, cpu = peak_mib(), time.perf_counter(), time.process_time()
     train, _ = split_cuts(open_cuts(data, absolute_paths=True), validation_seconds=300, seed=0)
     batches = TrainingBatches(train, batch_seconds=BATCH_SECONDS)
@@ -181,7 +181,7 @@ def measure(data: str) -> dict[str, float]:
         "first_batch_mib": peak_mib() - imported,
     }
     cpu, cuts, made = time.process_time(), 0, 0
-    while cuts < STREAMED_CUTS:
+    while cuts < streamed:
         cuts += len(next(endless))
         made += 1
     return first | {
@@ -197,21 +197,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = parser("manifests", __doc__)
     made.add_argument("--measure", help=argparse.SUPPRESS)
     options: Any = parse(made, arguments)
+    streamed = STREAMED_CUTS // 10 if options.quick else STREAMED_CUTS
     if options.measure:
-        print(json.dumps(measure(options.measure)))
+        print(json.dumps(measure(options.measure, streamed)))
         return 0
     report = Report("made-up manifests without audio, one rank", options)
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        for cuts in SIZES[: 2 if options.quick else None]:
+        for cuts in QUICK if options.quick else SIZES:
             for kind in KINDS:
                 path = make(Path(name), cuts, kind)
                 command = [sys.executable, "-m", "benchmarks.manifests", "--json", "-", "--measure", str(path)]
+                command += ["--quick"] * options.quick
                 found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
                 rows.append({"kind": kind, "cuts": cuts} | {name: round(value, 3) for name, value in found.items()})
         cuts = rows[-1]["cuts"]
         update = seconds_to_the_first_update(Path(name) / "audio", cuts)
-    report.figures |= {"batch_seconds": BATCH_SECONDS, "streamed_cuts": STREAMED_CUTS, "rows": rows}
+    report.figures |= {"batch_seconds": BATCH_SECONDS, "streamed_cuts": streamed, "rows": rows}
     for row in rows:
         name = f"{row['kind']}, {row['cuts']:,} cuts: first batch within {START:g} s"
         report.add(name, START, row["first_batch_seconds"], 1.0, cpu_seconds=row["first_batch_cpu_seconds"])

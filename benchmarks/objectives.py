@@ -32,6 +32,7 @@ GOAL = 1 / 1.1
 """A distance may add a tenth to a step."""
 
 NAMES = ("skill", "dphubert", "all-layers", "star", "skill-star", "masked", "noisy", "skill-units")
+QUICK = ("skill", "skill-star")
 GROUPS = ((0,), (1, 2, 3), (4, 5, 6, 7, 8), (9, 10, 11, 12))
 
 
@@ -51,12 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write the JSON."""
     made = parser("objectives", __doc__)
     made.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    made.add_argument("--repeats", type=int, default=None, help="rounds (default: 7; 2 with --quick)")
+    made.add_argument("--repeats", type=int, default=None, help="rounds (default: 7; 1 with --quick)")
     made.add_argument(
         "--audio", type=float, nargs=2, default=None, help="utterances and seconds of each (default: 2 10)"
     )
     options: Any = parse(made, arguments)
-    utterances, seconds = options.audio or ((2, 2.0) if options.quick else (2, 10.0))
+    utterances, seconds = options.audio or ((2, 1.0) if options.quick else (2, 10.0))
     if options.worker:
         name, stage, precision = options.worker
         torch.manual_seed(0)
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         audio = waveforms(int(utterances), seconds)
         work(our_step(stage, audio, TYPES[precision], loss=loss, student_input=student_input))
         return 0
-    names = NAMES[:3] if options.quick else NAMES
+    names = QUICK if options.quick else NAMES
     report = Report(f"training step by method, WavLM Base, stage 1, {utterances:g} x {seconds:g} s", options)
     more = ["--audio", str(utterances), str(seconds)]
     for precision in timed_types(options):
@@ -74,8 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             workers = {
                 side: Worker("objectives", side, "stage 1", precision, options, more) for side in (names[0], name)
             }
-            repeats = options.repeats or (2 if options.quick else 7)
-            times = interleaved({side: worker.step for side, worker in workers.items()}, repeats, warm_up=2)
+            repeats = options.repeats or (1 if options.quick else 7)
+            times = interleaved(
+                {side: worker.step for side, worker in workers.items()}, repeats, warm_up=1 if options.quick else 2
+            )
             peaks = {side: worker.peak() for side, worker in workers.items()}
             skill, method = (times[side].minimum for side in (names[0], name))
             report.add(f"{name}, {precision}", skill, method, GOAL, gib=peaks[name], gib_of_skill=peaks[names[0]])

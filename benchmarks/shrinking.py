@@ -194,13 +194,13 @@ def _over_the_schedule(points: Sequence[Point], costs: Mapping[float, float], st
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write the JSON."""
     made = parser("shrinking", __doc__)
-    made.add_argument("--repeats", type=int, default=None, help="rounds (default: 5; 2 with --quick)")
+    made.add_argument("--repeats", type=int, default=None, help="rounds (default: 5; 1 with --quick)")
     made.add_argument(
-        "--widths", type=int, default=None, help="at which an update is timed (default: 5; 3 with --quick)"
+        "--widths", type=int, default=None, help="at which an update is timed (default: 5; 2 with --quick)"
     )
     made.add_argument("--device", choices=sorted(GOALS), default="cpu")
     options: Any = parse(made, arguments)
-    stage, faster = PUBLISHED, 10 if options.quick else 1
+    stage, faster = PUBLISHED, 50 if options.quick else 1
     stage = replace(
         stage,
         steps=stage.steps // faster,
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gate_learning_rate=stage.gate_learning_rate * faster,
     )
     points, _ = path_of_the_gates(teacher_shape(), stage, WORTH)
-    utterances, seconds = (2, 2.0 if options.quick else 10.0) if options.device == "cpu" else (16, 10.0)
+    utterances, seconds = (2, 1.0 if options.quick else 10.0) if options.device == "cpu" else (16, 10.0)
     report = Report(f"stage 1 of WavLM Base, {utterances} x {seconds:g} s; the peer is {NAME}", options)
     report.figures |= {
         "peer": NAME,
@@ -228,8 +228,8 @@ def _compare(
     report: Report, precision: str, points: list[Point], steps: int, audio: Tensor, options: argparse.Namespace
 ) -> None:
     """Time updates in one precision and add up both sides' schedules."""
-    repeats = options.repeats or (2 if options.quick else 5)
-    chosen = to_be_timed(points, options.widths or (3 if options.quick else 5))
+    repeats = options.repeats or (1 if options.quick else 5)
+    chosen = to_be_timed(points, options.widths or (2 if options.quick else 5))
     context, threads, device = get_context("spawn"), options.threads, options.device
 
     def start(side: str, stage: str, kept: Mapping[str, Tensor] | None = None) -> Worker:

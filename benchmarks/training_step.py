@@ -193,13 +193,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write the JSON."""
     made = parser("training_step", __doc__)
     made.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    made.add_argument("--repeats", type=int, default=None, help="rounds (default: 7; 2 with --quick)")
+    made.add_argument("--repeats", type=int, default=None, help="rounds (default: 7; 1 with --quick)")
     options: Any = parse(made, arguments)
-    utterances, seconds = (2, 2.0) if options.quick else (2, 10.0)
+    utterances, seconds = (2, 1.0) if options.quick else (2, 10.0)
     if options.worker:
         work(make_step(*options.worker, utterances, seconds))
         return 0
-    repeats = options.repeats or (2 if options.quick else 7)
+    repeats = options.repeats or (1 if options.quick else 7)
     report = Report(f"training step, WavLM Base, {utterances} x {seconds:g} s; the peer is {NAME}", options)
     rates = {name: matrix_rate(dtype, options.threads) for name, dtype in TYPES.items()}
     report.figures["matrix_rate_flops"] = rates
@@ -208,7 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fastest = {"peer": (math.inf, ""), "ours": (math.inf, "")}
         for precision in timed_types(options):
             workers = {side: Worker("training_step", side, stage, precision, options) for side in SIDES}
-            times = interleaved({side: worker.step for side, worker in workers.items()}, repeats, warm_up=2)
+            times = interleaved(
+                {side: worker.step for side, worker in workers.items()}, repeats, warm_up=1 if options.quick else 2
+            )
             peaks = {side: worker.peak() for side, worker in workers.items()}
             operations = useful_operations(stage, utterances, seconds)
             peer, ours = times["peer"].minimum, times["ours"].minimum

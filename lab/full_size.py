@@ -48,7 +48,9 @@ def make_teacher(shape: str, folder: Path) -> Path:
     return folder
 
 
-def run(shape: str, output: Path, *, steps: int = 4, batch_seconds: float = 20.0) -> CompressionResult:
+def run(
+    shape: str, output: Path, *, steps: int = 4, batch_seconds: float = 20.0, calibration_seconds: float = 30.0
+) -> CompressionResult:
     """A few steps of every stage to a quarter of the parameters; writes OUTPUT/SHAPE.json beside the run."""
     teacher = make_teacher(shape, output / "teacher")
     speech = make_speech(output / "speech", hours=0.06, seed=5, jobs=1)
@@ -57,7 +59,7 @@ def run(shape: str, output: Path, *, steps: int = 4, batch_seconds: float = 20.0
         str(teacher),
         str(speech),
         str(output / shape),
-        analysis=AnalysisConfig(calibration_seconds=30, batch_seconds=15, batch_frames=256),
+        analysis=AnalysisConfig(calibration_seconds=calibration_seconds, batch_seconds=15, batch_frames=256),
         stage1=stage,
         stage2=stage,
         validation_seconds=0.0,

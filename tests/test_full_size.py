@@ -22,7 +22,7 @@ from lab import demo, full_size
 
 @pytest.mark.slow
 def test_wavlm_base_plus_becomes_the_published_size(tmp_path: Path) -> None:
-    result = full_size.run("wavlm-base-plus", tmp_path, steps=2, batch_seconds=10)
+    result = full_size.run("wavlm-base-plus", tmp_path, steps=2, batch_seconds=10, calibration_seconds=10)
     assert result.student.total_parameters == pytest.approx(23.6e6, rel=0.01)
     student = load_encoder(result.folder / "model")
     assert student.num_parameters() == result.student.total_parameters
@@ -40,7 +40,7 @@ def test_wavlm_base_plus_becomes_the_published_size(tmp_path: Path) -> None:
 def test_large_teachers_become_a_quarter_that_is_exported_and_read_back(
     tmp_path: Path, shape: str, formats: tuple[Format, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = full_size.run(shape, tmp_path, steps=1, batch_seconds=4)
+    result = full_size.run(shape, tmp_path, steps=1, batch_seconds=4, calibration_seconds=10)
     share = result.student.total_parameters / result.teacher.total_parameters
     assert 0.2475 <= share <= 0.25
     assert (result.folder / "analysis" / "scales.npy").exists()
