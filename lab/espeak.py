@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from lab.voices import Spoken, Word
 
 SYNCHRONOUS = 2
 PHONEME_EVENTS = 0x0001
@@ -26,6 +29,16 @@ STRESS_MARKS = "',=_:|%"
 PAUSE = "_"
 # Accents write variants of a phoneme with these behind its name: @2, a#, r-, t[. One inventory serves all accents.
 VARIANT = re.compile(r"(?<=.)[#\-\[2]+$")
+
+ACCENTS = ("en", "en-us", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
+VARIANTS = {
+    "F": "f1 f2 f3 f4 f5 Alicia Andrea Annie anika aunty belinda grandma linda steph steph2 steph3".split(),
+    "M": (
+        "m1 m2 m3 m4 m5 m6 m7 m8 Alex Andy Denis Diogo Gene Henrique Hugo Jacky Lee Marco Mario Michael Mike "
+        "Reed adam antonio benjamin boris caleb david ed edward gustave ian iven john max michel miguel "
+        "norbert pablo paul pedro quincy rob robert sandro shelby travis victor zac"
+    ).split(),
+}
 
 
 class _Name(ctypes.Union):
@@ -49,7 +62,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 @dataclass(frozen=True)
-class Voice:
+class EspeakVoice:
     """How a speaker sounds.
 
     Attributes:
@@ -65,32 +78,49 @@ class Voice:
     pitch_range: int
     rate: int
 
+    def __str__(self) -> str:
+        return f"{self.accent}+{self.variant} pitch {self.pitch} range {self.pitch_range} rate {self.rate}"
 
-@dataclass(frozen=True)
-class Word:
-    """A word as it was spoken: what stands between two spaces of the text, when (seconds), and its phonemes."""
+    @classmethod
+    def random(cls, rng: random.Random, sex: str) -> EspeakVoice:
+        """Somebody."""
+        return cls(
+            accent=rng.choice(ACCENTS),
+            variant=rng.choice(VARIANTS[sex]),
+            pitch=rng.randint(25, 75),
+            pitch_range=rng.randint(25, 75),
+            rate=rng.randint(135, 215),
+        )
 
-    text: str
-    start: float
-    end: float
-    phonemes: tuple[str, ...]
+    def varied(self, rng: random.Random) -> EspeakVoice:
+        """The same person at another moment."""
+        return replace(
+            self,
+            pitch=_within(self.pitch + rng.randint(-3, 3)),
+            pitch_range=_within(self.pitch_range + rng.randint(-4, 4)),
+            rate=round(self.rate * rng.uniform(0.94, 1.06)),
+        )
+
+    def with_prosody(self, pitch: float, pitch_range: float, rate: float) -> EspeakVoice:
+        """The same person in another mood: pitch and pitch range are added, the rate is multiplied."""
+        return replace(
+            self,
+            pitch=_within(self.pitch + pitch),
+            pitch_range=_within(self.pitch_range + pitch_range),
+            rate=round(self.rate * rate),
+        )
+
+    def speak(self, text: str) -> Spoken:
+        """Speak a sentence.
+
+        Raises:
+            ValueError: espeak-ng has no such voice.
+        """
+        return espeak().speak(text, self)
 
 
-@dataclass(frozen=True)
-class Spoken:
-    """An utterance.
-
-    Attributes:
-        samples_T: int16.
-        sample_rate: Hz.
-        phonemes: (seconds, phoneme) where each phoneme starts.
-        words: in order, without the pauses between them. Two that espeak-ng speaks as one ("of the") are one.
-    """
-
-    samples_T: npt.NDArray[np.int16]
-    sample_rate: int
-    phonemes: tuple[tuple[float, str], ...]
-    words: tuple[Word, ...]
+def _within(value: float) -> int:
+    return max(0, min(99, round(value)))
 
 
 class Espeak:
@@ -116,7 +146,7 @@ class Espeak:
         self._events: list[tuple[float, str | int]] = []
         self._load()
 
-    def speak(self, text: str, voice: Voice) -> Spoken:
+    def speak(self, text: str, voice: EspeakVoice) -> Spoken:
         """Speak a sentence.
 
         Raises:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import csv
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,25 +33,48 @@ from skill_speech.kernels import attach_kernels
 
 
 @dataclass
-class Iteration:
-    """One round of masked prediction.
+class Target:
+    """What a layer predicts of every frame.
+
+    Targets at several depths make the layers of a teacher as different as those of a large one, where lower layers know
+    the sound and upper ones what is said.
 
     Attributes:
         units: "mfcc" and "layer" are k-means on MFCC and on a layer of the previous round's model; "phonemes" are the
             true ones, which can stand in for the first round.
         clusters: of the k-means.
-        layer: which one, 0 … L.
-        steps: updates.
-        learning_rate: peak; falls linearly to zero.
-        fresh: start from new weights (but for the warm-started front end) instead of the previous round's.
+        layer: of the previous round's model, 0 … L.
+        at: the layer that predicts them, 1 … L; None for the last one.
+        ahead: frames by which they lie in the future.
     """
 
     units: Literal["mfcc", "layer", "phonemes"] = "mfcc"
     clusters: int = 100
     layer: int = 6
+    at: int | None = None
+    ahead: int = 0
+
+
+@dataclass
+class Iteration:
+    """One round of masked prediction.
+
+    Attributes:
+        targets: what is predicted; their losses are averaged.
+        steps: updates.
+        learning_rate: peak; falls linearly to zero.
+        fresh: start from new weights (but for the warm-started front end) instead of the previous round's.
+    """
+
+    targets: list[Target] = field(default_factory=lambda: [Target()])
     steps: int = 5_000
     learning_rate: float = 6e-4
     fresh: bool = True
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Iteration:
+        """From YAML."""
+        return cls(**values | {"targets": [Target(**row) for row in values["targets"]]})
 
 
 @dataclass
@@ -80,7 +104,7 @@ class PretrainingConfig:
     channels: int = 128
     positional_kernel: int = 64
     warm_steps: int = 1_500
-    iterations: list[Iteration] = field(default_factory=lambda: [Iteration(), Iteration(units="layer")])
+    iterations: list[Iteration] = field(default_factory=lambda: [Iteration(), Iteration([Target("layer")])])
     crops: int = 2
     crop_seconds: float = 5.0
     warmup_steps: int = 500
@@ -94,7 +118,7 @@ class PretrainingConfig:
     def read(cls, path: Path) -> PretrainingConfig:
         """From a YAML file."""
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        values["iterations"] = [Iteration(**row) for row in values.get("iterations", [])]
+        values["iterations"] = [Iteration.of(row) for row in values["iterations"]]
         return cls(**values)
 
     def make_encoder(self) -> Encoder:
@@ -118,7 +142,7 @@ class PretrainingConfig:
 class Streams:
     """The utterances of each speaker one after the other, so that a crop of any length can start at any frame."""
 
-    def __init__(self, corpus: list[Utterance], units: Units | None) -> None:
+    def __init__(self, corpus: list[Utterance], units: Sequence[Units] = ()) -> None:
         audio: dict[str, list[npt.NDArray[np.int16]]] = {}
         labels: dict[str, list[npt.NDArray[np.int64]]] = {}
         for index, utterance in enumerate(corpus):
@@ -126,26 +150,25 @@ class Streams:
             # Whole hops, so that frames of the stream are those of the utterances (the last one of each looks 5 ms
             # into the next utterance).
             audio.setdefault(speaker, []).append(utterance.samples_T[: utterance.frames * HOP])
-            given = np.zeros(utterance.frames, np.int64) if units is None else units[index]
-            labels.setdefault(speaker, []).append(given)
+            labels.setdefault(speaker, []).append(np.stack([one[index] for one in units] or [[0] * utterance.frames]))
         self.audio = [np.concatenate(parts) for parts in audio.values()]
-        self.labels = [np.concatenate(parts) for parts in labels.values()]
-        sizes = np.array([len(x) for x in self.labels], float)
+        self.labels_NT = [np.concatenate(parts, axis=1) for parts in labels.values()]
+        sizes = np.array([labels_NT.shape[1] for labels_NT in self.labels_NT], float)
         self.share = sizes / sizes.sum()
 
     def batch(self, rng: np.random.Generator, crops: int, seconds: float) -> tuple[Tensor, Tensor]:
-        """Random crops: waveforms (B, T) and units (B, frames)."""
+        """Random crops: waveforms (B, T) and units (B, N, frames) for N targets."""
         frames = round(seconds * 50)
         waveforms, units = [], []
         while len(waveforms) < crops:
             stream = rng.choice(len(self.audio), p=self.share)
-            last = len(self.labels[stream]) - frames - 1
+            last = self.labels_NT[stream].shape[1] - frames - 1
             if last < 0:
                 continue
             start = int(rng.integers(last + 1))
             samples_T = self.audio[stream][start * HOP : (start + frames - 1) * HOP + WINDOW]
             waveforms.append(torch.from_numpy(samples_T.astype(np.float32) / 32768))
-            units.append(torch.from_numpy(self.labels[stream][start : start + frames]))
+            units.append(torch.from_numpy(self.labels_NT[stream][:, start : start + frames]))
         return torch.stack(waveforms), torch.stack(units)
 
 
@@ -176,20 +199,29 @@ def mix(rng: np.random.Generator, waveforms_BT: Tensor, share: float) -> Tensor:
 
 
 class Masked(nn.Module):
-    """Encoder, mask embedding and unit classifier."""
+    """Encoder, mask embedding and a classifier of units for each target.
 
-    def __init__(self, encoder: Encoder, classes: int) -> None:
+    Args:
+        encoder: to be trained.
+        targets: what is predicted.
+        classes: units of each.
+    """
+
+    def __init__(self, encoder: Encoder, targets: Sequence[Target], classes: Sequence[int]) -> None:
         super().__init__()
         self.encoder = encoder
+        self.places = [encoder.config.num_layers if target.at is None else target.at for target in targets]
         self.mask_embedding = nn.Parameter(torch.rand(encoder.config.hidden_size) * 0.1)
-        self.head = nn.Linear(encoder.config.hidden_size, classes)
-        nn.init.normal_(self.head.weight, std=0.02)
+        self.heads = nn.ModuleList(nn.Linear(encoder.config.hidden_size, count) for count in classes)
+        for head in self.heads:
+            nn.init.normal_(head.weight, std=0.02)
 
-    def forward(self, waveforms_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Logits (B, T, units) from the last layer."""
+    def forward(self, waveforms_BT: Tensor, mask_BT: Tensor) -> list[Tensor]:
+        """Logits (B, T, units) of every target, from its layer."""
         features_BTD, _ = self.encoder.features(waveforms_BT)
         features_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(features_BTD.dtype), features_BTD)
-        return self.head(self.encoder.context(features_BTD).layer_outputs[-1])
+        outputs = self.encoder.context(features_BTD).layer_outputs
+        return [head(outputs[place - 1]) for head, place in zip(self.heads, self.places, strict=True)]
 
 
 class Log:
@@ -301,6 +333,26 @@ def warm_start(
     )
 
 
+def prediction_loss(
+    logits_BTU: Tensor, units_BT: Tensor, mask_BT: Tensor, ahead: int, unmasked_weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the units `ahead` frames later, on masked frames and, less, on the others; and what to log.
+
+    Frames whose future is outside of the crop are left out.
+    """
+    frames = units_BT.shape[1] - ahead
+    logits_BTU, units_BT, mask_BT = logits_BTU[:, :frames], units_BT[:, ahead:], mask_BT[:, :frames]
+    loss_BT = F.cross_entropy(logits_BTU.transpose(1, 2), units_BT, reduction="none")
+    right_BT = (logits_BTU.argmax(-1) == units_BT).float()
+    masked, seen = loss_BT[mask_BT].mean(), loss_BT[~mask_BT].mean()
+    return masked + unmasked_weight * seen, {
+        "loss_masked": masked,
+        "loss_unmasked": seen,
+        "accuracy_masked": right_BT[mask_BT].mean(),
+        "accuracy_unmasked": right_BT[~mask_BT].mean(),
+    }
+
+
 def run_iteration(
     number: int, model: Masked, streams: Streams, config: PretrainingConfig, folder: Path, log: Log, bf16: bool
 ) -> None:
@@ -309,20 +361,20 @@ def run_iteration(
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng([config.seed, number + 1, step])
-        waveforms_BT, units_BT = streams.batch(rng, config.crops, config.crop_seconds)
+        waveforms_BT, units_BNT = streams.batch(rng, config.crops, config.crop_seconds)
         if config.family == "wavlm":
             waveforms_BT = mix(rng, waveforms_BT, config.mix_share)
-        mask_BT = random_mask(rng, tuple(units_BT.shape), config.mask_length, config.mask_share)
-        logits_BTU = model(waveforms_BT, mask_BT).float()
-        loss_BT = F.cross_entropy(logits_BTU.transpose(1, 2), units_BT, reduction="none")
-        right_BT = (logits_BTU.argmax(-1) == units_BT).float()
-        masked, seen = loss_BT[mask_BT].mean(), loss_BT[~mask_BT].mean()
-        return masked + config.unmasked_weight * seen, {
-            "loss_masked": masked,
-            "loss_unmasked": seen,
-            "accuracy_masked": right_BT[mask_BT].mean(),
-            "accuracy_unmasked": right_BT[~mask_BT].mean(),
-        }
+        B, _, T = units_BNT.shape
+        mask_BT = random_mask(rng, (B, T), config.mask_length, config.mask_share)
+        losses, logged = [], {}
+        for target, logits_BTU, units_BT in zip(
+            iteration.targets, model(waveforms_BT, mask_BT), units_BNT.unbind(1), strict=True
+        ):
+            loss, values = prediction_loss(logits_BTU.float(), units_BT, mask_BT, target.ahead, config.unmasked_weight)
+            losses.append(loss)
+            place = "" if len(iteration.targets) == 1 else f"_{target.units}@{target.at or config.depth}"
+            logged |= {f"{name}{place}": value for name, value in values.items()}
+        return torch.stack(losses).mean(), logged
 
     train(
         model,
@@ -345,14 +397,15 @@ def pretrain(config: PretrainingConfig, corpus: list[Utterance], folder: Path, *
         temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
     log = Log(folder / "log.csv")
     encoder = config.make_encoder()
-    warm_start(encoder, Streams(corpus, None), config, folder, log, bf16)
+    warm_start(encoder, Streams(corpus), config, folder, log, bf16)
     warm = {name: weight.clone() for name, weight in encoder.state_dict().items()}
     for number, iteration in enumerate(config.iterations):
-        units, classes = _units(number, iteration, corpus, encoder, config, folder)
+        units = _units(number, iteration, corpus, encoder, config, folder)
         if iteration.fresh:
             encoder.load_state_dict(warm)
         torch.manual_seed(config.seed + number + 1)
-        run_iteration(number, Masked(encoder, classes), Streams(corpus, units), config, folder, log, bf16)
+        masked = Masked(encoder, iteration.targets, [1 + int(max(x.max() for x in one)) for one in units])
+        run_iteration(number, masked, Streams(corpus, units), config, folder, log, bf16)
     encoder.eval()
     save_half(encoder, folder)
     return encoder
@@ -374,21 +427,25 @@ def _units(
     encoder: Encoder,
     config: PretrainingConfig,
     folder: Path,
-) -> tuple[Units, int]:
-    """Units of a round, made once: after a restart they are read back."""
+) -> list[Units]:
+    """Units of a round's targets, made once: after a restart they are read back."""
     path = folder / f"round{number + 1}.units.npz"
     if not path.exists():
-        if iteration.units == "phonemes":
-            units, _ = phoneme_units(corpus)
-        elif iteration.units == "mfcc":
-            units = mfcc_units(corpus, iteration.clusters, config.seed)
-        else:
-            units = layer_units(corpus, encoder, iteration.layer, iteration.clusters, config.seed)
+        made = [_made_units(target, corpus, encoder, config.seed) for target in iteration.targets]
+        rows = {f"units{place}": np.concatenate(one).astype(np.int16) for place, one in enumerate(made)}
         with atomic_write(path) as temporary:
-            np.savez(temporary, lengths=[len(x) for x in units], units=np.concatenate(units).astype(np.int16))
+            np.savez(temporary, lengths=[utterance.frames for utterance in corpus], **rows)
     with np.load(path) as file:
-        units = np.split(file["units"].astype(np.int64), np.cumsum(file["lengths"])[:-1])
-    return units, int(max(x.max() for x in units)) + 1
+        ends = np.cumsum(file["lengths"])[:-1]
+        return [np.split(file[f"units{place}"].astype(np.int64), ends) for place in range(len(iteration.targets))]
+
+
+def _made_units(target: Target, corpus: list[Utterance], encoder: Encoder, seed: int) -> Units:
+    if target.units == "phonemes":
+        return phoneme_units(corpus)[0]
+    if target.units == "mfcc":
+        return mfcc_units(corpus, target.clusters, seed)
+    return layer_units(corpus, encoder, target.layer, target.clusters, seed)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -20,32 +20,18 @@ import numpy as np
 import soundfile
 import soxr
 
-from lab.espeak import Voice, espeak
+from lab.espeak import EspeakVoice
+from lab.hibari import HibariVoice
 from lab.sentences import random_sentence
+from lab.voices import Speaker, Voice
 
 SAMPLE_RATE = 16_000
 SECONDS_PER_UTTERANCE = 4.85  # measured mean, to turn hours into utterances
 UTTERANCES_PER_CHAPTER = 10
 FIRST_SPEAKER = 100
 
-ACCENTS = ("en", "en-us", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
-VARIANTS = {
-    "F": "f1 f2 f3 f4 f5 Alicia Andrea Annie anika aunty belinda grandma linda steph steph2 steph3".split(),
-    "M": (
-        "m1 m2 m3 m4 m5 m6 m7 m8 Alex Andy Denis Diogo Gene Henrique Hugo Jacky Lee Marco Mario Michael Mike "
-        "Reed adam antonio benjamin boris caleb david ed edward gustave ian iven john max michel miguel "
-        "norbert pablo paul pedro quincy rob robert sandro shelby travis victor zac"
-    ).split(),
-}
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """A person of the synthetic corpus."""
-
-    number: int
-    sex: str
-    voice: Voice
+ENGINES: dict[str, Callable[[random.Random, str], Voice]] = {"espeak": EspeakVoice.random, "hibari": HibariVoice.random}
+"""Who can speak: a function of a source of random numbers and a sex that makes somebody up."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +46,14 @@ class Chapter:
     seed: int
 
 
-def make_speakers(count: int, seed: int) -> list[Speaker]:
-    """So many speakers, the same for the same seed, no two of them alike."""
-    speakers = []
+def make_speakers(count: int, seed: int, engines: Sequence[str] = ("espeak",)) -> list[Speaker]:
+    """So many speakers, of the engines in turn, two at a time; the same for the same seed, no two of them alike."""
+    speakers: list[Speaker] = []
     taken = set()
     rng = random.Random(f"speakers/{seed}")
     while len(speakers) < count:
         sex = "FM"[len(speakers) % 2]
-        voice = Voice(
-            accent=rng.choice(ACCENTS),
-            variant=rng.choice(VARIANTS[sex]),
-            pitch=rng.randint(25, 75),
-            pitch_range=rng.randint(25, 75),
-            rate=rng.randint(135, 215),
-        )
+        voice = ENGINES[engines[len(speakers) // 2 % len(engines)]](rng, sex)
         if voice not in taken:
             taken.add(voice)
             speakers.append(Speaker(FIRST_SPEAKER + len(speakers), sex, voice))
@@ -88,6 +68,7 @@ def make_speech(
     jobs: int = 2,
     speakers: int = 100,
     subsets: Sequence[str] = ("train-clean-100",),
+    engines: Sequence[str] = ("espeak",),
 ) -> Path:
     """Write a corpus; several subsets share the hours equally and have no speaker in common.
 
@@ -101,11 +82,12 @@ def make_speech(
         jobs: processes.
         speakers: how many in all; fewer if there are not enough utterances for them.
         subsets: names of LibriSpeech's folders.
+        engines: of ENGINES, who speak in turn; one that is named twice has twice as many speakers.
     """
     output = Path(output)
     total = max(len(subsets), round(hours * 3600 / SECONDS_PER_UTTERANCE))
     chapters_in_all = max(len(subsets), -(-total // UTTERANCES_PER_CHAPTER))
-    people = make_speakers(min(max(speakers, len(subsets)), chapters_in_all), seed)
+    people = make_speakers(min(max(speakers, len(subsets)), chapters_in_all), seed, engines)
     chapters = []
     lines = [";ID  |SEX| SUBSET           |MINUTES| NAME"]
     for index, subset in enumerate(subsets):
@@ -121,9 +103,7 @@ def make_speech(
             folder = output / subset / str(speaker.number) / str(chapter)
             chapters.append(Chapter(folder, speaker, chapter, piece.start, len(piece), seed))
         for speaker in here:
-            voice = speaker.voice
-            name = f"{voice.accent}+{voice.variant} pitch {voice.pitch} range {voice.pitch_range} rate {voice.rate}"
-            lines.append(f"{speaker.number:<5}| {speaker.sex} | {subset:<17}| 0     | {name}")
+            lines.append(f"{speaker.number:<5}| {speaker.sex} | {subset:<17}| 0     | {speaker.voice}")
     output.mkdir(parents=True, exist_ok=True)
     (output / "SPEAKERS.TXT").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if jobs <= 1:
@@ -144,7 +124,7 @@ def _write_chapter(chapter: Chapter) -> None:
         name = f"{stem}-{index:04}"
         rng = random.Random(f"{chapter.seed}/{chapter.number}/{index}")
         text = random_sentence(rng)
-        spoken = espeak().speak(text, chapter.speaker.voice)
+        spoken = chapter.speaker.voice.speak(text)
         audio_T = soxr.resample(spoken.samples_T.astype(np.float32) / 32768, spoken.sample_rate, SAMPLE_RATE)
         audio_T = np.clip(audio_T * 10 ** (rng.uniform(-8, 2) / 20), -1, 1)
         soundfile.write(chapter.folder / f"{name}.flac", audio_T, SAMPLE_RATE, subtype="PCM_16")
@@ -166,6 +146,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--speakers", type=int, default=100)
     parser.add_argument("--subsets", nargs="+", default=["train-clean-100"])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["espeak"])
     arguments = parser.parse_args()
     make_speech(**vars(arguments))
 

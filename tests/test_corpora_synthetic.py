@@ -19,12 +19,12 @@ from lab.corpora import MARK, TASKS, fluent_speech_commands, make_corpora, quess
 from lab.corpora.channel import Channel, at_level, colored_noise, rms
 from lab.corpora.librimix import Mixture
 from lab.corpora.work import Clip, Made, generator
-from lab.espeak import Voice, espeak
+from lab.espeak import EspeakVoice, espeak
 from skill_speech.data import load_waveform
 from skill_speech.evaluation.corpora import TASKS as PROTOCOL_TASKS
 from skill_speech.evaluation.corpora import TaskData, find_corpora, read_task
 
-VOICE = Voice("en-us", "f3", 50, 50, 170)
+VOICE = EspeakVoice("en-us", "f3", 50, 50, 170)
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +175,10 @@ def test_transcripts_are_what_was_said(clips: dict[str, Clip], data: dict[str, l
 
 def test_lexicon_gives_the_phonemes_that_are_heard(data: dict[str, list[TaskData]]) -> None:
     # In another voice, so that it is the words that agree and not the recordings.
-    voice = Voice("en-us", "m3", 40, 40, 150)
+    voice = EspeakVoice("en-us", "m3", 40, 40, 150)
     wrong = total = 0
     for supervision in supervisions(data["pr"][0], "test"):
-        heard = [phoneme for _, phoneme in espeak().speak(supervision.text.lower(), voice).phonemes]
+        heard = [phoneme for _, phoneme in voice.speak(supervision.text.lower()).phonemes]
         wrong += edit_distance(heard, supervision.custom["phonemes"])
         total += len(heard)
     assert total > 200
@@ -232,14 +232,14 @@ def test_query_sounds_at_its_time_in_the_document(synthetic_corpora: Path, clips
     rttm = synthetic_corpora / "quesst14Database/scoring/groundtruth_quesst14_dev/quesst14_dev.rttm"
     for line in rttm.read_text().splitlines():
         _, document, _, start, duration, query, *_ = line.split()
-        words = espeak().speak(spoken[query].text, spoken[document].voice).words
+        words = spoken[document].voice.speak(spoken[query].text).words
         assert float(duration) == pytest.approx(words[-1].end - words[0].start, rel=0.35)
         assert float(start) + float(duration) <= soundfile.info(spoken[document].path).duration
 
 
 def test_time_of_words_that_espeak_joins() -> None:
     # "in the" is one word to espeak-ng: its first word starts and its second one ends with both.
-    spoken = espeak().speak("a cat in the hat", VOICE)
+    spoken = VOICE.speak("a cat in the hat")
     made = Made(len(spoken.samples_T) / spoken.sample_rate, spoken.words)
     words = ("a", "cat", "in", "the", "hat")
     assert quesst._when(made, words, 1, 1) == (spoken.words[1].start, spoken.words[1].end)
@@ -303,7 +303,7 @@ def test_turns_are_where_the_sentences_were_put(planned_corpora: Any, tmp_path: 
     made = replace(mixture, path=tmp_path / "mixture.wav").make()
     clock: dict[int, float] = {}
     for saying, (speaker, start, end) in zip(mixture.sayings, made.turns, strict=True):
-        words = espeak().speak(saying.text, saying.voice).words
+        words = saying.voice.speak(saying.text).words
         assert speaker == saying.speaker
         assert start == pytest.approx(clock.get(speaker, 0.0) + saying.pause, abs=1e-4)
         assert end - start == pytest.approx(words[-1].end - words[0].start, abs=1e-3)
@@ -405,18 +405,18 @@ def test_folder_is_gone_on_with_and_never_mixed(tmp_path: Path) -> None:
 def test_utterance_is_a_function_of_its_text_and_voice() -> None:
     # A voice with flutter, one with breath and one of noise, each after others and alone.
     voices = [
-        Voice("en", "f2", 60, 40, 160),
-        Voice("en-us", "Alicia", 50, 50, 170),
-        Voice("en-029", "caleb", 40, 50, 180),
+        EspeakVoice("en", "f2", 60, 40, 160),
+        EspeakVoice("en-us", "Alicia", 50, 50, 170),
+        EspeakVoice("en-029", "caleb", 40, 50, 180),
     ]
-    first = [espeak().speak("nobody heard the answer", voice).samples_T for voice in voices]
-    espeak().speak("something else in between", VOICE)
+    first = [voice.speak("nobody heard the answer").samples_T for voice in voices]
+    VOICE.speak("something else in between")
     for voice, samples_T in zip(reversed(voices), reversed(first), strict=True):
-        np.testing.assert_array_equal(espeak().speak("nobody heard the answer", voice).samples_T, samples_T)
+        np.testing.assert_array_equal(voice.speak("nobody heard the answer").samples_T, samples_T)
 
 
 def test_words_of_an_utterance_are_in_time_and_hold_its_phonemes() -> None:
-    spoken = espeak().speak("the golden umbrella, and a dog's 42 leaves", VOICE)
+    spoken = VOICE.speak("the golden umbrella, and a dog's 42 leaves")
     assert [word.text for word in spoken.words] == "the golden umbrella, and a dog's 42 leaves".split()
     assert [p for word in spoken.words for p in word.phonemes] == [p for _, p in spoken.phonemes]
     for word, following in zip(spoken.words, spoken.words[1:], strict=False):
@@ -429,7 +429,7 @@ def test_words_of_an_utterance_are_in_time_and_hold_its_phonemes() -> None:
 @pytest.mark.parametrize("language", quesst.FOREIGN.values())
 def test_a_number_is_one_word_in_every_language(language: str) -> None:
     # In some languages there is a pause within it.
-    said = espeak().speak("72 88 93 33 47", Voice(language, "m1", 50, 50, 160))
+    said = espeak().speak("72 88 93 33 47", EspeakVoice(language, "m1", 50, 50, 160))
     assert [word.text for word in said.words] == ["72", "88", "93", "33", "47"]
     assert [p for word in said.words for p in word.phonemes] == [p for _, p in said.phonemes]
 

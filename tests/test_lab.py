@@ -16,7 +16,7 @@ pytest.importorskip("espeakng_loader")
 
 from lab.corpus import read_corpus
 from lab.features import HOP, WINDOW, log_mel, mfcc
-from lab.pretraining import Iteration, PretrainingConfig, Streams, mix, pretrain, random_mask
+from lab.pretraining import Iteration, PretrainingConfig, Streams, Target, mix, prediction_loss, pretrain, random_mask
 from lab.speech import make_speakers, make_speech
 from lab.units import mfcc_units, phoneme_units
 from skill_speech import load_encoder
@@ -114,13 +114,30 @@ def test_units_have_one_label_per_frame(corpus: Path) -> None:
 def test_crops_of_a_stream_carry_the_units_of_their_frames(corpus: Path) -> None:
     utterances = read_corpus(corpus)[:10]
     numbers = [np.arange(u.frames) + 1_000 * index for index, u in enumerate(utterances)]
-    waveforms, units = Streams(utterances, numbers).batch(np.random.default_rng(0), 8, 1.0)
+    waveforms, units = Streams(utterances, [numbers, [-one for one in numbers]]).batch(np.random.default_rng(0), 8, 1.0)
     assert waveforms.shape == (8, 49 * HOP + WINDOW)
-    for waveform, labels in zip(waveforms, units, strict=True):
+    assert units.shape == (8, 2, 50)
+    assert torch.equal(units[:, 1], -units[:, 0])
+    for waveform, labels in zip(waveforms, units[:, 0], strict=True):
         index, frame = divmod(int(labels[0]), 1_000)
         if labels[-1] // 1_000 == index:
             whole = utterances[index].waveform()
             assert torch.equal(waveform[:-80], whole[frame * HOP :][: len(waveform) - 80])
+
+
+def test_a_unit_ahead_is_that_of_a_later_frame_of_the_crop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 4, generator=generator)
+    units = torch.randint(4, (2, 6), generator=generator)
+    mask = torch.tensor([[True, False, True, True, False, True], [False, True, True, False, True, True]])
+    loss, values = prediction_loss(logits, units, mask, 2, 0.5)
+    wanted: dict[bool, list[float]] = {True: [], False: []}
+    for row in range(2):
+        for frame in range(4):
+            share = logits[row, frame].double().softmax(-1)[units[row, frame + 2]]
+            wanted[bool(mask[row, frame])].append(-float(share.log()))
+    assert float(values["loss_masked"]) == pytest.approx(np.mean(wanted[True]), rel=1e-5)
+    assert float(loss) == pytest.approx(np.mean(wanted[True]) + 0.5 * np.mean(wanted[False]), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["hubert", "wavlm"])
@@ -135,7 +152,10 @@ def test_pretraining_learns_and_goes_on_where_it_was_killed(corpus: Path, tmp_pa
         channels=16,
         positional_kernel=16,
         warm_steps=10,
-        iterations=[Iteration(clusters=10, steps=60, learning_rate=2e-3), Iteration("layer", 8, 1, 10, fresh=False)],
+        iterations=[
+            Iteration([Target("mfcc", 10)], steps=60, learning_rate=2e-3),
+            Iteration([Target("layer", 8, 1, at=1), Target("phonemes", ahead=3)], steps=10, fresh=False),
+        ],
         crop_seconds=1.0,
         warmup_steps=5,
     )

@@ -43,17 +43,25 @@ CORPORA = {
 }
 TASKS = tuple(task for tasks in CORPORA for task in tasks)
 
+SPOKEN_BY = {"espeak": "espeak-ng", "hibari": "hibari-tts"}
+
 README = """\
 Synthetic corpora (size {size}, seed {seed}), written by `python -m lab.corpora`.
 
-Nobody spoke here: the voices are espeak-ng's, the noises are numbers, the labels are what the generator was told to
+Nobody spoke here: the voices are {engine}'s, the noises are numbers, the labels are what the generator was told to
 say. The folders and lists are in the layouts of the real corpora whose names they bear, so that the code that reads
 those is run. A result on them is no result on the real corpora and must never stand beside one.
 """
 
 
 def make_corpora(
-    output: str | Path, *, size: str = "small", seed: int = 0, tasks: Sequence[str] = TASKS, jobs: int = 2
+    output: str | Path,
+    *,
+    size: str = "small",
+    seed: int = 0,
+    tasks: Sequence[str] = TASKS,
+    jobs: int = 2,
+    engine: str = "espeak",
 ) -> Path:
     """Write the corpora of some tasks; those that are already there are left as they are.
 
@@ -63,17 +71,18 @@ def make_corpora(
         seed: of everything.
         tasks: SUPERB's names; pr and asr share a corpus, and so do sid and asv.
         jobs: processes.
+        engine: who speaks; of `lab.speech.ENGINES`.
     """
     root = Path(output)
     unknown = sorted(set(tasks) - set(TASKS))
     if unknown or size not in SIZES:
         raise SystemExit(f"choose tasks from {', '.join(TASKS)} and a size from {', '.join(SIZES)}")
-    mark = _open_folder(root, size, seed)
+    mark = _open_folder(root, size, seed, engine)
     with Workers(jobs) as workers:
         for names, corpus in CORPORA.items():
             if set(names) & set(tasks) and not set(names) <= set(mark["tasks"]):
                 before = workers.seconds
-                for folder in corpus.make(root, size, seed, workers):
+                for folder in corpus.make(root, size, seed, workers, engine):
                     write_json(folder / MARK, {**mark, "tasks": list(names)})
                 mark["tasks"] += names
                 write_json(root / MARK, mark)
@@ -81,10 +90,10 @@ def make_corpora(
     return root
 
 
-def _open_folder(root: Path, size: str, seed: int) -> dict:
+def _open_folder(root: Path, size: str, seed: int, engine: str) -> dict:
     """The folder's mark, written before anything else, so that nothing here ever looks real."""
     wanted = {
-        "title": f"synthetic speech (espeak-ng), size {size}, seed {seed}",
+        "title": f"synthetic speech ({SPOKEN_BY[engine]}), size {size}, seed {seed}",
         "size": size,
         "seed": seed,
         "version": VERSION,
@@ -99,5 +108,5 @@ def _open_folder(root: Path, size: str, seed: int) -> dict:
         raise SystemExit(f"{root}: not empty, and not written by lab.corpora: give another folder")
     mark = {**wanted, "tasks": []}
     write_json(path, mark)
-    (root / "README.txt").write_text(README.format(size=size, seed=seed), encoding="utf-8")
+    (root / "README.txt").write_text(README.format(size=size, seed=seed, engine=SPOKEN_BY[engine]), encoding="utf-8")
     return mark

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lab.corpora import SIZES, TASKS, make_corpora
+from lab.speech import ENGINES
 
 
 def main() -> None:
@@ -15,6 +16,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--engine", choices=ENGINES, default="espeak", help="who speaks (hibari: lab/hibari.txt)")
     make_corpora(**vars(parser.parse_args()))
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from uuid import UUID
 
 from lab.corpora.channel import random_channel
-from lab.corpora.voices import cast, vary
+from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Workers, write_lines
-from lab.speech import Speaker
+from lab.voices import Speaker
 
 FOLDER = "fluent_speech_commands_dataset"
 TABLES = {"train": "train_data.csv", "valid": "valid_data.csv", "test": "test_data.csv"}
@@ -91,10 +91,10 @@ def wordings() -> dict[Intent, list[str]]:
     return phrases
 
 
-def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
+def make(root: Path, size: str, seed: int, workers: Workers, engine: str) -> list[Path]:
     """Write the corpus; returns its folder."""
     key, folder = f"fluent/{seed}", root / FOLDER
-    speakers = cast(sum(count for count, _ in SIZES[size].values()), key)
+    speakers = cast(sum(count for count, _ in SIZES[size].values()), key, engine)
     clips: list[Clip] = []
     people = ["speakerId,gender"]
     for split, (count, times) in SIZES[size].items():
@@ -125,4 +125,4 @@ def _said(rng: random.Random, times: int, place: int) -> list[tuple[Intent, str]
 
 
 def _clip(path: Path, text: str, speaker: Speaker, rng: random.Random, seed: str) -> Clip:
-    return Clip(path, text, vary(speaker.voice, rng), seed, random_channel(rng), gain_db=rng.uniform(-6, 4))
+    return Clip(path, text, speaker.voice.varied(rng), seed, random_channel(rng), gain_db=rng.uniform(-6, 4))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from lab.corpora.channel import Channel
 from lab.corpora.sentences import Sentences
-from lab.corpora.voices import cast, with_prosody
+from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Made, Workers, write_lines
 from lab.sentences import random_clause
-from lab.speech import Speaker
+from lab.voices import Speaker
 
 FOLDER = "IEMOCAP_full_release"
 SESSIONS = 5
@@ -52,11 +52,11 @@ class _Turn:
     clip: Clip
 
 
-def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
+def make(root: Path, size: str, seed: int, workers: Workers, engine: str) -> list[Path]:
     """Write the corpus; returns its folder."""
     key, folder = f"iemocap/{seed}", root / FOLDER
     scripted, improvised = SIZES[size]
-    actors = iter(cast(2 * SESSIONS, key, accents=("en-us", "en", "en-gb-x-rp"), near=10, rates=(155, 180)))
+    actors = iter(cast(2 * SESSIONS, key, engine, accents=("en-us", "en", "en-gb-x-rp"), near=10, rates=(155, 180)))
     sentences = Sentences(key, random_clause)
     script = [sentences.next(shortest=4) for _ in range(scripted)]
     dialogs: dict[Path, list[_Turn]] = {}
@@ -100,8 +100,7 @@ def _dialogs(
 
 def _clip(path: Path, text: str, actor: Speaker, emotion: Emotion, seed: str) -> Clip:
     rng = random.Random(seed)
-    voice = with_prosody(
-        actor.voice,
+    voice = actor.voice.with_prosody(
         emotion.pitch + rng.uniform(-5, 5),
         emotion.pitch_range + rng.uniform(-6, 6),
         emotion.rate * rng.uniform(0.94, 1.06),

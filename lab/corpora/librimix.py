@@ -11,10 +11,10 @@ import numpy as np
 
 from lab.corpora.channel import at_level, colored_noise, rms
 from lab.corpora.sentences import Sentences
-from lab.corpora.voices import cast, vary
+from lab.corpora.voices import cast
 from lab.corpora.work import Workers, generator, only_speech, say, write_audio, write_lines
-from lab.espeak import Voice
-from lab.speech import SAMPLE_RATE, Speaker
+from lab.speech import SAMPLE_RATE
+from lab.voices import Speaker, Voice
 
 AUDIO, FOLDER = "Libri2Mix", "diarization"
 SUBSETS = {"train": "train-100", "dev": "dev", "test": "test"}
@@ -75,11 +75,11 @@ class Mixture:
         return MadeMixture(write_audio(self.path, mixed_T + noise_T, SAMPLE_RATE), tuple(turns))
 
 
-def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
+def make(root: Path, size: str, seed: int, workers: Workers, engine: str) -> list[Path]:
     """Write the corpus; returns the folder of the audio and the one of the Kaldi folders."""
     key = f"librimix/{seed}"
     sentences = Sentences(key)
-    speakers = cast(sum(count for _, count in SIZES[size].values()), key)
+    speakers = cast(sum(count for _, count in SIZES[size].values()), key, engine)
     for split, (mixtures, count) in SIZES[size].items():
         here, speakers = speakers[:count], speakers[count:]
         audio = root / AUDIO / "wav16k" / "max" / SUBSETS[split] / "mix_both"
@@ -99,7 +99,7 @@ def _plan(folder: Path, speakers: list[Speaker], sentences: Sentences, seed: str
         pause = rng.uniform(0.1, 0.5) if place == 0 else rng.uniform(0.1, 3.0)
         for _ in range(rng.choice((1, 2, 2))):
             text = sentences.next(longest=14)
-            sayings.append(Saying(speaker.number, text, vary(speaker.voice, rng), pause, level))
+            sayings.append(Saying(speaker.number, text, speaker.voice.varied(rng), pause, level))
             pause = rng.uniform(0.4, 1.8)
     # As LibriMix names them, after the two utterances: here the same number for both.
     name = "_".join(f"{speaker.number}-{10_000 + number}-{place:04}" for place, speaker in enumerate(pair))

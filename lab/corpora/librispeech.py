@@ -1,4 +1,4 @@
-"""LibriSpeech for pr and asr: American English, read; the lexicon is espeak-ng's own pronunciation of every word."""
+"""LibriSpeech for pr and asr: American English, read; the lexicon is the engine's own pronunciation of every word."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.corpora.sentences import Sentences
-from lab.corpora.voices import cast, vary
+from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Workers, write_lines
-from lab.espeak import Voice, espeak
-from lab.speech import Speaker
+from lab.espeak import EspeakVoice
+from lab.hibari import HibariVoice
+from lab.voices import Speaker, Voice
 
 FOLDER = "LibriSpeech"
 # One accent, as in most of LibriSpeech: the lexicon has one pronunciation per word.
 ACCENT = "en-us"
+READERS: dict[str, Voice] = {"espeak": EspeakVoice(ACCENT, "f3", 50, 50, 170), "hibari": HibariVoice()}
+"""Who reads the words of the lexicon."""
 # Speakers and utterances of each.
 SIZES = {
     "tiny": {"train-clean-100": (4, 4), "dev-clean": (2, 3), "test-clean": (2, 3)},
@@ -27,11 +30,11 @@ LEXICONS = ("librispeech-lexicon-200k-g2p.txt", "librispeech-lexicon-allothers-g
 WORDS_PER_JOB = 100
 
 
-def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
+def make(root: Path, size: str, seed: int, workers: Workers, engine: str) -> list[Path]:
     """Write the corpus; returns its folder."""
     folder, subsets = root / FOLDER, SIZES[size]
     key = f"librispeech/{seed}"
-    speakers = iter(cast(sum(count for count, _ in subsets.values()), key, accents=[ACCENT]))
+    speakers = iter(cast(sum(count for count, _ in subsets.values()), key, engine, accents=[ACCENT]))
     sentences = Sentences(key)
     clips: list[Clip] = []
     vocabulary: set[str] = set()
@@ -44,7 +47,7 @@ def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
             clips += _read_aloud(folder / subset, speaker, texts, key)
     workers.do(FOLDER, clips)
     write_lines(folder / "SPEAKERS.TXT", lines)
-    _write_lexicons(folder, sorted(vocabulary), workers)
+    _write_lexicons(folder, sorted(vocabulary), workers, engine)
     return [folder]
 
 
@@ -58,7 +61,7 @@ def _read_aloud(folder: Path, speaker: Speaker, texts: list[str], key: str) -> l
             name = f"{speaker.number}-{chapter}-{number:04}"
             rng = random.Random(f"{key}/{name}")
             path = folder / str(speaker.number) / str(chapter) / f"{name}.flac"
-            clips.append(Clip(path, text, vary(speaker.voice, rng), f"{key}/{name}", gain_db=rng.uniform(-6, 3)))
+            clips.append(Clip(path, text, speaker.voice.varied(rng), f"{key}/{name}", gain_db=rng.uniform(-6, 3)))
             transcripts.append(f"{name} {text.upper()}")
         home = folder / str(speaker.number) / str(chapter)
         write_lines(home / f"{speaker.number}-{chapter}.trans.txt", transcripts)
@@ -70,25 +73,30 @@ class Pronounce:
     """Look up how words are spoken within a sentence."""
 
     words: tuple[str, ...]
+    engine: str
 
     def make(self) -> list[tuple[str, ...]]:
         """The phonemes of each."""
-        return [pronunciation(word) for word in self.words]
+        return [pronunciation(word, READERS[self.engine]) for word in self.words]
 
 
-def pronunciation(word: str) -> tuple[str, ...]:
+def pronunciation(word: str, reader: Voice) -> tuple[str, ...]:
     """The phonemes of a word as an American says it within a sentence, where "a" and "the" are weak."""
     for sentence in (f"they said {word} now", word):
-        for spoken in espeak().speak(sentence, Voice(ACCENT, "f3", 50, 50, 170)).words:
+        for spoken in reader.speak(sentence).words:
             if spoken.text == word:
                 return spoken.phonemes
-    raise ValueError(f"espeak-ng does not say {word!r}")
+    raise ValueError(f"nobody says {word!r}")
 
 
-def _write_lexicons(folder: Path, vocabulary: list[str], workers: Workers) -> None:
+def _write_lexicons(folder: Path, vocabulary: list[str], workers: Workers, engine: str) -> None:
     """Two files as the official ones: most words in the first, the rest in the second."""
     chunks = [tuple(vocabulary[i : i + WORDS_PER_JOB]) for i in range(0, len(vocabulary), WORDS_PER_JOB)]
-    spoken = [phonemes for chunk in workers.do("lexicon", [Pronounce(chunk) for chunk in chunks]) for phonemes in chunk]
+    spoken = [
+        phonemes
+        for chunk in workers.do("lexicon", [Pronounce(chunk, engine) for chunk in chunks])
+        for phonemes in chunk
+    ]
     entries = [f"{word.upper()}\t{' '.join(phonemes)}" for word, phonemes in zip(vocabulary, spoken, strict=True)]
     rest = range(19, len(entries), 20)
     write_lines(folder / LEXICONS[0], _without(entries, rest))

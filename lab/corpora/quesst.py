@@ -11,11 +11,10 @@ from pathlib import Path
 
 from lab.corpora.channel import Channel
 from lab.corpora.sentences import Sentences
-from lab.corpora.voices import cast, vary
+from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Made, Workers, write_lines
-from lab.espeak import Voice
+from lab.espeak import VARIANTS, EspeakVoice
 from lab.sentences import ADJECTIVES, CONJUNCTIONS, NOUNS, plural, random_clause
-from lab.speech import VARIANTS
 
 FOLDER = "quesst14Database"
 SETS = ("dev", "eval")
@@ -58,7 +57,7 @@ class Spoken:
         return tuple(self.clip.text.split())
 
 
-def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
+def make(root: Path, size: str, seed: int, workers: Workers, engine: str) -> list[Path]:
     """Write the corpus; returns its folder."""
     sizes, key, folder = SIZES[size], f"quesst/{seed}", root / FOLDER
     rng = random.Random(key)
@@ -69,7 +68,9 @@ def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
         english = phrases[place * sizes.queries :][: sizes.queries]
         foreign = numbers[place * sizes.foreign_queries :][: sizes.foreign_queries]
         texts = [(ENGLISH, text) for text in english] + [(_language(text), text) for text in foreign]
-        queries[name] = _spoken(folder / f"{name}_queries", f"quesst14_{name}_", 4, texts, sizes, f"{key}/{name}")
+        queries[name] = _spoken(
+            folder / f"{name}_queries", f"quesst14_{name}_", 4, texts, sizes, f"{key}/{name}", engine
+        )
     documents = _spoken(
         folder / "Audio",
         "quesst14_",
@@ -78,6 +79,7 @@ def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
         + [(_language(number), f"{_number(rng)} {number} {_number(rng)}") for number in _repeated(numbers, sizes)],
         sizes,
         f"{key}/documents",
+        engine,
     )
     made = workers.do(FOLDER, [document.clip for document in documents])
     workers.do(f"{FOLDER} queries", [query.clip for listed in queries.values() for query in listed])
@@ -131,17 +133,20 @@ def _repeated(numbers: list[str], sizes: Size) -> list[str]:
     return [numbers[index % len(numbers)] for index in range(sizes.foreign_documents)]
 
 
-def _spoken(folder: Path, stem: str, digits: int, texts: list[tuple[str, str]], sizes: Size, key: str) -> list[Spoken]:
-    """Clips of the texts in random order, by speakers of their languages."""
+def _spoken(
+    folder: Path, stem: str, digits: int, texts: list[tuple[str, str]], sizes: Size, key: str, engine: str
+) -> list[Spoken]:
+    """Clips of the texts in random order, by speakers of their languages; espeak-ng alone knows others than English."""
     rng = random.Random(key)
     rng.shuffle(texts)
-    speakers = cast(sizes.speakers, key)
+    speakers = cast(sizes.speakers, key, engine)
     listed = []
     for number, (language, text) in enumerate(texts, start=1):
         name = f"{stem}{number:0{digits}}"
-        voice = vary(rng.choice(speakers).voice, rng)
+        voice = rng.choice(speakers).voice.varied(rng)
         if language != ENGLISH:
-            voice = Voice(FOREIGN[language], rng.choice(VARIANTS["F"] + VARIANTS["M"]), voice.pitch, 50, 160)
+            pitch = voice.pitch if isinstance(voice, EspeakVoice) else rng.randint(25, 75)
+            voice = EspeakVoice(FOREIGN[language], rng.choice(VARIANTS["F"] + VARIANTS["M"]), pitch, 50, 160)
         channel = Channel(*TELEPHONE, tilt_db=rng.uniform(-8, 8), snr_db=rng.uniform(6, 25), color=rng.uniform(0, 2))
         path = folder / f"{name}.wav"
         clip = Clip(path, text, voice, f"{key}/{name}", channel, rng.uniform(-5, 5), SAMPLE_RATE)

@@ -8,10 +8,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.corpora.voices import cast, vary
+from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Workers, write_lines
-from lab.espeak import Voice
 from lab.sentences import ADJECTIVES, MONTHS, NOUNS, plural
+from lab.voices import Voice
 
 FOLDER = "SNIPS"
 SPEAKERS = {
@@ -112,10 +112,10 @@ class Annotated:
     intent: str
 
 
-def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
+def make(root: Path, size: str, seed: int, workers: Workers, engine: str) -> list[Path]:
     """Write the corpus; returns its folder."""
     key, folder = f"snips/{seed}", root / FOLDER
-    voices = _voices(key)
+    voices = _voices(key, engine)
     taken: set[tuple[str, ...]] = set()
     lines, clips = [], []
     counts: Counter[str] = Counter()
@@ -130,16 +130,16 @@ def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
                 counts.update(sentence.slots)
                 rng = random.Random(f"{key}/{name}")
                 path = folder / split / f"{name}.wav"
-                clips.append(Clip(path, text, vary(voice, rng), f"{key}/{name}", gain_db=rng.uniform(-3, 3)))
+                clips.append(Clip(path, text, voice.varied(rng), f"{key}/{name}", gain_db=rng.uniform(-3, 3)))
     workers.do(FOLDER, clips)
     write_lines(folder / "all.iob.snips.txt", lines)
     write_lines(folder / "slots.txt", [slot for slot, _ in counts.most_common()])
     return [folder]
 
 
-def _voices(key: str) -> dict[str, Voice]:
+def _voices(key: str, engine: str) -> dict[str, Voice]:
     names = sorted(name for names in SPEAKERS.values() for name in names)
-    return {name: speaker.voice for name, speaker in zip(names, cast(len(names), key), strict=True)}
+    return {name: speaker.voice for name, speaker in zip(names, cast(len(names), key, engine), strict=True)}
 
 
 def _strangers(speaker: str, split: str) -> int:

@@ -9,9 +9,9 @@ from itertools import product
 from pathlib import Path
 
 from lab.corpora.channel import random_channel
-from lab.corpora.voices import cast, vary
+from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Noise, Workers, write_lines
-from lab.espeak import Voice
+from lab.voices import Voice
 
 TRAINING, TEST = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
 NOISE = "_background_noise_"
@@ -53,10 +53,10 @@ class _Person:
     voice: Voice
 
 
-def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
+def make(root: Path, size: str, seed: int, workers: Workers, engine: str) -> list[Path]:
     """Write the corpus; returns its two folders."""
     sizes, key = SIZES[size], f"speech commands/{seed}"
-    people = _people(sizes, key)
+    people = _people(sizes, key, engine)
     words = KEYWORDS + OTHERS[: sizes.others]
     folder, clips = root / TRAINING, []
     lists: dict[str, list[str]] = {"training": [], "validation": [], "testing": []}
@@ -84,10 +84,10 @@ def which_set(name: str) -> str:
     return "validation" if share < 10 else "testing" if share < 20 else "training"
 
 
-def _people(sizes: Size, key: str) -> dict[str, list[_Person]]:
+def _people(sizes: Size, key: str, engine: str) -> dict[str, list[_Person]]:
     """Speakers whose names hash to their split."""
     rng = random.Random(f"{key}/names")
-    voices = iter(cast(sum(sizes.speakers.values()), key))
+    voices = iter(cast(sum(sizes.speakers.values()), key, engine))
     people: dict[str, list[_Person]] = {split: [] for split in sizes.speakers}
     while any(len(people[split]) < count for split, count in sizes.speakers.items()):
         name = f"{rng.getrandbits(32):08x}"
@@ -100,7 +100,7 @@ def _people(sizes: Size, key: str) -> dict[str, list[_Person]]:
 def _clip(path: Path, word: str, person: _Person, seed: str) -> Clip:
     rng = random.Random(seed)
     channel = replace(random_channel(rng), high=rng.uniform(5_000, 7_900), reverberation=rng.uniform(0.02, 0.15))
-    return Clip(path, word, vary(person.voice, rng), seed, channel, gain_db=rng.uniform(-8, 4), seconds=1.0)
+    return Clip(path, word, person.voice.varied(rng), seed, channel, gain_db=rng.uniform(-8, 4), seconds=1.0)
 
 
 def _test_clips(folder: Path, sizes: Size, people: list[_Person], key: str) -> list[Clip]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lab.corpora.channel import random_channel
 from lab.corpora.sentences import Sentences
-from lab.corpora.voices import cast, vary
+from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Workers, write_lines
-from lab.speech import Speaker
+from lab.voices import Speaker
 
 FOLDER = "VoxCeleb1"
 SPLIT_LIST, TRIAL_LIST = "veri_test_class.txt", "voxceleb1_test_v2.txt"
@@ -49,10 +49,10 @@ class _Utterance:
     split: int
 
 
-def make(root: Path, size: str, seed: int, workers: Workers) -> list[Path]:
+def make(root: Path, size: str, seed: int, workers: Workers, engine: str) -> list[Path]:
     """Write the corpus; returns its folder."""
     sizes, key, folder = SIZES[size], f"voxceleb/{seed}", root / FOLDER
-    speakers = iter(cast(sizes.dev + sizes.test, key, rates=(140, 190)))
+    speakers = iter(cast(sizes.dev + sizes.test, key, engine, rates=(140, 190)))
     sentences = Sentences(key)
     clips: list[Clip] = []
     parts: dict[str, list[_Utterance]] = {}
@@ -85,7 +85,7 @@ def _videos(
         for index in range(sizes.utterances):
             path = f"{name}/{video}/{index + 1:05}.wav"
             text = sentences.next(shortest=SHORTEST_WORDS)
-            clip = Clip(folder / path, text, vary(speaker.voice, rng), f"{key}/{path}", channel, gain)
+            clip = Clip(folder / path, text, speaker.voice.varied(rng), f"{key}/{path}", channel, gain)
             spoken.append((_Utterance(name, video, path, split), clip))
     return spoken
 

@@ -16,8 +16,8 @@ import soundfile
 import soxr
 
 from lab.corpora.channel import Audio, Channel, at_level, colored_noise
-from lab.espeak import Voice, Word, espeak
 from lab.speech import SAMPLE_RATE
+from lab.voices import Voice, Word
 from skill_speech.run.progress import Meter
 
 Result = TypeVar("Result", covariant=True)
@@ -135,7 +135,7 @@ def generator(seed: str) -> np.random.Generator:
 
 def say(text: str, voice: Voice) -> tuple[Audio, tuple[Word, ...]]:
     """Speech at 16 kHz and its words in time."""
-    spoken = espeak().speak(text, voice)
+    spoken = voice.speak(text)
     audio_T = soxr.resample(spoken.samples_T.astype(np.float32) / 32768, spoken.sample_rate, SAMPLE_RATE)
     return audio_T, spoken.words
 

@@ -15,9 +15,9 @@ from lhotse.utils import fastcopy
 from lab.corpora import make_corpora
 from lab.corpora.channel import random_channel
 from lab.corpora.speech_commands import KEYWORDS, OTHERS
-from lab.corpora.voices import cast, vary
+from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Workers
-from lab.speech import Speaker
+from lab.voices import Speaker
 from skill_speech.evaluation.corpora import find_corpora, read_task
 from skill_speech.evaluation.corpora.utterances import Utterance, make_cuts
 from skill_speech.files import write_json
@@ -131,7 +131,7 @@ def _keywords(root: Path, sizes: Sizes, jobs: int) -> tuple[list[Cut], list[Cut]
 def _said(folder: Path, speaker: Speaker) -> Iterator[Clip]:
     rng = random.Random(f"heads/keywords/{speaker.number}")
     for word in [*KEYWORDS, *rng.sample(OTHERS, len(KEYWORDS) // 2)]:
-        voice, channel, gain_db = vary(speaker.voice, rng), random_channel(rng), rng.uniform(-8, 4)
+        voice, channel, gain_db = speaker.voice.varied(rng), random_channel(rng), rng.uniform(-8, 4)
         path = folder / word / f"{speaker.number}-{word}.wav"
         yield Clip(path, word, voice, path.stem, channel, gain_db=gain_db, seconds=KEYWORD_SECONDS)
 
