@@ -26,6 +26,11 @@ class Utterance:
     phonemes: list[str]
 
     @property
+    def speaker(self) -> str:
+        """Who says it: the first part of the name."""
+        return self.name.split("-")[0]
+
+    @property
     def frames(self) -> int:
         """Frames that an encoder makes of it."""
         return (len(self.samples_T) - WINDOW) // HOP + 1

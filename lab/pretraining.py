@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lab.corpus import Utterance, read_corpus
 from lab.features import HOP, WINDOW, log_mel
-from lab.units import Units, layer_units, mfcc_units, phoneme_units
+from lab.units import Units, layer_units, mfcc_units, phoneme_units, speaker_units
 from skill_speech import Encoder
 from skill_speech.encoder import hubert_config, wavlm_config
 from skill_speech.files import atomic_write
@@ -41,14 +41,14 @@ class Target:
 
     Attributes:
         units: "mfcc" and "layer" are k-means on MFCC and on a layer of the previous round's model; "phonemes" are the
-            true ones, which can stand in for the first round.
+            true ones, which can stand in for the first round, and so are "speakers".
         clusters: of the k-means.
         layer: of the previous round's model, 0 … L.
         at: the layer that predicts them, 1 … L; None for the last one.
         ahead: frames by which they lie in the future.
     """
 
-    units: Literal["mfcc", "layer", "phonemes"] = "mfcc"
+    units: Literal["mfcc", "layer", "phonemes", "speakers"] = "mfcc"
     clusters: int = 100
     layer: int = 6
     at: int | None = None
@@ -146,7 +146,7 @@ class Streams:
         audio: dict[str, list[npt.NDArray[np.int16]]] = {}
         labels: dict[str, list[npt.NDArray[np.int64]]] = {}
         for index, utterance in enumerate(corpus):
-            speaker = utterance.name.split("-")[0]
+            speaker = utterance.speaker
             # Whole hops, so that frames of the stream are those of the utterances (the last one of each looks 5 ms
             # into the next utterance).
             audio.setdefault(speaker, []).append(utterance.samples_T[: utterance.frames * HOP])
@@ -443,6 +443,8 @@ def _units(
 def _made_units(target: Target, corpus: list[Utterance], encoder: Encoder, seed: int) -> Units:
     if target.units == "phonemes":
         return phoneme_units(corpus)[0]
+    if target.units == "speakers":
+        return speaker_units(corpus)
     if target.units == "mfcc":
         return mfcc_units(corpus, target.clusters, seed)
     return layer_units(corpus, encoder, target.layer, target.clusters, seed)

@@ -39,6 +39,12 @@ def phoneme_units(corpus: list[Utterance]) -> tuple[Units, list[str]]:
     return [np.array([number[p] for p in utterance.frame_phonemes()]) for utterance in corpus], inventory
 
 
+def speaker_units(corpus: list[Utterance]) -> Units:
+    """The speaker of every frame: what a teacher has to know of voices."""
+    number = {speaker: index for index, speaker in enumerate(sorted({utterance.speaker for utterance in corpus}))}
+    return [np.full(utterance.frames, number[utterance.speaker]) for utterance in corpus]
+
+
 def _cluster(
     corpus: list[Utterance],
     features: Callable[[Utterance], npt.NDArray[np.float32]],

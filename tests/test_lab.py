@@ -18,7 +18,7 @@ from lab.corpus import read_corpus
 from lab.features import HOP, WINDOW, log_mel, mfcc
 from lab.pretraining import Iteration, PretrainingConfig, Streams, Target, mix, prediction_loss, pretrain, random_mask
 from lab.speech import make_speakers, make_speech
-from lab.units import mfcc_units, phoneme_units
+from lab.units import mfcc_units, phoneme_units, speaker_units
 from skill_speech import load_encoder
 from skill_speech.data import prepare
 
@@ -105,10 +105,17 @@ def test_units_have_one_label_per_frame(corpus: Path) -> None:
     utterances = read_corpus(corpus)[:20]
     phonemes, inventory = phoneme_units(utterances)
     clusters = mfcc_units(utterances, 8, seed=0)
-    for utterance, one, other in zip(utterances, phonemes, clusters, strict=True):
-        assert len(one) == len(other) == utterance.frames
+    speakers = speaker_units(utterances)
+    for utterance, one, other, who in zip(utterances, phonemes, clusters, speakers, strict=True):
+        assert len(one) == len(other) == len(who) == utterance.frames
         assert [inventory[label] for label in one] == utterance.frame_phonemes()
     assert {int(label) for labels in clusters for label in labels} == set(range(8))
+    named = {
+        (utterance.name.split("-")[0], int(label))
+        for utterance, who in zip(utterances, speakers, strict=True)
+        for label in who
+    }
+    assert len(named) == len({name for name, _ in named}) == len({label for _, label in named})
 
 
 def test_crops_of_a_stream_carry_the_units_of_their_frames(corpus: Path) -> None:
