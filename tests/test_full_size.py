@@ -98,6 +98,7 @@ READ_BACK = {
 }
 
 
+@pytest.mark.slow
 def test_the_demo_runs_its_commands_and_shows_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = (
         "--stage1.steps 4 --stage1.warmup_steps 1 --stage1.sparsity_steps 2 --stage1.batch_seconds 4 --stage2.steps 2 "
