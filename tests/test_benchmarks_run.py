@@ -13,7 +13,18 @@ from benchmarks.readme import section
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["training_step", "shrinking", "similarity", "inference", "objectives", "evaluation", "data", "manifests"]
+    "name",
+    [
+        "training_step",
+        "shrinking",
+        "similarity",
+        "inference",
+        "objectives",
+        "evaluation",
+        "data",
+        "manifests",
+        "static_int8",
+    ],
 )
 def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     if name == "similarity":
