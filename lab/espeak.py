@@ -12,7 +12,7 @@ import random
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,8 @@ class EspeakVoice:
         rate: words per minute.
     """
 
+    ENGINE: ClassVar[str] = "espeak-ng"
+
     accent: str
     variant: str
     pitch: int
@@ -91,6 +93,11 @@ class EspeakVoice:
             pitch_range=rng.randint(25, 75),
             rate=rng.randint(135, 215),
         )
+
+    @classmethod
+    def reader(cls) -> EspeakVoice:
+        """The American who reads the words of lexicons."""
+        return cls("en-us", "f3", 50, 50, 170)
 
     def varied(self, rng: random.Random) -> EspeakVoice:
         """The same person at another moment."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +98,8 @@ class HibariVoice:
         breath_db: noise above BREATH_FROM, in relation to the harmonics.
     """
 
+    ENGINE: ClassVar[str] = "hibari-tts"
+
     pitch: float = 0.0
     pitch_range: float = 1.0
     rate: float = 1.0
@@ -118,6 +120,11 @@ class HibariVoice:
             tilt_db=round(rng.uniform(-9, 9), 2),
             breath_db=round(rng.uniform(-50, -12), 2),
         )
+
+    @classmethod
+    def reader(cls) -> HibariVoice:
+        """The American who reads the words of lexicons: the network's own voice."""
+        return cls()
 
     def varied(self, rng: random.Random) -> HibariVoice:
         """The same person at another moment."""

@@ -20,7 +20,6 @@ from typing import Any
 
 import jiwer
 import numpy as np
-import soxr
 
 from lab.sentences import MONTHS, TENS, random_sentence
 from lab.speech import ENGINES, SAMPLE_RATE, make_speakers
@@ -92,9 +91,8 @@ def measure(engine: str, whisper: Whisper, count: int, seed: int) -> dict[str, A
     heard: dict[str, list[str]] = {"F": [], "M": []}
     for speaker, text in zip(make_speakers(count, seed, [engine]), sentences(count, seed), strict=True):
         spoken = speaker.voice.speak(text)
-        audio_T = soxr.resample(spoken.samples_T.astype(np.float32) / 32768, spoken.sample_rate, SAMPLE_RATE)
         said[speaker.sex].append(words(text))
-        heard[speaker.sex].append(words(whisper.hear(audio_T)))
+        heard[speaker.sex].append(words(whisper.hear(spoken.audio(SAMPLE_RATE))))
     errors = {sex: 100 * jiwer.wer(said[sex], heard[sex]) for sex in said}
     return {
         "wer": 100 * jiwer.wer(said["F"] + said["M"], heard["F"] + heard["M"]),

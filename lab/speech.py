@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 
 from lab.espeak import EspeakVoice
 from lab.hibari import HibariVoice
@@ -30,8 +29,8 @@ SECONDS_PER_UTTERANCE = 4.85  # measured mean, to turn hours into utterances
 UTTERANCES_PER_CHAPTER = 10
 FIRST_SPEAKER = 100
 
-ENGINES: dict[str, Callable[[random.Random, str], Voice]] = {"espeak": EspeakVoice.random, "hibari": HibariVoice.random}
-"""Who can speak: a function of a source of random numbers and a sex that makes somebody up."""
+ENGINES: dict[str, type[Voice]] = {"espeak": EspeakVoice, "hibari": HibariVoice}
+"""Who can speak."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def make_speakers(count: int, seed: int, engines: Sequence[str] = ("espeak",)) -
     rng = random.Random(f"speakers/{seed}")
     while len(speakers) < count:
         sex = "FM"[len(speakers) % 2]
-        voice = ENGINES[engines[len(speakers) // 2 % len(engines)]](rng, sex)
+        voice = ENGINES[engines[len(speakers) // 2 % len(engines)]].random(rng, sex)
         if voice not in taken:
             taken.add(voice)
             speakers.append(Speaker(FIRST_SPEAKER + len(speakers), sex, voice))
@@ -125,7 +124,7 @@ def _write_chapter(chapter: Chapter) -> None:
         rng = random.Random(f"{chapter.seed}/{chapter.number}/{index}")
         text = random_sentence(rng)
         spoken = chapter.speaker.voice.speak(text)
-        audio_T = soxr.resample(spoken.samples_T.astype(np.float32) / 32768, spoken.sample_rate, SAMPLE_RATE)
+        audio_T = spoken.audio(SAMPLE_RATE)
         audio_T = np.clip(audio_T * 10 ** (rng.uniform(-8, 2) / 20), -1, 1)
         soundfile.write(chapter.folder / f"{name}.flac", audio_T, SAMPLE_RATE, subtype="PCM_16")
         seconds = len(audio_T) / SAMPLE_RATE

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import soxr
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,24 @@ class Spoken:
     phonemes: tuple[tuple[float, str], ...]
     words: tuple[Word, ...]
 
+    def audio(self, sample_rate: int) -> npt.NDArray[np.float32]:
+        """The samples (T,) at another rate, 1.0 for the largest."""
+        return soxr.resample(self.samples_T.astype(np.float32) / 32768, self.sample_rate, sample_rate)
+
 
 class Voice(Protocol):
     """How a speaker sounds, of whatever engine; equal voices say equal samples of a text."""
+
+    ENGINE: ClassVar[str]
+    """Its name for people."""
+
+    @classmethod
+    def random(cls, rng: random.Random, sex: str) -> Voice:
+        """Somebody, "F" or "M"."""
+
+    @classmethod
+    def reader(cls) -> Voice:
+        """The American who reads the words of lexicons."""
 
     def speak(self, text: str) -> Spoken:
         """Speak a sentence."""

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lab.corpora import make_corpora
-from lab.corpora.librispeech import READERS, pronunciation
-from lab.corpora.voices import cast
+from lab.corpora.casting import cast
+from lab.corpora.librispeech import pronunciation
 from lab.espeak import EspeakVoice
 from lab.hibari import BREATH_FROM, LATE, HibariVoice, phonemes_in_time, transformed
 from lab.speech import make_speakers, make_speech
@@ -134,7 +134,7 @@ def test_corpora_and_lexicon_are_spoken_by_it(tmp_path: Path):
         tmp_path / "corpora", size="tiny", tasks=["pr", "ic", "er", "sf", "qbe"], jobs=1, engine="hibari"
     )
     assert "hibari-tts" in (root / "README.txt").read_text(encoding="utf-8")
-    assert pronunciation("yellow", READERS["hibari"]) == ("j", "E", "l", "oU")
+    assert pronunciation("yellow", HibariVoice.reader()) == ("j", "E", "l", "oU")
     with pytest.raises(SystemExit, match="holds other synthetic corpora"):
         make_corpora(root, size="tiny", tasks=["pr"], jobs=1)
     speech = make_speech(tmp_path / "speech", hours=0.02, jobs=1, engines=["hibari", "espeak"], speakers=4)

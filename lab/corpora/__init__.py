@@ -24,6 +24,7 @@ from lab.corpora import (
     voxceleb,
 )
 from lab.corpora.work import Workers
+from lab.speech import ENGINES
 from skill_speech.files import write_json
 
 MARK = "SYNTHETIC.json"
@@ -42,8 +43,6 @@ CORPORA = {
     ("sf",): snips,
 }
 TASKS = tuple(task for tasks in CORPORA for task in tasks)
-
-SPOKEN_BY = {"espeak": "espeak-ng", "hibari": "hibari-tts"}
 
 README = """\
 Synthetic corpora (size {size}, seed {seed}), written by `python -m lab.corpora`.
@@ -93,7 +92,7 @@ def make_corpora(
 def _open_folder(root: Path, size: str, seed: int, engine: str) -> dict:
     """The folder's mark, written before anything else, so that nothing here ever looks real."""
     wanted = {
-        "title": f"synthetic speech ({SPOKEN_BY[engine]}), size {size}, seed {seed}",
+        "title": f"synthetic speech ({ENGINES[engine].ENGINE}), size {size}, seed {seed}",
         "size": size,
         "seed": seed,
         "version": VERSION,
@@ -108,5 +107,7 @@ def _open_folder(root: Path, size: str, seed: int, engine: str) -> dict:
         raise SystemExit(f"{root}: not empty, and not written by lab.corpora: give another folder")
     mark = {**wanted, "tasks": []}
     write_json(path, mark)
-    (root / "README.txt").write_text(README.format(size=size, seed=seed, engine=SPOKEN_BY[engine]), encoding="utf-8")
+    (root / "README.txt").write_text(
+        README.format(size=size, seed=seed, engine=ENGINES[engine].ENGINE), encoding="utf-8"
+    )
     return mark

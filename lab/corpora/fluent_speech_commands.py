@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from lab.corpora.casting import cast
 from lab.corpora.channel import random_channel
-from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Workers, write_lines
 from lab.voices import Speaker
 

@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.corpora.casting import cast
 from lab.corpora.channel import Channel
 from lab.corpora.sentences import Sentences
-from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Made, Workers, write_lines
 from lab.sentences import random_clause
 from lab.voices import Speaker

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.corpora.casting import cast
 from lab.corpora.channel import at_level, colored_noise, rms
 from lab.corpora.sentences import Sentences
-from lab.corpora.voices import cast
 from lab.corpora.work import Workers, generator, only_speech, say, write_audio, write_lines
 from lab.speech import SAMPLE_RATE
 from lab.voices import Speaker, Voice

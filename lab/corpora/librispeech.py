@@ -7,18 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.corpora.casting import cast
 from lab.corpora.sentences import Sentences
-from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Workers, write_lines
-from lab.espeak import EspeakVoice
-from lab.hibari import HibariVoice
+from lab.speech import ENGINES
 from lab.voices import Speaker, Voice
 
 FOLDER = "LibriSpeech"
 # One accent, as in most of LibriSpeech: the lexicon has one pronunciation per word.
 ACCENT = "en-us"
-READERS: dict[str, Voice] = {"espeak": EspeakVoice(ACCENT, "f3", 50, 50, 170), "hibari": HibariVoice()}
-"""Who reads the words of the lexicon."""
 # Speakers and utterances of each.
 SIZES = {
     "tiny": {"train-clean-100": (4, 4), "dev-clean": (2, 3), "test-clean": (2, 3)},
@@ -77,7 +74,8 @@ class Pronounce:
 
     def make(self) -> list[tuple[str, ...]]:
         """The phonemes of each."""
-        return [pronunciation(word, READERS[self.engine]) for word in self.words]
+        reader = ENGINES[self.engine].reader()
+        return [pronunciation(word, reader) for word in self.words]
 
 
 def pronunciation(word: str, reader: Voice) -> tuple[str, ...]:

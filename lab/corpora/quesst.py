@@ -9,9 +9,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.corpora.casting import cast
 from lab.corpora.channel import Channel
 from lab.corpora.sentences import Sentences
-from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Made, Workers, write_lines
 from lab.espeak import VARIANTS, EspeakVoice
 from lab.sentences import ADJECTIVES, CONJUNCTIONS, NOUNS, plural, random_clause

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.corpora.voices import cast
+from lab.corpora.casting import cast
 from lab.corpora.work import Clip, Workers, write_lines
 from lab.sentences import ADJECTIVES, MONTHS, NOUNS, plural
 from lab.voices import Voice

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from lab.corpora.casting import cast
 from lab.corpora.channel import random_channel
-from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Noise, Workers, write_lines
 from lab.voices import Voice
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from lab.corpora.casting import cast
 from lab.corpora.channel import random_channel
 from lab.corpora.sentences import Sentences
-from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Workers, write_lines
 from lab.voices import Speaker
 

@@ -136,7 +136,7 @@ def generator(seed: str) -> np.random.Generator:
 def say(text: str, voice: Voice) -> tuple[Audio, tuple[Word, ...]]:
     """Speech at 16 kHz and its words in time."""
     spoken = voice.speak(text)
-    audio_T = soxr.resample(spoken.samples_T.astype(np.float32) / 32768, spoken.sample_rate, SAMPLE_RATE)
+    audio_T = spoken.audio(SAMPLE_RATE)
     return audio_T, spoken.words
 
 

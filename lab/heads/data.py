@@ -13,9 +13,9 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from lab.corpora import make_corpora
+from lab.corpora.casting import cast
 from lab.corpora.channel import random_channel
 from lab.corpora.speech_commands import KEYWORDS, OTHERS
-from lab.corpora.voices import cast
 from lab.corpora.work import Clip, Workers
 from lab.voices import Speaker
 from skill_speech.evaluation.corpora import find_corpora, read_task
